@@ -1,0 +1,1 @@
+"""Cluster every filter of a convolutional network and find the anomalous ones."""

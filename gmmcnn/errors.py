@@ -1,0 +1,45 @@
+"""What can go wrong, in one line each.
+
+Every message names the thing that was wrong (key, file, layer, filter, sample), what was expected, and what to do next.
+Each class also derives from the built-in exception that a caller without gmmcnn in mind would catch.
+"""
+
+
+class GmmcnnError(Exception):
+    """Base class of all errors that gmmcnn raises on purpose; the command line prints them without a traceback."""
+
+
+class ConfigurationError(GmmcnnError, ValueError):
+    """A setting is misspelt, of the wrong type, or impossible. The command line exits with 2."""
+
+
+class DataError(GmmcnnError, ValueError):
+    """A data set's file is truncated or is not what its name says, or a data set cannot serve what was asked of it."""
+
+
+class DataNotFoundError(DataError, FileNotFoundError):
+    """A data set's file is missing."""
+
+
+class ModelError(GmmcnnError, ValueError):
+    """A model cannot be built, or its checkpoint does not fit it."""
+
+
+class CaptureError(GmmcnnError, ValueError):
+    """Feature maps cannot be taken from a model, or hold NaN or infinite values."""
+
+
+class StoreError(GmmcnnError, ValueError):
+    """A store is incomplete, corrupted, or not a gmmcnn store."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no store at that path."""
+
+
+class EngineError(GmmcnnError, RuntimeError):
+    """A compute engine was asked for that this machine cannot run."""
+
+
+class ConvergenceWarning(UserWarning):
+    """A fit stopped at its iteration cap; its result carries ``converged_ = False``."""

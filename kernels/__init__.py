@@ -1,0 +1,1 @@
+"""CUDA sources, one file per kernel family."""
