@@ -1,0 +1,263 @@
+"""Typed settings: one dataclass per config group, with the defaults of the method and the range of every value.
+
+These classes are the only place where defaults stand. Hydra reads them as the ``default`` option of each group (``conf/`` holds
+named variations), and :func:`gmmcnn.analyze` takes the same names as keyword arguments. Ranges are checked when a group is
+built, so an impossible value fails before any work is done.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from gmmcnn.errors import ConfigurationError
+
+TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report")
+ENGINES = ("auto", "cpu", "cuda", "reference")
+
+
+def _require(condition: bool, key: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigurationError(f"{key}={value}: expected {expected}")
+
+
+def _require_one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, key, value, "one of " + ", ".join(choices))
+
+
+@dataclass
+class Data:
+    """Where images and labels come from.
+
+    ``name`` is one of the built-in data sets or the dotted name of a map-style data set class, which is called with ``kwargs`` and
+    ``train=True`` or ``train=False``.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    """Folder of the data set's files; None looks in the system's own places."""
+    train_samples: int | None = None
+    """Size of the training set, drawn by seed; None takes all that the split leaves."""
+    validation_share: float = 0.2
+    """Share of the training images held out for validation where the data set has no split of its own."""
+    label_noise: float = 0.0
+    """Share of training labels replaced by another class."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.train_samples is None or self.train_samples >= 1, "data.train_samples", self.train_samples, ">= 1"
+        )
+        _require(0 < self.validation_share < 1, "data.validation_share", self.validation_share, "a number in (0, 1)")
+        _require(0 <= self.label_noise <= 1, "data.label_noise", self.label_noise, "a number in [0, 1]")
+
+
+@dataclass
+class Model:
+    """The network: a built-in name, or the dotted name of any ``nn.Module`` class or factory, called with ``kwargs``."""
+
+    name: str = "simple_cnn"
+    checkpoint: str | None = None
+    """State dict to start from (a ``.pt`` file, loaded with ``weights_only=True``); with it, nothing is trained."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Train:
+    """Training by Adam or SGD on cross-entropy."""
+
+    epochs: int = 30
+    batch_size: int = 64
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    """Of SGD; Adam ignores it."""
+    weight_decay: float = 0.0
+    checkpoint_epochs: list[int] | None = None
+    """Epochs whose weights are kept and analysed; None: about ten, evenly spaced, the first and the last among them."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "train.epochs", self.epochs, ">= 1")
+        _require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
+        _require_one_of("train.optimizer", self.optimizer, ("adam", "sgd"))
+        _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "> 0")
+        _require(0 <= self.momentum < 1, "train.momentum", self.momentum, "a number in [0, 1)")
+        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, ">= 0")
+        for epoch in self.checkpoint_epochs or []:
+            _require(
+                1 <= epoch <= self.epochs,
+                "train.checkpoint_epochs",
+                epoch,
+                f"epochs from 1 to train.epochs={self.epochs}",
+            )
+
+    @property
+    def kept_epochs(self) -> list[int]:
+        """Epochs (counted from 1) whose checkpoints are kept, ascending."""
+        if self.checkpoint_epochs:
+            return sorted(set(self.checkpoint_epochs))
+        n_kept = min(10, self.epochs)
+        return sorted({1 + round(i * (self.epochs - 1) / max(n_kept - 1, 1)) for i in range(n_kept)} | {self.epochs})
+
+
+@dataclass
+class Probe:
+    """The training samples whose feature maps are clustered: ``batches`` disjoint batches of ``samples`` each."""
+
+    samples: int = 200
+    batches: int = 10
+    """At most; fewer where the training set is too small."""
+
+    def __post_init__(self) -> None:
+        _require(self.samples >= 3, "probe.samples", self.samples, ">= 3")
+        _require(self.batches >= 1, "probe.batches", self.batches, ">= 1")
+
+
+@dataclass
+class Extract:
+    """Which feature maps are stored, and how."""
+
+    tap: str = "post_activation"
+    """``post_activation`` or ``pre_activation``."""
+    layers: list[str] | None = None
+    """Dotted names of Conv2d layers; None takes all."""
+    dtype: str = "float32"
+    """``float32`` or ``float16``."""
+    batch_samples: int = 256
+    """Samples in one forward pass, at most; large maps are taken in smaller ones."""
+    keep_maps: str = "last"
+    """Stores kept after their fits are done: ``all``, the ``last`` checkpoint's, or ``none``. Fits are always kept."""
+
+    def __post_init__(self) -> None:
+        _require_one_of("extract.tap", self.tap, ("post_activation", "pre_activation"))
+        _require_one_of("extract.dtype", self.dtype, ("float32", "float16"))
+        _require_one_of("extract.keep_maps", self.keep_maps, ("all", "last", "none"))
+        _require(self.batch_samples >= 1, "extract.batch_samples", self.batch_samples, ">= 1")
+
+
+@dataclass
+class Pca:
+    """Reduction of each filter's maps."""
+
+    dims: int = 2
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.dims <= 8, "pca.dims", self.dims, "a whole number from 1 to 8")
+
+
+@dataclass
+class Gmm:
+    """The mixture sweep; names and meanings as in ``sklearn.mixture.GaussianMixture``."""
+
+    k_min: int = 2
+    k_max: int = 10
+    n_init: int = 1
+    tol: float = 1e-3
+    max_iter: int = 100
+    reg_covar: float = 1e-6
+    """Relative to the filter's mean score variance."""
+
+    def __post_init__(self) -> None:
+        _require(self.k_min >= 2, "gmm.k_min", self.k_min, ">= 2")
+        _require(
+            self.k_min <= self.k_max <= 32, "gmm.k_max", self.k_max, f"a whole number from gmm.k_min={self.k_min} to 32"
+        )
+        _require(self.n_init >= 1, "gmm.n_init", self.n_init, ">= 1")
+        _require(self.tol >= 0, "gmm.tol", self.tol, ">= 0")
+        _require(self.max_iter >= 1, "gmm.max_iter", self.max_iter, ">= 1")
+        _require(self.reg_covar >= 0, "gmm.reg_covar", self.reg_covar, ">= 0")
+
+
+@dataclass
+class Screen:
+    """The three criteria of an anomaly filter; thresholds λ, α, β, θ of the method, in this order."""
+
+    small_cluster: int = 5
+    """λ: a cluster of at most so many samples is small."""
+    min_small_clusters: int = 1
+    """α: so many small clusters make the classes unbalanced."""
+    ch_ratio: float = 0.8
+    """β: separated where CH exceeds this multiple of the average CH."""
+    activation_ratio: float = 0.5
+    """θ: active where the mean activation exceeds this multiple of the average."""
+    min_frequency: float = 0.5
+    """Share of probe batches in which a filter must be flagged to be called anomalous."""
+    scope: str = "layer"
+    """Averages over the live filters of the same ``layer`` or of the whole ``network``."""
+    average: str = "median"
+    """Average of CH: ``median`` or ``mean``."""
+    min_active_share: float = 0.05
+    """A filter active on a smaller share of the samples is near-dead: never anomalous, and in no average."""
+
+    def __post_init__(self) -> None:
+        _require(self.small_cluster >= 1, "screen.small_cluster", self.small_cluster, ">= 1")
+        _require(self.min_small_clusters >= 1, "screen.min_small_clusters", self.min_small_clusters, ">= 1")
+        _require(self.ch_ratio >= 0, "screen.ch_ratio", self.ch_ratio, ">= 0")
+        _require(self.activation_ratio >= 0, "screen.activation_ratio", self.activation_ratio, ">= 0")
+        _require(0 < self.min_frequency <= 1, "screen.min_frequency", self.min_frequency, "a number in (0, 1]")
+        _require_one_of("screen.scope", self.scope, ("layer", "network"))
+        _require_one_of("screen.average", self.average, ("median", "mean"))
+        _require(0 <= self.min_active_share < 1, "screen.min_active_share", self.min_active_share, "a number in [0, 1)")
+
+
+@dataclass
+class Prune:
+    """What masking the anomaly filters does to accuracy, beside random masks."""
+
+    controls: int = 20
+    """Random masks of the same size per layer."""
+
+    def __post_init__(self) -> None:
+        _require(self.controls >= 0, "prune.controls", self.controls, ">= 0")
+
+
+@dataclass
+class Engine:
+    """What computes the fits."""
+
+    name: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``reference``."""
+    threads: int | None = None
+    """CPU threads; None takes all cores. No result depends on it."""
+
+    def __post_init__(self) -> None:
+        _require_one_of("engine", self.name, ENGINES)
+        _require(self.threads is None or self.threads >= 1, "engine.threads", self.threads, ">= 1")
+
+
+@dataclass
+class Demo:
+    """Outliers planted on purpose, to see the check catch something."""
+
+    plant: int = 0
+    """Probe images replaced by uniform noise."""
+
+    def __post_init__(self) -> None:
+        _require(self.plant >= 0, "demo.plant", self.plant, ">= 0")
+
+
+@dataclass
+class Settings:
+    """Everything a run depends on; the groups stand in the order of the method."""
+
+    task: str = "run"
+    seed: int = 0
+    debug: bool = False
+    """Show the traceback of a failed run."""
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    train: Train = field(default_factory=Train)
+    probe: Probe = field(default_factory=Probe)
+    extract: Extract = field(default_factory=Extract)
+    pca: Pca = field(default_factory=Pca)
+    gmm: Gmm = field(default_factory=Gmm)
+    screen: Screen = field(default_factory=Screen)
+    prune: Prune = field(default_factory=Prune)
+    engine: Engine = field(default_factory=Engine)
+    demo: Demo = field(default_factory=Demo)
+
+    def __post_init__(self) -> None:
+        _require_one_of("task", self.task, TASKS)
+        _require(self.seed >= 0, "seed", self.seed, ">= 0")
+
+
+GROUPS: dict[str, type] = {f.name: f.default_factory for f in fields(Settings) if isinstance(f.default_factory, type)}
+"""Config group → its dataclass."""
