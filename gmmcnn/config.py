@@ -1,8 +1,8 @@
 """Typed settings: one dataclass per config group, with the defaults of the method and the range of every value.
 
-These classes are the only place where defaults stand. Hydra reads them as the ``default`` option of each group (``conf/`` holds
-named variations), and :func:`gmmcnn.analyze` takes the same names as keyword arguments. Ranges are checked when a group is
-built, so an impossible value fails before any work is done.
+These classes are the only place where defaults stand. Hydra's configuration is typed by them (``conf/`` holds named
+variations), and :func:`gmmcnn.analyze` takes the same names as keyword arguments. Ranges are checked when a group is built,
+so an impossible value fails before any work is done.
 """
 
 from dataclasses import dataclass, field, fields
@@ -27,8 +27,8 @@ def _require_one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
 class Data:
     """Where images and labels come from.
 
-    ``name`` is one of the built-in data sets or the dotted name of a map-style data set class, which is called with ``kwargs`` and
-    ``train=True`` or ``train=False``.
+    ``name`` is one of the built-in data sets or the dotted name of a map-style data set class, which is called with
+    ``kwargs`` and ``train=True`` or ``train=False``.
     """
 
     name: str = "digits"
@@ -52,7 +52,7 @@ class Data:
 
 @dataclass
 class Model:
-    """The network: a built-in name, or the dotted name of any ``nn.Module`` class or factory, called with ``kwargs``."""
+    """The network: a built-in name, or the dotted name of an ``nn.Module`` class or factory, called with ``kwargs``."""
 
     name: str = "simple_cnn"
     checkpoint: str | None = None
@@ -239,6 +239,8 @@ class Settings:
     """Everything a run depends on; the groups stand in the order of the method."""
 
     task: str = "run"
+    run: str | None = None
+    """Run folder: that of an earlier run to go on in, or a new one."""
     seed: int = 0
     debug: bool = False
     """Show the traceback of a failed run."""

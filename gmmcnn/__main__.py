@@ -1,0 +1,5 @@
+"""``python -m gmmcnn``."""
+
+from gmmcnn.cli import main
+
+main()

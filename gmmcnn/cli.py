@@ -1,0 +1,187 @@
+"""The command line: ``gmmcnn task=VERB key=value ...``, one Hydra application.
+
+Overrides are checked before Hydra makes a folder: a misspelt key or an impossible value ends with 2 and the nearest
+valid name, whichever job of a sweep it belongs to. A failed job ends with 1 after one line; the other jobs of a sweep
+still run.
+"""
+
+import os
+import sys
+import traceback
+import uuid
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gmmcnn.config import Settings
+from gmmcnn.errors import ConfigurationError, GmmcnnError
+
+CONFIG_MODULE = "gmmcnn.conf"
+_FREE_FORM = ("data.kwargs.", "model.kwargs.")
+_failed_jobs: list[str] = []
+
+ConfigStore.instance().store(name="settings", node=Settings)
+OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:6], use_cache=True)
+
+
+def main() -> None:
+    """Run the command line; the entry point of ``gmmcnn`` and ``python -m gmmcnn``."""
+    try:
+        arguments = _with_stored_overrides([_normalise(argument) for argument in sys.argv[1:]])
+        check(arguments)
+    except ConfigurationError as error:
+        _complain(error)
+        sys.exit(2)
+    sys.argv = [sys.argv[0], *arguments]
+    try:
+        _job()
+    except KeyboardInterrupt:
+        sys.exit("\ngmmcnn: interrupted; the same command with run=FOLDER goes on where it stopped")
+    if _failed_jobs:
+        sys.exit(1)
+
+
+@hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")
+def _job(composed: DictConfig) -> None:
+    """Run one job: the whole of a single run, or one cell of a sweep."""
+    from gmmcnn import pipeline  # torch and numba load only when there is work to do
+
+    settings = settings_of(composed)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        pipeline.execute(settings, folder)
+    except GmmcnnError as error:
+        _failed_jobs.append(str(folder))
+        _complain(error)
+        if settings.debug:
+            traceback.print_exc()
+
+
+def settings_of(composed: DictConfig) -> Settings:
+    """Turn Hydra's composed configuration into typed settings.
+
+    Raises
+    ------
+    ConfigurationError
+        A value is of the wrong type or impossible.
+    """
+    try:
+        settings = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, ConfigurationError):
+            raise error.__cause__ from None
+        raise ConfigurationError(_one_line(error)) from None
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Compose every job that these arguments ask for.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        As on the command line, flags included.
+
+    Raises
+    ------
+    ConfigurationError
+        An override is misspelt, of the wrong type, or impossible.
+    """
+    flags = get_args_parser().parse_args(arguments)
+    if flags.help or flags.hydra_help or flags.info or flags.shell_completion:
+        return
+    search = [f"hydra.searchpath=[file://{Path(flags.config_dir).resolve()}]"] if flags.config_dir else []
+    with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        known = _known_names()
+        for override in flags.overrides:
+            _check_name(override, known)
+        for job in _jobs(flags.overrides, multirun=flags.multirun):
+            try:
+                settings_of(hydra.compose(flags.config_name or "config", overrides=[*job, *search]))
+            except MissingConfigException as error:
+                raise _no_such_option(error) from None
+            except HydraException as error:
+                raise ConfigurationError(_one_line(error)) from None
+
+
+def _jobs(overrides: list[str], *, multirun: bool) -> Sequence[Sequence[str]]:
+    if not multirun:
+        return [overrides]
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    if any(override.startswith("run=") for override in overrides):
+        raise ConfigurationError("run= in a sweep: its jobs would overwrite each other; leave it out")
+    return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), max_batch_size=None)[0]
+
+
+def _known_names() -> set[str]:
+    """All keys of the settings, groups included."""
+    schema = OmegaConf.to_container(OmegaConf.structured(Settings))
+    assert isinstance(schema, dict)
+    nested = {f"{group}.{key}" for group, keys in schema.items() if isinstance(keys, dict) for key in keys}
+    return {str(key) for key in schema} | nested
+
+
+def _check_name(override: str, known: set[str]) -> None:
+    try:
+        key = OverridesParser.create().parse_override(override).key_or_group
+    except HydraException:
+        raise ConfigurationError(f"{override!r} is not key=value") from None
+    if key not in known and not key.startswith(("hydra", *_FREE_FORM)):
+        raise ConfigurationError(f"{key}: no such setting{_did_you_mean(key, known)} (gmmcnn --cfg job shows all)")
+
+
+def _no_such_option(error: MissingConfigException) -> ConfigurationError:
+    if not error.options or "/" not in (error.missing_cfg_file or ""):
+        return ConfigurationError(_one_line(error))
+    group, option = str(error.missing_cfg_file).rsplit("/", 1)
+    hint = _did_you_mean(option, error.options)
+    return ConfigurationError(f"{group}={option}: expected one of {', '.join(error.options)}{hint}")
+
+
+def _did_you_mean(name: str, valid: Iterable[str]) -> str:
+    nearest = get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def _normalise(argument: str) -> str:
+    """Write an argument as Hydra wants it where people write it otherwise."""
+    if argument.lower() in ("debug=true", "debug=false"):  # the names of options of a group, not truth values
+        key, value = argument.lower().split("=")
+        return f"{key}='{value}'"
+    return f"++{argument}" if argument.startswith(_FREE_FORM) else argument  # any key may be added there
+
+
+def _with_stored_overrides(arguments: list[str]) -> list[str]:
+    """Put the overrides of an earlier run before those given now, where ``run=FOLDER`` names its folder."""
+    folder = next((a.removeprefix("run=") for a in arguments if a.startswith("run=")), None)
+    stored_in = Path(folder) / ".hydra" / "overrides.yaml" if folder else None
+    if stored_in is None or not stored_in.exists():
+        return arguments
+    given = {argument.lstrip("+~").split("=")[0] for argument in arguments}
+    stored = [str(line) for line in OmegaConf.load(stored_in)]
+    kept = [s for s in stored if s.lstrip("+~").split("=")[0] not in given | {"task", "run"}]
+    return [*kept, *arguments]
+
+
+def _one_line(error: Exception) -> str:
+    """Join the telling lines of an error of Hydra or OmegaConf, with the key in front."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), None)
+    telling = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    return ": ".join([key] * (key is not None) + [" ".join(telling)])
+
+
+def _complain(error: Exception) -> None:
+    sys.stderr.write(f"gmmcnn: {error}{os.linesep}")
