@@ -25,6 +25,10 @@ class ModelError(GmmcnnError, ValueError):
     """A model cannot be built, or its checkpoint does not fit it."""
 
 
+class TrainingError(GmmcnnError, RuntimeError):
+    """Training diverged, or its folder holds a training with other settings."""
+
+
 class CaptureError(GmmcnnError, ValueError):
     """Feature maps cannot be taken from a model, or hold NaN or infinite values."""
 

@@ -1,1 +1,5 @@
-"""See the modules."""
+"""Networks: the publication's, two residual ones, and anybody's by dotted name."""
+
+from gmmcnn.models.building import BUILT_IN as BUILT_IN
+from gmmcnn.models.building import build as build
+from gmmcnn.models.checkpoints import load_checkpoint as load_checkpoint

@@ -1,0 +1,115 @@
+"""Any map-style data set (``__len__`` and ``__getitem__`` returning image and label), by the dotted name of its class.
+
+Its samples are read once, into memory, and of the training side only those that ``data.train_samples`` draws.
+Augmentation at random is thus frozen: each sample is one fixed image, as clustering its feature maps needs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from gmmcnn import config
+from gmmcnn.data.splits import Images, Source
+from gmmcnn.errors import DataError
+from gmmcnn.names import accepts, check_arguments, import_dotted
+
+
+def source(settings: config.Data, seed: int) -> Source:
+    """Call the class with ``data.kwargs``, and with ``root=`` where ``data.root`` is set.
+
+    A class that takes ``train`` is called twice, with ``train=True`` and ``train=False``; any other once, and part of
+    it is held out for validation.
+    """
+    factory = import_dotted("data.name", settings.name)
+    kwargs = dict(settings.kwargs) | ({} if settings.root is None else {"root": settings.root})
+    if accepts(factory, "train"):
+        train = _open(settings.name, factory, kwargs | {"train": True}, seed)
+        validation = _open(settings.name, factory, kwargs | {"train": False}, seed)
+    else:
+        train, validation = _open(settings.name, factory, kwargs, seed), None
+    names = getattr(train.dataset, "classes", None)
+    return Source("map-style data set", None if names is None else tuple(map(str, names)), train, validation)
+
+
+@dataclass(frozen=True, eq=False)
+class MapStylePool:
+    """Samples of a map-style data set."""
+
+    name: str
+    dataset: Any
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def take(self, indices: NDArray[np.int64]) -> Images:
+        """Read the samples at ``indices``; random transforms see random numbers that depend on the seed alone."""
+        images: list[Tensor] = []
+        labels: list[int] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            for index in map(int, indices):
+                image, label = self._read(index)
+                if images and image.shape != images[0].shape:
+                    raise DataError(
+                        f"{self.name}: sample {index} has shape {tuple(image.shape)}, others {tuple(images[0].shape)}; "
+                        "expected one shape (C, H, W): add a transform that resizes or crops"
+                    )
+                images.append(image)
+                labels.append(label)
+        return Images(torch.stack(images), torch.tensor(labels))
+
+    def _read(self, index: int) -> tuple[Tensor, int]:
+        sample = self.dataset[index]
+        if not isinstance(sample, tuple | list) or len(sample) != 2:
+            raise DataError(f"{self.name}: sample {index} is a {type(sample).__name__}; expected (image, label)")
+        image = _as_tensor(sample[0], f"{self.name}: sample {index}")
+        try:
+            return image, int(sample[1])
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.name}: the label of sample {index} is {sample[1]!r}; expected a class number"
+            ) from error
+
+
+def _open(name: str, factory: Any, kwargs: dict[str, Any], seed: int) -> MapStylePool:
+    check_arguments("data.kwargs", factory, kwargs)
+    try:
+        dataset = factory(**kwargs)
+    except Exception as error:  # whatever the user's class raises
+        raise DataError(
+            f"{name}: cannot be opened with {kwargs} ({' '.join(str(error).split())}); see data.kwargs"
+        ) from error
+    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise DataError(f"{name}: a {type(dataset).__name__} has no length or index; expected a map-style data set")
+    if not len(dataset):
+        raise DataError(f"{name}: has no samples with {kwargs}; expected at least one")
+    return MapStylePool(name, dataset, seed)
+
+
+def _as_tensor(image: object, where: str) -> Tensor:
+    """Return an image as a float32 tensor (C, H, W); bytes are scaled to 0 … 1, other values are kept."""
+    if isinstance(image, Image.Image):
+        if image.mode not in ("L", "RGB"):
+            raise DataError(
+                f"{where} is a PIL image of mode {image.mode}; expected L or RGB: add a transform to tensors"
+            )
+        pixels = np.array(image)
+        image = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if not isinstance(image, Tensor | np.ndarray):
+        raise DataError(f"{where} is a {type(image).__name__}; expected a tensor (C, H, W): add a transform to tensors")
+    tensor = torch.as_tensor(image)
+    if tensor.ndim == 2:
+        tensor = tensor[None]
+    if tensor.ndim != 3:
+        raise DataError(f"{where} has shape {tuple(tensor.shape)}; expected (C, H, W) or (H, W)")
+    scaled = tensor.to(torch.float32) / 255 if tensor.dtype == torch.uint8 else tensor.to(torch.float32)
+    if not scaled.isfinite().all():
+        raise DataError(f"{where} has NaN or infinite pixels; expected finite ones")
+    return scaled

@@ -1,0 +1,78 @@
+"""From the names that a user types to the objects they mean."""
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gmmcnn.errors import ConfigurationError
+
+
+def is_dotted(name: str) -> bool:
+    """Tell ``package.module:Class`` and ``package.module.Class`` from the plain name of something built in."""
+    return "." in name or ":" in name
+
+
+def unknown(key: str, name: str, choices: Iterable[str]) -> ConfigurationError:
+    """Error for a misspelt name, with the nearest valid one first."""
+    choices = sorted(choices)
+    nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    return ConfigurationError(
+        f"{key}={name}: {hint}expected {', '.join(choices)}, or a dotted name package.module:Class"
+    )
+
+
+def import_dotted(key: str, name: str) -> Callable[..., Any]:
+    """Import the class or factory called ``package.module:Class`` or ``package.module.Class``.
+
+    Modules in the working folder are found too, as ``python -m`` would find them.
+
+    Raises
+    ------
+    ConfigurationError
+        The module cannot be imported, has no such attribute, or the attribute cannot be called.
+    """
+    module_name, _, attribute = name.rpartition(":" if ":" in name else ".")
+    working_folder = str(Path.cwd())
+    if working_folder not in sys.path:
+        sys.path.append(working_folder)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module raises while it is imported
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"{key}={name}: cannot import {module_name!r} ({reason}); install it, or run where it can be imported"
+        ) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        attributes = [a for a in dir(module) if not a.startswith("_") and callable(getattr(module, a))]
+        nearest = difflib.get_close_matches(attribute, attributes, n=1)
+        hint = f"; did you mean {module_name}:{nearest[0]}?" if nearest else ""
+        raise ConfigurationError(f"{key}={name}: {module_name!r} has no class or function {attribute!r}{hint}")
+    return found
+
+
+def check_arguments(key: str, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError unless ``function(**kwargs)`` fits the signature of ``function``."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some built-in callables have none
+        return
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        accepted = ", ".join(signature.parameters) or "none"
+        raise ConfigurationError(f"{key}: {error}; {function.__name__} accepts {accepted}") from error
+
+
+def accepts(function: Callable[..., Any], argument: str) -> bool:
+    """Whether ``function`` has a parameter of that name, or takes any."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:
+        return False
+    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
