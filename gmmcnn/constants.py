@@ -1,0 +1,42 @@
+"""Numbers that the CPU engine, the CUDA kernels and the reference share.
+
+Settings a user may turn stand in :mod:`gmmcnn.config`; these are properties of the algorithm. ``kernels/common.cuh``
+repeats them, and a test compares the two.
+"""
+
+MAX_DIMS = 8
+"""Largest d that the compiled engines serve."""
+
+MAX_COMPONENTS = 32
+"""Largest K that the compiled engines serve."""
+
+MIN_VARIANCE = 1e-10
+"""Floor of every conditional variance of a component, relative to the filter's mean score variance; ``reg_covar`` is
+one too."""
+
+MIN_MEMBERSHIP = 2.3e-15
+"""A component that holds less than this sum of responsibilities is dead: it keeps its parameters and gets weight 0."""
+
+LLOYD_TOL = 1e-4
+"""Lloyd's iteration stops when its centres together move by no more than this (squared, relative to the mean score
+variance)."""
+
+LLOYD_MAX_ITER = 300
+"""Lloyd's iteration stops after so many rounds."""
+
+CH_TIE = 1e-9
+"""A larger K wins only if its Calinski-Harabasz index is larger by more than this share."""
+
+CH_MIN_WITHIN = 1e-12
+"""Dispersion within clusters below this share of the total is rounding, and the Calinski-Harabasz index undefined."""
+
+DEAD_RANGE = 1e-6
+"""A filter whose scores differ from their mean by less than this share of their size holds rounding only."""
+
+PHILOX_ROUNDS = 10
+PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+"""Philox-4x32-10: Salmon, Moraes, Dror, Shaw, *Parallel random numbers: as easy as 1, 2, 3* (2011)."""
+
+MAX_STARTS = 1 << 26
+"""Starts that the random counter tells apart."""

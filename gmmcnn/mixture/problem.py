@@ -1,0 +1,72 @@
+"""What a mixture engine is asked and what it answers; the same for the reference, the CPU and the CUDA engine.
+
+An engine is a function ``fit_mixtures(scores, keys, settings, initial_labels) -> SweepResult``. What it computes is
+written down once, in :mod:`gmmcnn.mixture.reference`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+STATUSES = ("ok", "dead", "too_few_distinct", "undefined")
+"""Names of the status codes.
+
+``dead``: the scores do not vary. ``too_few_distinct``: fewer distinct points than ``k_min``, nothing can be fitted.
+``undefined``: mixtures were fitted, and none has a Calinski-Harabasz index.
+"""
+OK, DEAD, TOO_FEW_DISTINCT, UNDEFINED = range(len(STATUSES))
+
+
+@dataclass(frozen=True)
+class MixtureSettings:
+    """Settings of a sweep, checked by whoever builds them (:class:`gmmcnn.mixture.sweep.GaussianMixtureSweep`)."""
+
+    k_min: int = 2
+    k_max: int = 10
+    n_init: int = 1
+    tol: float = 1e-3
+    max_iter: int = 100
+    reg_covar: float = 1e-6
+    """Relative to the filter's mean score variance."""
+    seed: int = 0
+    """Below 2^64."""
+    threads: int | None = None
+    """CPU threads; None takes all cores."""
+    dtype: str = "float32"
+    """Arithmetic of the compiled engines: ``float32`` or ``float64``."""
+
+    @property
+    def component_counts(self) -> range:
+        """Every K of the sweep, ascending."""
+        return range(self.k_min, self.k_max + 1)
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Fits of F filters for every K of a sweep (n_k of them), and the mixture of the chosen K.
+
+    Where a K was not fitted (more components than distinct points) ``lower_bound`` and ``calinski_harabasz`` are NaN
+    and ``n_iter`` is 0.
+    """
+
+    status: NDArray[np.int8]
+    """(F,) index into :data:`STATUSES`."""
+    calinski_harabasz: NDArray[np.float64]
+    """(F, n_k), NaN where undefined."""
+    lower_bound: NDArray[np.float64]
+    """(F, n_k) mean log-likelihood of a sample, natural logarithm, in the units of the scores."""
+    n_iter: NDArray[np.int32]
+    """(F, n_k) EM iterations of the start that was kept."""
+    converged: NDArray[np.bool_]
+    """(F, n_k)."""
+    n_components: NDArray[np.int32]
+    """(F,) chosen K, 0 where none."""
+    labels: NDArray[np.int8]
+    """(F, N) cluster of each sample for the chosen K, -1 where none."""
+    weights: NDArray[np.float64]
+    """(F, k_max), of the chosen K; NaN beyond it."""
+    means: NDArray[np.float64]
+    """(F, k_max, d), in the units of the scores."""
+    covariances: NDArray[np.float64]
+    """(F, k_max, d, d), in the units of the scores squared."""
