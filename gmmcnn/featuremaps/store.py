@@ -1,0 +1,381 @@
+"""Feature maps on disk: a Zarr 3 store that is either complete or says what is missing.
+
+Schema, version 1::
+
+    PATH/maps/                  Zarr group; its attributes hold format, version, n_samples, block_samples, dtype, layers and
+    attributes PATH/maps/003.layer1.conv1  one array a layer: (C filters, N samples, H, W), float32 or float16
+    PATH/complete/000012.json   one completion record a block of samples: {"block", "samples", "shards": {layer:
+    {"bytes", "crc32"}}}
+
+An array's name is the layer's position and its name with unusual characters replaced; the group's ``layers`` lists
+the true names.
+
+The samples come in blocks of ``block_samples``: what one forward pass makes. **A block of one layer is one shard**
+with all filters, because a shard is what Zarr writes at once and whole; it is **chunked by filter**, because a fit
+reads one filter over all samples. Chunks are compressed with Zstandard level 1, without shuffling (the maps of
+rectified layers repeat whole values), and end in a CRC-32C.
+
+The fill value is NaN, which no stored map holds: a missing part reads as NaN and is found out. Zarr itself would fill
+it in without an error, so completeness has its own record: a block counts once all its shards are on disk (``fsync``)
+and its record has been written aside and renamed. A writer killed at any moment leaves a store that resumes at the
+block in hand.
+"""
+
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from gmmcnn.errors import StoreError, StoreNotFoundError
+from gmmcnn.featuremaps.taps import Tap
+
+FORMAT, VERSION = "gmmcnn feature maps", 1
+DTYPES = ("float32", "float16")
+ALL = slice(None)
+
+
+class ActivationStore:
+    """Feature maps of several layers over the same samples; made by :meth:`create` or :meth:`open`.
+
+    Attributes
+    ----------
+    path : Path
+    layers : dict of str to Tap
+        Layer name → shape and description, in the model's order.
+    n_samples : int
+    block_samples : int
+        Samples in one block; the last one may have fewer.
+    dtype : np.dtype
+        Of the stored values; :meth:`read` gives float32 always.
+    attributes : dict
+        The writer's own JSON: model, checkpoint, probe samples.
+    """
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        self.path = path
+        self._group = zarr.open_group(path / "maps", mode="r+" if writable else "r")
+        header: dict[str, Any] = dict(self._group.attrs)
+        self.layers = {entry["layer"]: Tap(**entry) for entry in header["layers"]}
+        self.n_samples: int = header["n_samples"]
+        self.block_samples: int = header["block_samples"]
+        self.dtype = np.dtype(header["dtype"])
+        self.attributes: dict[str, Any] = header["attributes"]
+        self._arrays: dict[str, zarr.Array] = {}
+        self._written: dict[
+            int, dict[str, dict[str, Any]]
+        ] = {}  # block → layer → size and checksum, until the block is committed
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        layers: Sequence[Tap],
+        n_samples: int,
+        *,
+        block_samples: int,
+        dtype: str = "float32",
+        attributes: Mapping[str, Any] | None = None,
+    ) -> "ActivationStore":
+        """Make an empty store; it appears at ``path`` whole, by a rename.
+
+        Raises
+        ------
+        StoreError
+            Something is at ``path`` already, no layer is given, or a size or the dtype is impossible.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StoreError(f"{path}: already exists; choose another path or ask to overwrite it")
+        if not layers or n_samples < 1 or block_samples < 1:
+            sizes = f"{len(layers)} layers, {n_samples} samples, {block_samples} a block"
+            raise StoreError(f"{path}: a store needs at least one of each, got {sizes}")
+        if dtype not in DTYPES:
+            raise StoreError(f"{path}: dtype={dtype}: expected one of {', '.join(DTYPES)}")
+        draft = _aside(path)
+        shutil.rmtree(draft, ignore_errors=True)
+        (draft / "complete").mkdir(parents=True)
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "n_samples": n_samples,
+            "block_samples": block_samples,
+            "dtype": dtype,
+            "layers": [asdict(tap) for tap in layers],
+            "attributes": dict(attributes or {}),
+        }
+        group = zarr.create_group(draft / "maps", attributes=header)
+        for index, tap in enumerate(layers):
+            block = min(block_samples, n_samples)
+            group.create_array(
+                _array_name(index, tap.layer),
+                shape=(tap.n_filters, n_samples, tap.height, tap.width),
+                shards=(tap.n_filters, block, tap.height, tap.width),
+                chunks=(1, block, tap.height, tap.width),
+                dtype=dtype,
+                compressors=[ZstdCodec(level=1), Crc32cCodec()],
+                fill_value=np.nan,
+                chunk_key_encoding={"name": "default", "separator": "."},  # all shards of a layer in one folder
+                dimension_names=("filter", "sample", "row", "column"),
+            )
+        draft.rename(path)
+        _sync(path.absolute().parent)
+        return cls(path, writable=True)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, partial: bool = False) -> "ActivationStore":
+        """Open a complete store to read, or with ``partial`` whatever is there, to resume or verify it.
+
+        Raises
+        ------
+        StoreNotFoundError
+            There is no store at ``path``.
+        StoreError
+            It is no store of this version, or (unless ``partial``) blocks are missing or not as recorded; all are
+            named.
+        """
+        path = Path(path)
+        header = _read_json(path / "maps" / "zarr.json").get("attributes", {})
+        if not header:
+            raise StoreNotFoundError(f"{path}: there is no store of feature maps; task=extract makes one")
+        if (found := (header.get("format"), header.get("version"))) != (FORMAT, VERSION):
+            raise StoreError(f"{path}: expected a store of {(FORMAT, VERSION)}, found {found}; extract the maps again")
+        store = cls(path, writable=partial)
+        if not partial and (problems := list(store._problems(checksums=False))):
+            raise StoreError(f"{path}: incomplete: {_some(problems)}; extract again to resume it")
+        return store
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks of samples."""
+        return -(-self.n_samples // self.block_samples)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all maps, uncompressed."""
+        return self.n_samples * self.dtype.itemsize * sum(int(np.prod(tap.shape)) for tap in self.layers.values())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all recorded shards on disk."""
+        records = (self._record(block) for block in range(self.n_blocks))
+        return sum(shard["bytes"] for record in records for shard in record.get("shards", {}).values())
+
+    @property
+    def missing_blocks(self) -> list[int]:
+        """Blocks without a completion record, or whose files are not of the recorded size."""
+        return [block for block in range(self.n_blocks) if any(self._block_problems(block, checksums=False))]
+
+    def tap(self, layer: str) -> Tap:
+        """Shape and description of a layer's maps. StoreError if there is no layer of that name."""
+        if layer not in self.layers:
+            near = get_close_matches(layer, self.layers, n=1, cutoff=0) or list(self.layers)
+            raise StoreError(f"{self.path}: no layer {layer!r}; the nearest is {near[0]!r}")
+        return self.layers[layer]
+
+    def block(self, index: int) -> slice:
+        """Samples of one block."""
+        start = index * self.block_samples
+        return slice(start, min(start + self.block_samples, self.n_samples))
+
+    def write(self, layer: str, block: int, maps: NDArray) -> None:
+        """Write one block of one layer and force it to disk; it counts after :meth:`commit`.
+
+        Parameters
+        ----------
+        maps : (C, samples of the block, H, W) float
+            Converted to the store's dtype.
+
+        Raises
+        ------
+        StoreError
+            Wrong shape, or a value that is not finite in the store's dtype: layer, filter and sample are named.
+        """
+        array, samples = self._array(layer), self.block(block)
+        expected = (array.shape[0], samples.stop - samples.start, *array.shape[2:])
+        if maps.shape != expected:
+            raise StoreError(
+                f"{self.path}: layer {layer!r}, block {block}: expected maps of shape {expected}, got {maps.shape}"
+            )
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(maps, self.dtype)
+        if not (np.isfinite(stored.min()) and np.isfinite(stored.max())):
+            channel, sample, *_ = np.argwhere(~np.isfinite(stored))[0].tolist()
+            raise StoreError(
+                f"{self.path}: layer {layer!r}, filter {channel}, sample {samples.start + sample}: "
+                f"the feature map does not fit into {self.dtype}"
+            )
+        array[:, samples] = stored
+        shard = self._shard(layer, block)
+        _sync(shard)
+        _sync(shard.parent)
+        self._written.setdefault(block, {})[layer] = {"bytes": shard.stat().st_size, "crc32": _crc32(shard)}
+
+    def commit(self, block: int) -> None:
+        """Record that a block is complete; StoreError if a layer of it has not been written yet."""
+        shards = self._written.pop(block, {})
+        if missing := self.layers.keys() - shards.keys():
+            raise StoreError(f"{self.path}: block {block} has not been written for {_some(sorted(missing))}")
+        samples = self.block(block)
+        record = {"block": block, "samples": [samples.start, samples.stop], "shards": shards}
+        _write_json(self._record_path(block), record)
+
+    def read(self, layer: str, filters: slice = ALL, samples: slice = ALL) -> NDArray[np.float32]:
+        """Maps of some filters over some samples.
+
+        Returns
+        -------
+        (F, N, P) float32
+            P = H·W pixels, row by row.
+
+        Raises
+        ------
+        StoreError
+            No layer of that name, or a part is missing or corrupted.
+        """
+        array = self._array(layer)
+        try:
+            maps = np.asarray(array[filters, samples])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise StoreError(
+                f"{self.path}: layer {layer!r}: corrupted ({error}); verify() names the blocks, extract with overwrite"
+            ) from error
+        if maps.size and np.isnan(maps.min()):
+            raise StoreError(
+                f"{self.path}: layer {layer!r}: maps are missing; verify() names the blocks, extract again to resume"
+            )
+        return maps.reshape(*maps.shape[:2], -1).astype(np.float32, copy=False)
+
+    def verify(self) -> list[str]:
+        """Read every file and compare it with its record.
+
+        Returns
+        -------
+        list of str
+            One line for each thing that is wrong: a block without a record, a shard that is missing, of another size,
+            or of other content, a file that an interrupted writer left behind. Empty for a sound store.
+        """
+        orphans = [f"{file.relative_to(self.path)}: left behind by an interrupted writer" for file in self._orphans()]
+        return [*self._problems(checksums=True), *orphans]
+
+    def remove_orphans(self) -> None:
+        """Remove what an interrupted writer left behind."""
+        for file in self._orphans():
+            file.unlink(missing_ok=True)
+
+    def _problems(self, *, checksums: bool) -> Iterator[str]:
+        for block in range(self.n_blocks):
+            yield from self._block_problems(block, checksums=checksums)
+
+    def _block_problems(self, block: int, *, checksums: bool) -> Iterator[str]:
+        record = self._record(block)
+        if not record:
+            yield f"block {block} of {self.n_blocks} has no completion record"
+            return
+        for layer in self.layers:
+            shard, recorded = self._shard(layer, block), record["shards"].get(layer, {})
+            where = f"layer {layer!r}, block {block} ({shard.relative_to(self.path)})"
+            if not shard.is_file():
+                yield f"{where}: missing"
+            elif (size := shard.stat().st_size) != recorded.get("bytes"):
+                yield f"{where}: {size} bytes instead of {recorded.get('bytes')}"
+            elif checksums and _crc32(shard) != recorded.get("crc32"):
+                yield f"{where}: corrupted, its checksum differs"
+
+    def _array(self, layer: str) -> zarr.Array:
+        self.tap(layer)
+        if layer not in self._arrays:
+            array = self._group[_array_name(list(self.layers).index(layer), layer)]
+            if not isinstance(array, zarr.Array):
+                raise StoreError(f"{self.path}: layer {layer!r}: its array is damaged; extract with overwrite")
+            self._arrays[layer] = array
+        return self._arrays[layer]
+
+    def _shard(self, layer: str, block: int) -> Path:
+        name = _array_name(list(self.layers).index(layer), layer)
+        return self.path / "maps" / name / f"c.0.{block}.0.0"
+
+    def _record_path(self, block: int) -> Path:
+        return self.path / "complete" / f"{block:06d}.json"
+
+    def _record(self, block: int) -> dict[str, Any]:
+        return _read_json(self._record_path(block))
+
+    def _orphans(self) -> list[Path]:
+        return sorted(self.path.rglob("*.partial"))
+
+
+def discard(path: str | os.PathLike[str]) -> None:
+    """Remove a store with all that lies beside its maps; it vanishes from ``path`` at once, by a rename.
+
+    Raises
+    ------
+    StoreError
+        What is at ``path`` is no store, so nothing is removed.
+    """
+    path = Path(path)
+    if not (path / "maps" / "zarr.json").is_file():
+        raise StoreError(f"{path}: is no store of feature maps, so it is not overwritten; choose another path")
+    rubbish = _aside(path)
+    shutil.rmtree(rubbish, ignore_errors=True)
+    path.rename(rubbish)
+    shutil.rmtree(rubbish)
+
+
+def _array_name(index: int, layer: str) -> str:
+    return f"{index:03d}." + re.sub(r"[^A-Za-z0-9._-]", "_", layer)[:100]
+
+
+def _aside(path: Path) -> Path:
+    path = path.absolute()
+    return path.with_name(f".{path.name}.partial")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file, empty if it is missing or no JSON object."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write aside, force to disk, rename."""
+    draft = path.with_suffix(".partial")
+    draft.write_text(json.dumps(content))
+    _sync(draft)
+    draft.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _crc32(path: Path, bytes_at_once: int = 1 << 22) -> str:
+    checksum = 0
+    with path.open("rb") as file:
+        while part := file.read(bytes_at_once):
+            checksum = zlib.crc32(part, checksum)
+    return f"{checksum:08x}"
+
+
+def _some(problems: Sequence[str], shown: int = 3) -> str:
+    rest = f" and {len(problems) - shown} more" if len(problems) > shown else ""
+    return "; ".join(problems[:shown]) + rest

@@ -1,0 +1,367 @@
+"""Stream feature maps from a model to a store, and from a store to whoever fits them.
+
+The unit of the stream is a block of samples: one forward pass, one shard a layer, one completion record. A block is
+as large as the probe batch where that fits, and smaller where the largest tensor of the forward pass would pass
+:data:`BYTES_PER_BLOCK`. Each layer's maps are handed to one background writer as they are computed and at most two
+wait there, so memory depends on that bound alone, not on the number of samples or the depth of the network. Blocks
+are the same however often an extraction is interrupted, so a resumed store equals an uninterrupted one bit for bit.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gmmcnn.errors import CaptureError, StoreError, StoreNotFoundError
+from gmmcnn.featuremaps.capture import capture, find_taps, require_finite, unwrapped
+from gmmcnn.featuremaps.images import ImageBlocks, Images, hash_tensor
+from gmmcnn.featuremaps.store import ALL, ActivationStore, discard
+from gmmcnn.featuremaps.taps import Tap, Taps
+from gmmcnn.progress import Advance
+
+BYTES_PER_BLOCK = 64 << 20
+"""Largest tensor of one forward pass, and so the largest block of one layer."""
+
+
+def extract(
+    model: nn.Module,
+    images: Images,
+    path: str | os.PathLike[str],
+    *,
+    tap: str = "post_activation",
+    layers: list[str] | None = None,
+    dtype: str = "float32",
+    batch_samples: int = 256,
+    block_samples: int | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    advance: Advance | None = None,
+) -> ActivationStore:
+    """Feature maps of all images, in a store.
+
+    A complete store of the same model, images, layers and attributes at ``path`` is reused, an incomplete one is
+    resumed.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run in eval mode; comes back as it was.
+    images : Tensor, ndarray, Dataset or DataLoader
+        Floating point, scaled as the model was trained on them; the first element where a data set gives tuples. A
+        DataLoader's data set is read in its own order with the loader's workers and collate function.
+    path : path
+        Folder of the store.
+    tap, layers
+        As in :func:`~gmmcnn.featuremaps.capture.find_taps`.
+    dtype : {"float32", "float16"}
+        Of the stored values.
+    batch_samples : int
+        Samples in one forward pass, at most.
+    block_samples : int, optional
+        Samples that will be read together: the size of a probe batch. Blocks are this size, or equal parts of it
+        where it is too large.
+    attributes : mapping, optional
+        JSON kept in the store: model, checkpoint, probe samples.
+    overwrite : bool
+        Replace a store of something else at ``path``.
+    advance : callable, optional
+        Called with the number of samples just finished.
+
+    Raises
+    ------
+    CaptureError
+        No layer can be analysed, or a map holds NaN or infinite values.
+    StoreError
+        ``path`` holds something else.
+    """
+    with torch.random.fork_rng(devices=[]):  # a DataLoader draws from it, and a data set may
+        source = ImageBlocks(images)
+        taps = find_taps(model, next(source.blocks([slice(0, 1)])), tap=tap, layers=layers)
+        if not taps.analysed:
+            reasons = "; ".join(f"{skipped.layer}: {skipped.reason}" for skipped in taps.skipped)
+            raise CaptureError(f"no layer can be analysed: {reasons}")
+        origin = {
+            "tap": tap,
+            "model_sha256": fingerprint(model),
+            "images_sha256": source.fingerprint(),
+            "skipped": [asdict(skipped) for skipped in taps.skipped],
+        }
+        contents: _Contents = {
+            "layers": taps.analysed,
+            "n_samples": len(source),
+            "dtype": dtype,
+            "attributes": _as_json({**(attributes or {}), "extraction": origin}),
+        }
+        block = _block_samples(taps, block_samples or len(source), len(source), batch_samples)
+        store = _open_or_create(Path(path), contents, block, overwrite=overwrite)
+        _fill(store, model, taps, source, advance or (lambda n=1, /: None))
+    return ActivationStore.open(path)
+
+
+def filter_blocks(
+    store: ActivationStore, layer: str, *, samples: slice = ALL, bytes_per_block: int = BYTES_PER_BLOCK
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Read a layer by blocks of filters; the next block is read while the caller works on this one.
+
+    Yields
+    ------
+    filters : slice
+    maps : (F, N, P) float32
+        At most ``bytes_per_block``, but at least one filter.
+    """
+    n_filters, height, width = store.tap(layer).shape
+    n_samples = len(range(*samples.indices(store.n_samples)))
+    step = max(1, bytes_per_block // max(1, n_samples * height * width * 4))
+    blocks = [slice(start, min(start + step, n_filters)) for start in range(0, n_filters, step)]
+    with ThreadPoolExecutor(1, "gmmcnn-reader") as reader:
+        ahead = reader.submit(store.read, layer, blocks[0], samples)
+        for block, following in pairwise([*blocks, None]):
+            maps = ahead.result()
+            if following:
+                ahead = reader.submit(store.read, layer, following, samples)
+            if block:
+                yield block, maps
+
+
+def activation_statistics(maps: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How strongly and how often each filter is active.
+
+    Parameters
+    ----------
+    maps : (F, N, P) float
+
+    Returns
+    -------
+    mean_activation : (F,) float64
+        Mean of the absolute values over samples and pixels: the mean, where the activation is never negative.
+    active_share : (F,) float64
+        Share of the samples whose map has a value above 0.
+    """
+    # Filter by filter, so that the order of summation does not depend on how many filters come at once.
+    mean_activation = [np.abs(filter_maps).mean(dtype=np.float64) for filter_maps in map(np.ascontiguousarray, maps)]
+    active_share = (maps.max(axis=2) > 0).mean(axis=1)
+    return np.array(mean_activation, dtype=np.float64), active_share
+
+
+def import_activations(
+    source: str | os.PathLike[str] | zarr.Array,
+    path: str | os.PathLike[str],
+    *,
+    layer: str = "imported",
+    dtype: str = "float32",
+    block_samples: int | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    advance: Advance | None = None,
+) -> ActivationStore:
+    """Make a store of one layer from activations that exist already.
+
+    Parameters
+    ----------
+    source : path or zarr.Array
+        A ``.npy`` file or a Zarr array of shape (N, C, H, W) or (N, C, P); the latter is stored with maps of one row.
+    path : path
+        Folder of the store.
+    layer : str
+        The name that the layer gets.
+
+    Raises
+    ------
+    StoreError
+        The source is neither, or of another shape, or ``path`` holds a store and ``overwrite`` is not set.
+    CaptureError
+        A map holds NaN or infinite values.
+    """
+    read, shape = _source(source)
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise StoreError(f"{source}: expected activations of shape (N, C, H, W) or (N, C, P), got {shape}")
+    n_samples, n_filters, *pixels = shape
+    height, width = pixels if len(pixels) == 2 else (1, *pixels)
+    tap = Tap(layer, n_filters, height, width, "imported")
+    taps = Taps("imported", (tap,), (), peak_bytes_per_sample=n_filters * height * width * 4)
+    if overwrite and Path(path).exists():
+        discard(path)
+    block = _block_samples(taps, block_samples or n_samples, n_samples, n_samples)
+    store = ActivationStore.create(
+        path, [tap], n_samples, block_samples=block, dtype=dtype, attributes=_as_json(attributes or {})
+    )
+    for index in range(store.n_blocks):
+        samples = store.block(index)
+        maps = read(samples).reshape(-1, *tap.shape)
+        require_finite(layer, torch.from_numpy(maps), samples.start)
+        store.write(layer, index, np.ascontiguousarray(maps.swapaxes(0, 1)))
+        store.commit(index)
+        if advance:
+            advance(_length(samples))
+    return ActivationStore.open(path)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, value in unwrapped(model).state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name}\n".encode())
+            hash_tensor(digest, value)
+    return digest.hexdigest()
+
+
+class _Writer:
+    """One background thread that writes in the order of the calls; at most ``waiting`` writes wait."""
+
+    def __init__(self, waiting: int = 2) -> None:
+        self._thread = ThreadPoolExecutor(1, "gmmcnn-writer")
+        self._waiting = waiting
+        self._pending: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=error is not None)
+        if error is None:
+            self._collect(0)
+
+    def __call__(self, work: Callable[..., None], *args: Any) -> None:
+        self._collect(self._waiting)
+        self._pending.append(self._thread.submit(work, *args))
+
+    def _collect(self, waiting: int) -> None:
+        """Wait until no more than ``waiting`` writes are left, and raise what went wrong in the others."""
+        while len(self._pending) > waiting:
+            self._pending.popleft().result()
+
+
+def _fill(store: ActivationStore, model: nn.Module, taps: Taps, images: ImageBlocks, advance: Advance) -> None:
+    """Write the blocks that are missing."""
+    missing = store.missing_blocks
+    if not missing:
+        advance(store.n_samples)
+        return
+    store.remove_orphans()
+    advance(store.n_samples - sum(_length(store.block(index)) for index in missing))
+    with _Writer() as writer:
+        for block, batch in zip(missing, images.blocks(map(store.block, missing)), strict=True):
+
+            def consume(layer: str, maps: Tensor, block: int = block) -> None:
+                # Copied now, in the store's order: the model's next operation may overwrite the tensor.
+                by_filter = maps.transpose(0, 1).to(
+                    "cpu", torch.float32, copy=True, memory_format=torch.contiguous_format
+                )
+                writer(store.write, layer, block, by_filter.numpy())
+
+            capture(model, batch, taps, consume, sample_offset=store.block(block).start)
+            writer(store.commit, block)
+            advance(len(batch))
+
+
+def _open_or_create(path: Path, contents: "_Contents", block_samples: int, *, overwrite: bool) -> ActivationStore:
+    """The store at ``path`` if it holds (part of) the same, else a new one."""
+    try:
+        store = ActivationStore.open(path, partial=True)
+    except StoreNotFoundError:
+        return ActivationStore.create(path, block_samples=block_samples, **contents)
+    except StoreError:
+        if not overwrite:
+            raise
+        differences = ["format"]
+    else:
+        found: _Contents = {
+            "layers": tuple(store.layers.values()),
+            "n_samples": store.n_samples,
+            "dtype": str(store.dtype),
+            "attributes": store.attributes,
+        }
+        differences = _differences(found, contents)
+        # A block is a forward pass, so an incomplete store has to keep its own; a complete one's do not matter.
+        if store.block_samples != block_samples and store.missing_blocks:
+            differences.append("block_samples")
+    if not differences:
+        return store
+    if not overwrite:
+        raise StoreError(
+            f"{path}: holds other feature maps (other {', '.join(differences)}); overwrite it or choose another path"
+        )
+    discard(path)
+    return ActivationStore.create(path, block_samples=block_samples, **contents)
+
+
+class _Contents(TypedDict):
+    """What makes two stores the same."""
+
+    layers: tuple[Tap, ...]
+    n_samples: int
+    dtype: str
+    attributes: dict[str, Any]
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the entries that differ."""
+    names: list[str] = []
+    for key in [*wanted, *(key for key in found if key not in wanted)]:
+        one, other = found.get(key), wanted.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            names += _differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            names.append(prefix + key)
+    return names
+
+
+def _block_samples(taps: Taps, probe_samples: int, n_samples: int, batch_samples: int) -> int:
+    """Equal parts of a probe batch, each small enough for one forward pass."""
+    probe_samples = min(probe_samples, n_samples)
+    most = max(1, min(batch_samples, BYTES_PER_BLOCK // taps.peak_bytes_per_sample))
+    return math.ceil(probe_samples / math.ceil(probe_samples / most))
+
+
+def _source(
+    source: str | os.PathLike[str] | zarr.Array,
+) -> tuple[Callable[[slice], NDArray[np.float32]], tuple[int, ...]]:
+    """How to read a range of samples from existing activations, and their shape."""
+    if isinstance(source, zarr.Array):
+        return lambda samples: np.asarray(source[samples], np.float32), source.shape
+    path = Path(source)
+    if path.is_dir():
+        array = zarr.open(path, mode="r")
+        if not isinstance(array, zarr.Array):
+            raise StoreError(f"{path}: is a Zarr group; give the path of one array in it")
+        return _source(array)
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise StoreNotFoundError(f"{path}: there are no activations; expected a .npy file or a Zarr array") from error
+    except ValueError as error:
+        raise StoreError(f"{path}: expected a .npy file of numbers or a Zarr array: {error}") from error
+    if not isinstance(mapped, np.ndarray) or mapped.dtype.kind not in "fiu":
+        raise StoreError(f"{path}: expected one array of real numbers")
+
+    # Mapped anew for each block: pages of a mapping that stays open would count as memory in use.
+    def read(samples: slice) -> NDArray[np.float32]:
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False)[samples], np.float32)
+
+    return read, mapped.shape
+
+
+def _as_json(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as they come back from a store, so that they compare equal."""
+    try:
+        return json.loads(json.dumps(dict(attributes), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"attributes: expected what JSON can hold: {error}") from error
+
+
+def _length(samples: slice) -> int:
+    return samples.stop - samples.start
