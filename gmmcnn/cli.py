@@ -169,7 +169,8 @@ def _with_stored_overrides(arguments: list[str]) -> list[str]:
     if stored_in is None or not stored_in.exists():
         return arguments
     given = {argument.lstrip("+~").split("=")[0] for argument in arguments}
-    stored = [str(line) for line in OmegaConf.load(stored_in)]
+    stored = OmegaConf.to_object(OmegaConf.load(stored_in))
+    assert isinstance(stored, list)
     kept = [s for s in stored if s.lstrip("+~").split("=")[0] not in given | {"task", "run"}]
     return [*kept, *arguments]
 
@@ -180,7 +181,7 @@ def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), None)
     telling = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
-    return ": ".join([key] * (key is not None) + [" ".join(telling)])
+    return (f"{key}: " if key else "") + " ".join(telling)
 
 
 def _complain(error: Exception) -> None:

@@ -1,8 +1,8 @@
 """Typed settings: one dataclass per config group, with the defaults of the method and the range of every value.
 
 These classes are the only place where defaults stand. Hydra's configuration is typed by them (``conf/`` holds named
-variations), and :func:`gmmcnn.analyze` takes the same names as keyword arguments. Ranges are checked when a group is built,
-so an impossible value fails before any work is done.
+variations), and :func:`gmmcnn.analyze` takes the same names as keyword arguments. Ranges are checked when a group is
+built, so an impossible value fails before any work is done.
 """
 
 from dataclasses import dataclass, field, fields
@@ -123,6 +123,8 @@ class Extract:
     """``float32`` or ``float16``."""
     batch_samples: int = 256
     """Samples in one forward pass, at most; large maps are taken in smaller ones."""
+    source: str | None = None
+    """Feature maps to take in place of a model's: a ``.npy`` file or Zarr array of shape (N, C, H, W) or (N, C, P)."""
     keep_maps: str = "last"
     """Stores kept after their fits are done: ``all``, the ``last`` checkpoint's, or ``none``. Fits are always kept."""
 
@@ -261,5 +263,5 @@ class Settings:
         _require(self.seed >= 0, "seed", self.seed, ">= 0")
 
 
-GROUPS: dict[str, type] = {f.name: f.default_factory for f in fields(Settings) if isinstance(f.default_factory, type)}
+GROUPS = {f.name: f.default_factory for f in fields(Settings) if isinstance(f.default_factory, type)}
 """Config group → its dataclass."""

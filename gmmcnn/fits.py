@@ -1,8 +1,8 @@
 """Fits of every filter of a network: what screening, outliers and reports read.
 
 A fit is made once and kept; everything later (thresholds, criteria, pictures) reads it and refits nothing.
-On disk a layer is a folder of ``.npz`` parts, one per block of filters that was fitted together, each written aside and then
-renamed. Whoever is interrupted loses the block in hand and no other.
+On disk a layer is a folder of ``.npz`` parts, one per block of filters that was fitted together, each written aside
+and then renamed. Whoever is interrupted loses the block in hand and no other.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class LayerFits:
-    """PCA and mixture sweep of one layer: F filters in B probe batches of N samples, d dimensions, K components at most.
+    """PCA and mixture sweep of one layer: F filters, B probe batches of N samples, d dimensions, at most K components.
 
     The first two axes of every array are (F, B). ``S = k_max - k_min + 1`` is the number of K values tried.
     """

@@ -13,7 +13,9 @@ from rich.text import Text
 class Advance(Protocol):
     """What a long piece of work calls after each part: ``advance(n)`` says that ``n`` more units are done."""
 
-    def __call__(self, n: int = 1, /) -> None: ...
+    def __call__(self, n: int = 1, /) -> None:
+        """Count ``n`` more."""
+        ...
 
 
 class _RateColumn(ProgressColumn):

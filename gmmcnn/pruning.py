@@ -1,8 +1,9 @@
 """Masks: filters that output zero for a while, their files, and what they do to accuracy.
 
-A mask names filters by layer, ``{"features.conv1": [0, 3]}``, apart from the model. A masked filter contributes nothing: its channel
-is zero after the convolution, stays zero through the normalisation that follows (whose shift would revive it) and through the
-activation (sigmoid(0) is not 0). Where the channel is then added to a residual stream, the stream's other summand passes.
+A mask names filters by layer, ``{"features.conv1": [0, 3]}``, apart from the model. A masked filter contributes
+nothing: its channel is zero after the convolution, stays zero through the normalisation that follows (whose shift
+would revive it) and through the activation (sigmoid(0) is not 0). Where the channel is then added to a residual
+stream, the stream's other summand passes.
 """
 
 import json
@@ -24,8 +25,8 @@ _FORMAT = "gmmcnn-mask-1"
 _PASSED_ON = "_gmmcnn_kept_channels"
 _CHANNELWISE = (
     nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm,
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
-    nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Identity,
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh,
+    nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Identity,
 )  # fmt: skip
 
 
@@ -165,7 +166,8 @@ def compare_masks(
     Returns
     -------
     DataFrame
-        ``mask`` (``none``, ``anomalous``, ``random``), ``control`` (number of the control), ``n_filters``, and what ``evaluate`` gives.
+        ``mask`` (``none``, ``anomalous``, ``random``), ``control`` (number of the control), ``n_filters``, and what
+        ``evaluate`` gives.
     """
     jobs: list[tuple[str, int, Mask]] = [("none", 0, {}), ("anomalous", 0, mask)]
     jobs += [("random", number, control) for number, control in enumerate(controls)]

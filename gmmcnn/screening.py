@@ -1,8 +1,8 @@
 """Which filters are anomalous: rules over stored fits, nothing refitted.
 
-A filter is screened in each probe batch on its own and is *flagged* there when all rules hold; the share of batches that flag
-it is its flag frequency, and an *anomaly filter* is flagged in at least ``min_frequency`` of them. (arXiv 2412.10457, anomaly
-filter criteria; averages over live filters and the frequency are this project's.)
+A filter is screened in each probe batch on its own and is *flagged* there when all rules hold; the share of batches
+that flag it is its flag frequency, and an *anomaly filter* is flagged in at least ``min_frequency`` of them. (arXiv
+2412.10457, anomaly filter criteria; averages over live filters and the frequency are this project's.)
 
 Dead filters (no variance) and near-dead ones (active on too few samples) have a status of their own. They are never
 anomalous and take part in no average: a filter that fires on three samples of 200 reaches a CH index of 1e10.
@@ -10,7 +10,7 @@ anomalous and take part in no average: a filter that fires on three samples of 2
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -24,9 +24,14 @@ FILTER = ["layer", "filter"]
 class Rule(Protocol):
     """One criterion: a column name and the test of every row of the table of :func:`measure`."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Column that says where the criterion holds."""
+        ...
 
-    def __call__(self, batches: pd.DataFrame) -> pd.Series: ...
+    def __call__(self, batches: pd.DataFrame) -> pd.Series:
+        """Test every row."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,9 @@ def measure(fits: Fits, settings: config.Screen) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``layer, filter, batch, status, n_components, calinski_harabasz, smallest_cluster, n_small_clusters, mean_activation,
-        active_share, ch_over_average, activation_over_average``; CH and sizes are NaN where there is no clustering.
+        ``layer, filter, batch, status, n_components, calinski_harabasz, smallest_cluster, n_small_clusters,
+        mean_activation, active_share, ch_over_average, activation_over_average``; CH and sizes are NaN where there is
+        no clustering.
     """
     parts = [_measure_layer(name, layer, fits.k_min, settings) for name, layer in fits.layers.items()]
     batches = pd.concat(parts, ignore_index=True)
@@ -196,8 +202,9 @@ def summarise(batches: pd.DataFrame, criteria: Sequence[str], settings: config.S
     """Bring the probe batches of each filter together: one row per filter.
 
     ``status`` and ``n_components`` are the most frequent, ``calinski_harabasz`` and ``smallest_cluster`` the median,
-    ``n_small_clusters``, ``mean_activation`` and ``active_share`` the mean over batches; each criterion says whether it held
-    in at least ``min_frequency`` of the batches, ``flag_frequency`` in what share all held together, ``reason`` says it in words.
+    ``n_small_clusters``, ``mean_activation`` and ``active_share`` the mean over batches; each criterion says whether
+    it held in at least ``min_frequency`` of the batches, ``flag_frequency`` in what share all held together,
+    ``reason`` says it in words.
     """
     by_filter = batches.groupby(FILTER, sort=False)
     median = by_filter[["calinski_harabasz", "smallest_cluster", "ch_over_average", "activation_over_average"]].median()
@@ -235,7 +242,7 @@ _NO_CLUSTERING = {
 }
 
 
-def _reason(row: tuple, settings: config.Screen) -> str:
+def _reason(row: Any, settings: config.Screen) -> str:
     """Say in words what decided about a filter, a row of the summary."""
     if row.status != "ok":
         return _NO_CLUSTERING.get(row.status, row.status.replace("_", " "))
@@ -249,8 +256,8 @@ def _reason(row: tuple, settings: config.Screen) -> str:
 def saturation(n_samples: int, k_max: int, small_cluster: int) -> tuple[float, str]:
     """Judge whether the first criterion can tell filters apart.
 
-    It asks for a cluster of at most λ samples. With N/K_max samples in an average cluster, λ·K_max/N says how small "small"
-    is: far below 0.1 hardly any filter qualifies, above 0.3 chance alone makes small clusters.
+    It asks for a cluster of at most λ samples. With N/K_max samples in an average cluster, λ·K_max/N says how small
+    "small" is: far below 0.1 hardly any filter qualifies, above 0.3 chance alone makes small clusters.
 
     Returns
     -------

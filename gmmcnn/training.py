@@ -12,6 +12,7 @@ order of their own, unless ``torch.use_deterministic_algorithms`` is set.
 import dataclasses
 import hashlib
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from gmmcnn import config
 from gmmcnn.data.splits import Images, Splits
-from gmmcnn.errors import TrainingError
+from gmmcnn.errors import TrainingError, one_line
 from gmmcnn.progress import Advance
 
 METRICS = ("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
@@ -236,7 +237,10 @@ def _resume(
     path = folder / "last.pt"
     if not path.exists():
         return []
-    state = torch.load(path, map_location=_device(model), weights_only=True)
+    try:
+        state = torch.load(path, map_location=_device(model), weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path}: cannot be read ({one_line(error)}); delete the folder to train again") from error
     differing = [key for key in identity if state["identity"].get(key) != identity[key]]
     if differing:
         key = differing[0]
@@ -269,7 +273,7 @@ def _write_metrics(folder: Path, rows: list[dict[str, float]]) -> pd.DataFrame:
 
 
 def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name, to the disk, then rename it: at ``path`` is the old file or the whole new one."""
+    """Write a file under another name, to the disk, then rename it: ``path`` is the old file or the whole new one."""
     partial = path.with_name(path.name + ".partial")
     write(partial)
     with partial.open("rb") as file:

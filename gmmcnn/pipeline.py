@@ -1,0 +1,162 @@
+"""The method, top to bottom: train, extract, fit, screen, mask, report.
+
+Each task reads what the one before it left in the run folder and writes its own part, so a run can stop after any of
+them, go on later, or start over from any of them with other settings::
+
+    RUN/checkpoints/epoch-0030.pt, metrics.csv      train
+    RUN/activations/epoch-0030/maps.zarr            extract
+    RUN/activations/epoch-0030/fits/KEY/LAYER/      fit
+    RUN/filters.csv, outliers.csv, metrics.csv      screen
+    RUN/mask.json, masking.csv                      prune
+    RUN/report.html                                 report
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from torch import nn
+
+from gmmcnn import activations, pruning, tables, training
+from gmmcnn.config import Settings
+from gmmcnn.console import say
+from gmmcnn.progress import progress
+from gmmcnn.report.compose import page_of
+from gmmcnn.run_folder import Checkpoint, Run, settings_as_facts
+from gmmcnn.summary import findings
+
+
+def execute(settings: Settings, folder: Path) -> None:
+    """Carry out ``settings.task`` in a run folder, and record there how it went."""
+    job = Run(settings, folder)
+    with job.recorded():
+        TASKS[settings.task](job)
+
+
+def run(job: Run) -> None:
+    """Do the whole method for one network and data set."""
+    train(job)
+    for checkpoint in job.checkpoints:
+        activations.extract(job, checkpoint)
+        activations.fit(job, checkpoint)
+        _tidy(job, checkpoint)
+    screen(job)
+    prune(job)
+    report(job)
+
+
+def train(job: Run) -> None:
+    """Train with checkpoints, or go on where training stopped; a network given by its checkpoint is not trained."""
+    settings = job.settings
+    if settings.model.checkpoint or settings.extract.source:
+        return
+    with job.timed("train"), progress(f"training {settings.model.name}", settings.train.epochs, "epochs") as advance:
+        result = training.train(
+            job.model, job.data, settings.train, job.folder / "checkpoints", seed=settings.seed, advance=advance
+        )
+    last = result.metrics.iloc[-1]
+    say(
+        f"Trained {settings.train.epochs} epochs: training accuracy {last['train_accuracy']:.1%}, "
+        f"validation accuracy {last['validation_accuracy']:.1%}; validation loss was best at epoch {result.best_epoch}."
+    )
+
+
+def extract(job: Run) -> None:
+    """Stream the feature maps of the probe samples to a store, one for each checkpoint."""
+    for checkpoint in job.checkpoints:
+        activations.extract(job, checkpoint)
+
+
+def fit(job: Run) -> None:
+    """Fit every filter of every store; fits that are there already are kept."""
+    for checkpoint in job.checkpoints:
+        activations.fit(job, checkpoint)
+
+
+def screen(job: Run) -> None:
+    """Apply the criteria to the stored fits of every checkpoint, and tell what was found."""
+    analyses = {checkpoint: activations.analysis(job, checkpoint) for checkpoint in job.checkpoints}
+    tables.write(job, analyses)
+    latest = analyses[job.checkpoints[-1]]
+    say(tables.layers(latest))
+    for sentence in findings(latest, _history(job)):
+        say(sentence)
+    say(latest.saturation[1])
+    for layer, reason in latest.skipped:
+        say(f"Not analysed: {layer}: {reason}")
+
+
+def prune(job: Run) -> None:
+    """Mask the anomaly filters of the network as it is now, and compare with random masks of the same size."""
+    checkpoint = job.checkpoints[-1]
+    if checkpoint.weights is None:
+        return
+    screening = activations.analysis(job, checkpoint).screening
+    mask = screening.anomalous
+    pruning.save_mask(job.folder / "mask.json", mask)
+    if not mask:
+        (job.folder / "masking.csv").unlink(missing_ok=True)
+        return
+    live = screening.filters[screening.filters["status"] == "ok"]
+    by_layer = {str(layer): rows["filter"].tolist() for layer, rows in live.groupby("layer")}
+    controls = pruning.random_masks(mask, by_layer, job.settings.prune.controls, job.settings.seed)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        train_loss, train_accuracy = training.evaluate(model, job.data.train.images, job.data.train.labels)
+        loss, accuracy = training.evaluate(model, job.data.validation.images, job.data.validation.labels)
+        return {
+            "train_accuracy": train_accuracy,
+            "train_loss": train_loss,
+            "validation_accuracy": accuracy,
+            "validation_loss": loss,
+        }
+
+    with job.timed("prune"), progress("masking", len(controls) + 2, "masks") as advance:
+        masking = pruning.compare_masks(job.load_weights(checkpoint), mask, controls, evaluate, advance)
+    masking.to_csv(job.folder / "masking.csv", index=False)
+    say(findings(activations.analysis(job, checkpoint), masking=masking)[-1])
+
+
+def report(job: Run) -> None:
+    """Write the page on the network as it is now."""
+    masking = job.folder / "masking.csv"
+    page = page_of(
+        activations.analysis(job, job.checkpoints[-1]),
+        facts=settings_as_facts(job.settings),
+        metrics=_metrics(job),
+        masking=pd.read_csv(masking) if masking.exists() else None,
+        class_names=None if job.settings.extract.source else list(job.data.class_names),
+    )
+    path = job.folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    say(f"Report: {path}")
+
+
+def _metrics(job: Run) -> pd.DataFrame | None:
+    path = job.folder / "metrics.csv"
+    return pd.read_csv(path) if path.exists() else None
+
+
+def _history(job: Run) -> pd.DataFrame | None:
+    """Metrics of the analysed epochs."""
+    metrics = _metrics(job)
+    return None if metrics is None else metrics.dropna(subset="flagged_per_batch")
+
+
+def _tidy(job: Run, checkpoint: Checkpoint) -> None:
+    """Delete feature maps that are not to be kept once they are fitted; the network's own are the last."""
+    keep = job.settings.extract.keep_maps
+    if keep == "none" or (keep == "last" and checkpoint != job.checkpoints[-1]):
+        shutil.rmtree(checkpoint.maps, ignore_errors=True)
+
+
+TASKS: dict[str, Callable[[Run], None]] = {
+    "run": run,
+    "train": train,
+    "extract": extract,
+    "fit": fit,
+    "screen": screen,
+    "prune": prune,
+    "report": report,
+}

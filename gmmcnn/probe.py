@@ -1,0 +1,112 @@
+"""The probe set: training samples whose feature maps are clustered, in disjoint batches."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gmmcnn import config
+from gmmcnn.data.splits import Splits
+from gmmcnn.errors import ConfigurationError
+
+_DRAW, _PLANT = range(100, 102)
+_THUMBNAIL_PIXELS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeSet:
+    """B batches of N samples, one after the other.
+
+    Attributes
+    ----------
+    images : (B * N, C, H, W) float32
+    samples : DataFrame
+        One row per sample: ``batch``, ``dataset_index`` (in the data set's own training images), ``label`` (the one
+        trained with), ``noisy_label`` and ``planted`` (bool).
+    n_batches : int
+        B.
+    """
+
+    images: Tensor
+    samples: pd.DataFrame
+    n_batches: int
+
+    @property
+    def batch_samples(self) -> int:
+        """Samples in a batch (N)."""
+        return len(self.samples) // self.n_batches
+
+
+def draw_probe(data: Splits, settings: config.Probe, *, plant: int, seed: int) -> ProbeSet:
+    """Draw the probe set from the training samples: the same for every checkpoint and filter.
+
+    Parameters
+    ----------
+    data : Splits
+        Data set; its training samples are drawn from.
+    settings : config.Probe
+        Size and number of the batches; fewer batches are drawn where the samples do not suffice.
+    plant : int
+        Samples replaced by uniform noise in the range of the images, to see whether they are found.
+    seed : int
+        Of both draws.
+
+    Raises
+    ------
+    ConfigurationError
+        The training set is smaller than one batch, or the probe set smaller than ``plant``.
+    """
+    n_training = len(data.train)
+    n_batches = min(settings.batches, n_training // settings.samples)
+    if n_batches == 0:
+        raise ConfigurationError(
+            f"probe.samples={settings.samples}: the training set has {n_training} samples; expected at most as many"
+        )
+    n_samples = n_batches * settings.samples
+    if plant > n_samples:
+        raise ConfigurationError(f"demo.plant={plant}: the probe set has {n_samples} samples; expected at most as many")
+
+    chosen = np.random.default_rng([seed, _DRAW]).permutation(n_training)[:n_samples]
+    images = data.train.images[torch.from_numpy(chosen)].clone()
+    noise = np.random.default_rng([seed, _PLANT])
+    planted = noise.permutation(n_samples)[:plant]
+    low, high = float(images.min()), float(images.max())
+    drawn = noise.uniform(low, high, size=(plant, *images.shape[1:])).astype(np.float32)
+    images[torch.from_numpy(planted)] = torch.from_numpy(drawn)
+
+    samples = pd.DataFrame(
+        {
+            "batch": np.arange(n_samples) // settings.samples,
+            "dataset_index": data.train_indices.numpy()[chosen],
+            "label": data.train.labels.numpy()[chosen],
+            "noisy_label": np.isin(chosen, data.noisy.numpy()),
+            "planted": np.isin(np.arange(n_samples), planted),
+        }
+    )
+    return ProbeSet(images, samples, n_batches)
+
+
+def thumbnails(images: Tensor) -> np.ndarray:
+    """Render images for the eye.
+
+    Parameters
+    ----------
+    images : (S, C, H, W) float
+        Any range; the range of the whole set is stretched over black to white.
+
+    Returns
+    -------
+    (S, h, w) uint8, or (S, h, w, 3) where C = 3
+        At most 64 pixels wide and high; of other numbers of channels the mean is shown.
+    """
+    images = images.float()
+    scale = _THUMBNAIL_PIXELS / max(images.shape[2:])
+    if scale < 1:
+        images = torch.nn.functional.interpolate(images, scale_factor=scale, mode="area")
+    if images.shape[1] != 3:
+        images = images.mean(dim=1, keepdim=True)
+    low, high = images.min(), images.max()
+    grey = ((images - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
+    return grey.permute(0, 2, 3, 1).squeeze(-1).numpy() if images.shape[1] == 1 else grey.permute(0, 2, 3, 1).numpy()

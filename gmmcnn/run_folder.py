@@ -1,0 +1,208 @@
+"""One run folder: what it holds by name, and what is needed to work in it, loaded when first asked for."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from gmmcnn import config, data, models
+from gmmcnn.errors import ConfigurationError
+from gmmcnn.probe import ProbeSet, draw_probe
+from gmmcnn.training import checkpoint_path
+
+_VERSIONS = ("gmmcnn", "torch", "numpy", "numba", "scikit-learn", "zarr")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights to be analysed, and the folder of what is found with them."""
+
+    name: str
+    """``epoch-0030``, ``best``, ``given`` or ``imported``."""
+    epoch: int | None
+    weights: Path | None
+    """State dict; None for feature maps that came from elsewhere."""
+    folder: Path
+
+    @property
+    def maps(self) -> Path:
+        """Store of the feature maps."""
+        return self.folder / "maps.zarr"
+
+    @property
+    def fits(self) -> Path:
+        """Folder of the fits."""
+        return self.folder / "fits"
+
+    @property
+    def taps(self) -> Path:
+        """What was tapped, and what not: kept where the maps are not."""
+        return self.folder / "taps.json"
+
+
+class Run:
+    """A run folder and its settings; data, model and probe set are loaded when first asked for."""
+
+    def __init__(self, settings: config.Settings, folder: Path) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.timings: dict[str, float] = {}
+
+    @cached_property
+    def data(self) -> data.Splits:
+        """Training and validation images."""
+        return data.load(self.settings.data, self.settings.seed)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network, with its initial weights."""
+        return models.build(
+            self.settings.model,
+            in_channels=self.data.in_channels,
+            image_size=self.data.image_size,
+            n_classes=self.data.n_classes,
+            seed=self.settings.seed,
+        )
+
+    @cached_property
+    def probe(self) -> ProbeSet:
+        """The samples whose feature maps are clustered."""
+        return draw_probe(self.data, self.settings.probe, plant=self.settings.demo.plant, seed=self.settings.seed)
+
+    def load_weights(self, checkpoint: Checkpoint) -> nn.Module:
+        """Give the network a checkpoint's weights."""
+        assert checkpoint.weights is not None
+        models.load_checkpoint(self.model, checkpoint.weights)
+        return self.model
+
+    @property
+    def title(self) -> str:
+        """The network and the data, as a heading."""
+        if self.settings.extract.source:
+            return f"feature maps of {Path(self.settings.extract.source).name}"
+        noise = f" with {self.settings.data.label_noise:.0%} wrong labels" if self.settings.data.label_noise else ""
+        return f"{self.settings.model.name} on {self.settings.data.name}{noise}"
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """What there is to analyse, by epoch; the last one is the network as it is now.
+
+        Raises
+        ------
+        ConfigurationError
+            The folder has no finished training.
+        """
+        if self.settings.extract.source:
+            return [self._checkpoint("imported", None, None)]
+        if self.settings.model.checkpoint:
+            return [self._checkpoint("given", None, Path(self.settings.model.checkpoint))]
+        weights = self.folder / "checkpoints"
+        kept = self.settings.train.kept_epochs
+        for epoch in kept:
+            if not checkpoint_path(weights, epoch).exists():
+                raise ConfigurationError(
+                    f"{checkpoint_path(weights, epoch)} is missing; train first: gmmcnn task=train run={self.folder}"
+                )
+        found = [self._checkpoint(f"epoch-{e:04d}", e, checkpoint_path(weights, e)) for e in kept]
+        metrics = self.training_metrics
+        best = int(metrics["epoch"][metrics["validation_loss"].idxmin()])
+        if best not in kept:
+            found.append(self._checkpoint("best", best, weights / "best.pt"))
+        return sorted(found, key=lambda checkpoint: checkpoint.epoch or 0)
+
+    @property
+    def training_metrics(self) -> pd.DataFrame:
+        """Losses and accuracies by epoch."""
+        return pd.read_csv(self.folder / "checkpoints" / "metrics.csv")
+
+    def _checkpoint(self, name: str, epoch: int | None, weights: Path | None) -> Checkpoint:
+        return Checkpoint(name, epoch, weights, self.folder / "activations" / name)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds that the block takes to the stage's timing."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Write ``config.yaml`` and ``run.json``; it says if the work is running, done, failed or interrupted."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(self.settings), self.folder / "config.yaml")
+        record: dict[str, Any] = {
+            "status": "running",
+            "task": self.settings.task,
+            "seed": self.settings.seed,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {name: version(name) for name in _VERSIONS} | {"python": platform.python_version()},
+            "machine": {
+                "processor": platform.machine(),
+                "cores": os.cpu_count(),
+                "torch_threads": torch.get_num_threads(),
+            },
+            "git_commit": _git_commit(),
+        }
+        self._write_record(record)
+        start = time.perf_counter()
+        try:
+            yield
+        except BaseException as error:
+            record |= {"status": "failed" if isinstance(error, Exception) else "interrupted", "error": str(error)}
+            raise
+        else:
+            record["status"] = "done"
+        finally:
+            seconds = {**self.timings, "total": time.perf_counter() - start}
+            record["seconds"] = {stage: round(value, 3) for stage, value in seconds.items()}
+            self._write_record(record)
+
+    def _write_record(self, record: dict[str, Any]) -> None:
+        write_aside(self.folder / "run.json", json.dumps(record, indent=1) + "\n")
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a text file so that at ``path`` there is the old content or the new, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _git_commit() -> str | None:
+    """Commit checked out in the working folder, None where there is none."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    done = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def settings_as_facts(settings: config.Settings) -> dict[str, str]:
+    """Settings that a reader of the report asks for."""
+    train = settings.train
+    facts = {"Seed": str(settings.seed), "Engine": settings.engine.name, "Feature maps": settings.extract.tap}
+    if not (settings.model.checkpoint or settings.extract.source):
+        facts["Training"] = (
+            f"{train.epochs} epochs of {train.optimizer}, "
+            f"learning rate {train.learning_rate:g}, batches of {train.batch_size}"
+        )
+    gmm = {key: value for key, value in asdict(settings.gmm).items() if key not in ("k_min", "k_max")}
+    facts["Mixtures"] = ", ".join(f"{key} {value:g}" for key, value in gmm.items())
+    return facts | {name: version(name) for name in ("gmmcnn", "torch")}
