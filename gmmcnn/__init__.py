@@ -1,1 +1,41 @@
-"""Cluster every filter of a convolutional network and find the anomalous ones."""
+"""Cluster every filter of a convolutional network, find the anomalous ones, and test what they have to do with overfitting.
+
+The public names load on first use, so that ``import gmmcnn`` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gmmcnn.analysis import Analysis as Analysis
+    from gmmcnn.analysis import load as load
+    from gmmcnn.api import analyze as analyze
+    from gmmcnn.errors import GmmcnnError as GmmcnnError
+    from gmmcnn.mixture.sweep import GaussianMixtureSweep as GaussianMixtureSweep
+    from gmmcnn.pca import PCAResult as PCAResult
+    from gmmcnn.pca import pca as pca
+    from gmmcnn.pruning import masked as masked
+
+_HOMES = {
+    "Analysis": "analysis",
+    "GaussianMixtureSweep": "mixture.sweep",
+    "GmmcnnError": "errors",
+    "PCAResult": "pca",
+    "analyze": "api",
+    "load": "analysis",
+    "masked": "pruning",
+    "pca": "pca",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gmmcnn' has no attribute {name!r}")
+    value = getattr(import_module(f"gmmcnn.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -9,8 +9,7 @@ import os
 import sys
 import traceback
 import uuid
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -24,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gmmcnn.config import Settings
 from gmmcnn.errors import ConfigurationError, GmmcnnError
+from gmmcnn.names import did_you_mean
 
 CONFIG_MODULE = "gmmcnn.conf"
 _FREE_FORM = ("data.kwargs.", "model.kwargs.")
@@ -138,20 +138,15 @@ def _check_name(override: str, known: set[str]) -> None:
     except HydraException:
         raise ConfigurationError(f"{override!r} is not key=value") from None
     if key not in known and not key.startswith(("hydra", *_FREE_FORM)):
-        raise ConfigurationError(f"{key}: no such setting{_did_you_mean(key, known)} (gmmcnn --cfg job shows all)")
+        raise ConfigurationError(f"{key}: no such setting{did_you_mean(key, known)} (gmmcnn --cfg job shows all)")
 
 
 def _no_such_option(error: MissingConfigException) -> ConfigurationError:
     if not error.options or "/" not in (error.missing_cfg_file or ""):
         return ConfigurationError(_one_line(error))
     group, option = str(error.missing_cfg_file).rsplit("/", 1)
-    hint = _did_you_mean(option, error.options)
+    hint = did_you_mean(option, error.options)
     return ConfigurationError(f"{group}={option}: expected one of {', '.join(error.options)}{hint}")
-
-
-def _did_you_mean(name: str, valid: Iterable[str]) -> str:
-    nearest = get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _normalise(argument: str) -> str:

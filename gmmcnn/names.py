@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gmmcnn.errors import ConfigurationError
+from gmmcnn.errors import ConfigurationError, one_line
 
 
 def is_dotted(name: str) -> bool:
@@ -16,14 +16,17 @@ def is_dotted(name: str) -> bool:
     return "." in name or ":" in name
 
 
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """End of a message about a misspelt name: ``"; did you mean k_max?"``, empty where nothing valid is near."""
+    nearest = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
 def unknown(key: str, name: str, choices: Iterable[str]) -> ConfigurationError:
     """Error for a misspelt name, with the nearest valid one first."""
     choices = sorted(choices)
-    nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}? " if nearest else ""
-    return ConfigurationError(
-        f"{key}={name}: {hint}expected {', '.join(choices)}, or a dotted name package.module:Class"
-    )
+    valid = f"{', '.join(choices)}, or a dotted name package.module:Class"
+    return ConfigurationError(f"{key}={name}: expected {valid}{did_you_mean(name, choices)}")
 
 
 def import_dotted(key: str, name: str) -> Callable[..., Any]:
@@ -43,15 +46,13 @@ def import_dotted(key: str, name: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module raises while it is imported
-        reason = " ".join(str(error).split())
         raise ConfigurationError(
-            f"{key}={name}: cannot import {module_name!r} ({reason}); install it, or run where it can be imported"
+            f"{key}={name}: cannot import {module_name!r} ({one_line(error)}); install it, or run where it can be imported"
         ) from error
     found = getattr(module, attribute, None)
     if not callable(found):
         attributes = [a for a in dir(module) if not a.startswith("_") and callable(getattr(module, a))]
-        nearest = difflib.get_close_matches(attribute, attributes, n=1)
-        hint = f"; did you mean {module_name}:{nearest[0]}?" if nearest else ""
+        hint = did_you_mean(attribute, attributes)
         raise ConfigurationError(f"{key}={name}: {module_name!r} has no class or function {attribute!r}{hint}")
     return found
 

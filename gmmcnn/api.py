@@ -1,0 +1,142 @@
+"""One call from Python: a trained network and some images in, tables out."""
+
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from gmmcnn import config, fitting
+from gmmcnn.analysis import Analysis
+from gmmcnn.errors import ConfigurationError
+from gmmcnn.featuremaps.capture import find_taps
+from gmmcnn.featuremaps.stream import extract
+from gmmcnn.names import did_you_mean
+from gmmcnn.probe import thumbnails
+from gmmcnn.progress import progress
+
+_SECTIONS = ("probe", "extract", "pca", "gmm", "screen")
+_RENAMED = {"random_state": "seed", "engine": "engine.name", "threads": "engine.threads"}
+
+
+def analyze(
+    model: nn.Module,
+    images: Tensor | NDArray | Dataset | DataLoader,
+    labels: ArrayLike | None = None,
+    *,
+    layers: list[str] | None = None,
+    **settings: Any,
+) -> Analysis:
+    """Cluster the feature maps of every filter of a network, and find the anomalous filters.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network with Conv2d layers; comes back exactly as it was.
+    images : (N, C, H, W) float Tensor or ndarray, Dataset or DataLoader
+        Samples that the network was trained on, scaled as in training. All of them are clustered together unless
+        ``samples`` splits them into batches. Of tuples, the first element is the image and the second the label.
+    labels : (N,) int, optional
+        Class of each sample.
+    layers : list of str, optional
+        Dotted names of the Conv2d layers to analyse; None takes all.
+    **settings
+        Settings by their names in :mod:`gmmcnn.config`, as ``k_max=8``, ``n_init=20``, ``small_cluster=3``,
+        ``dims=3``, ``tap="pre_activation"``, ``samples=200``, ``random_state=1``, ``engine="cpu"``.
+
+    Returns
+    -------
+    Analysis
+
+    Raises
+    ------
+    ConfigurationError
+        A setting is unknown or impossible.
+    CaptureError
+        No feature map can be taken, or maps hold NaN or infinite values.
+
+    Examples
+    --------
+    >>> analysis = gmmcnn.analyze(model, images, labels)       # doctest: +SKIP
+    >>> analysis.filters.query("anomalous")                    # doctest: +SKIP
+    >>> analysis.to_html("report.html")                        # doctest: +SKIP
+    """
+    pixels, known_labels = _as_tensors(images, labels)
+    chosen = _settings(settings, n_samples=len(pixels))
+    n_batches = len(pixels) // chosen.probe.samples
+    pixels = pixels[: n_batches * chosen.probe.samples]
+    taps = find_taps(model, pixels[:1], tap=chosen.extract.tap, layers=layers)
+    with tempfile.TemporaryDirectory(prefix="gmmcnn-") as scratch:
+        with progress("feature maps", len(pixels), "samples") as advance:
+            store = extract(
+                model,
+                pixels,
+                Path(scratch) / "maps.zarr",
+                tap=chosen.extract.tap,
+                layers=layers,
+                dtype=chosen.extract.dtype,
+                batch_samples=chosen.extract.batch_samples,
+                block_samples=chosen.probe.samples,
+                advance=advance,
+            )
+        with progress("fits", sum(tap.n_filters for tap in taps.analysed), "filters") as advance:
+            fits = fitting.fit_store(
+                store, Path(scratch) / "fits", batch_samples=chosen.probe.samples, settings=chosen, advance=advance
+            )
+    batch = np.repeat(np.arange(n_batches), chosen.probe.samples)
+    return Analysis(
+        fits=fits,
+        samples=pd.DataFrame({"batch": batch, "label": pd.NA if known_labels is None else known_labels[: len(batch)]}),
+        thumbnails=thumbnails(pixels),
+        settings=chosen.screen,
+        skipped=tuple((layer.layer, layer.reason) for layer in taps.skipped),
+        name=type(model).__name__,
+    )
+
+
+def _as_tensors(
+    images: Tensor | NDArray | Dataset | DataLoader, labels: ArrayLike | None
+) -> tuple[Tensor, NDArray | None]:
+    """Images as one tensor, and their labels where they are known."""
+    if isinstance(images, DataLoader):
+        images = images.dataset
+    if isinstance(images, Dataset):
+        items = [images[index] for index in range(len(images))]  # type: ignore[arg-type]
+        paired = bool(items) and isinstance(items[0], tuple | list)
+        pixels = default_collate([item[0] if paired else item for item in items])
+        if labels is None and paired and len(items[0]) > 1:
+            labels = [int(item[1]) for item in items]
+    else:
+        pixels = torch.as_tensor(images)
+    if pixels.ndim != 4 or len(pixels) == 0:
+        raise ConfigurationError(f"images have shape {tuple(pixels.shape)}; expected (N, C, H, W) with N >= 1")
+    if labels is None:
+        return pixels, None
+    known = np.asarray(labels)
+    if known.shape != (len(pixels),):
+        raise ConfigurationError(f"labels have shape {known.shape}; expected ({len(pixels)},), one for each image")
+    return pixels, known
+
+
+def _settings(given: dict[str, Any], *, n_samples: int) -> config.Settings:
+    """Settings from their short names; without ``samples`` there is one batch of all samples."""
+    sections = {name: config.GROUPS[name] for name in _SECTIONS}
+    places = {f.name: f"{section}.{f.name}" for section, kind in sections.items() for f in fields(kind)} | _RENAMED
+    values: dict[str, dict[str, Any]] = {section: {} for section in (*sections, "engine", "")}
+    for name, value in ({"samples": n_samples} | given).items():
+        if name not in places:
+            raise ConfigurationError(f"{name}: no such setting{did_you_mean(name, places)}")
+        section, _, key = places[name].rpartition(".")
+        values[section][key] = value
+    built = {section: config.GROUPS[section](**values[section]) for section in (*sections, "engine")}
+    if built["probe"].samples > n_samples:
+        raise ConfigurationError(
+            f"samples={built['probe'].samples}: there are {n_samples} images; expected at most those"
+        )
+    return config.Settings(**built, **values[""])
