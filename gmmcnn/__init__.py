@@ -1,4 +1,4 @@
-"""Cluster every filter of a convolutional network, find the anomalous ones, and test what they have to do with overfitting.
+"""Cluster every filter of a convolutional network, find the anomalous ones, and test what they mean for overfitting.
 
 The public names load on first use, so that ``import gmmcnn`` costs next to nothing.
 """

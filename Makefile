@@ -1,0 +1,54 @@
+# Every target builds the .venv it needs, from nothing. PYTHON picks the interpreter (3.11 to 3.13).
+# On a machine with an NVIDIA driver the newest torch that pip finds is installed, elsewhere TORCH, a version known to work.
+# Where a plain torch brings gigabytes of CUDA libraries that nobody will use, point pip at PyTorch's CPU wheels:
+#     make demo PIP_ARGS="--index-url <the CPU index that pytorch.org's installer names> --extra-index-url <your usual index>"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-quick lint bench clean
+
+help: ## Show the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: .venv/run ## Train on digits with four noise images planted, find them, write a report. ARGS="demo.plant=0" leaves them out.
+	$(BIN)/gmmcnn demo=digits $(ARGS)
+
+test: .venv/dev ## Run all tests.
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered -q $(ARGS)
+
+test-quick: .venv/dev ## Run the tests that take less than ten seconds each.
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+lint: .venv/dev ## Check format, style and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/dev ## Time the engine beside its rivals.
+	$(BIN)/python -m benchmarks.bench_sweep $(ARGS)
+	$(BIN)/python -m benchmarks.bench_pca $(ARGS)
+
+clean: ## Remove the environment and what tools left behind.
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+
+.venv/torch:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "gmmcnn needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then $(PIP) install $(PIP_ARGS) torch; \
+		else $(PIP) install $(PIP_ARGS) "$(TORCH)"; fi
+	touch $@
+
+.venv/run: .venv/torch pyproject.toml
+	$(PIP) install $(PIP_ARGS) -e .
+	touch $@
+
+.venv/dev: .venv/torch pyproject.toml
+	$(PIP) install $(PIP_ARGS) -e ".[dev]"
+	touch $@
+	touch .venv/run
