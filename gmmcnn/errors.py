@@ -47,3 +47,8 @@ class EngineError(GmmcnnError, RuntimeError):
 
 class ConvergenceWarning(UserWarning):
     """A fit stopped at its iteration cap; its result carries ``converged_ = False``."""
+
+
+def one_line(error: BaseException) -> str:
+    """Message of an error from elsewhere, without line breaks, to stand in one of ours."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -47,7 +47,8 @@ def import_dotted(key: str, name: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module raises while it is imported
         raise ConfigurationError(
-            f"{key}={name}: cannot import {module_name!r} ({one_line(error)}); install it, or run where it can be imported"
+            f"{key}={name}: cannot import {module_name!r} ({one_line(error)}); "
+            "install it, or run where it can be imported"
         ) from error
     found = getattr(module, attribute, None)
     if not callable(found):

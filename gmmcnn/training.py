@@ -99,12 +99,20 @@ def train(
         The loss became NaN or infinite, or the folder holds a training from other settings, data or initial weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with _modes_restored(model):
+        rows = _train(model, data, settings, folder, seed, advance or (lambda n=1, /: None))
+    return TrainingResult(folder, settings.kept_epochs, _write_metrics(folder, rows))
+
+
+def _train(
+    model: nn.Module, data: Splits, settings: config.Train, folder: Path, seed: int, advance: Advance
+) -> list[dict[str, float]]:
+    """Train the epochs that the folder does not hold yet; return the metrics of all."""
     optimizer = _optimizer(model, settings)
     identity = _identity(model, data, settings, seed)
     rows = _resume(folder, model, optimizer, identity)
-    if advance and rows:
+    if rows:
         advance(len(rows))
-
     for epoch in range(len(rows) + 1, settings.epochs + 1):
         _train_epoch(model, optimizer, data.train, settings.batch_size, seed, epoch)
         rows.append(_measure(model, data, epoch))
@@ -117,16 +125,14 @@ def train(
             {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows, "identity": identity},
         )
         _write_metrics(folder, rows)
-        if advance:
-            advance(1)
-    return TrainingResult(folder, settings.kept_epochs, _write_metrics(folder, rows))
+        advance(1)
+    return rows
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode inside the block; every submodule gets its own mode back after it."""
+def _modes_restored(model: nn.Module) -> Iterator[None]:
+    """Give every submodule its own training or eval mode back after the block."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
         yield
     finally:
@@ -155,7 +161,8 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: in
     """
     device = _device(model)
     loss, n_right = 0.0, 0
-    with eval_mode(model), torch.no_grad():
+    with _modes_restored(model), torch.no_grad():
+        model.eval()
         for batch, expected in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             logits, expected = model(batch.to(device)), expected.to(device)
             loss += float(F.cross_entropy(logits, expected, reduction="none").double().sum())

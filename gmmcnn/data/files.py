@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
-from gmmcnn.errors import DataNotFoundError
+from gmmcnn.errors import DataNotFoundError, one_line
 
 
 def cache_folder() -> Path:
@@ -46,7 +46,6 @@ def download(name: str, root: Path, fetch: Callable[[ModuleType], object], remed
     try:
         fetch(datasets)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         raise DataNotFoundError(
-            f"{name}: no files in {root}, and their download failed ({reason}); {remedy}"
+            f"{name}: no files in {root}, and their download failed ({one_line(error)}); {remedy}"
         ) from error

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 
 from gmmcnn import config
 from gmmcnn.data.splits import Images, Source
-from gmmcnn.errors import DataError
+from gmmcnn.errors import DataError, one_line
 from gmmcnn.names import accepts, check_arguments, import_dotted
 
 
@@ -83,9 +83,7 @@ def _open(name: str, factory: Any, kwargs: dict[str, Any], seed: int) -> MapStyl
     try:
         dataset = factory(**kwargs)
     except Exception as error:  # whatever the user's class raises
-        raise DataError(
-            f"{name}: cannot be opened with {kwargs} ({' '.join(str(error).split())}); see data.kwargs"
-        ) from error
+        raise DataError(f"{name}: cannot be opened with {kwargs} ({one_line(error)}); see data.kwargs") from error
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DataError(f"{name}: a {type(dataset).__name__} has no length or index; expected a map-style data set")
     if not len(dataset):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gmmcnn import config
-from gmmcnn.errors import ModelError
+from gmmcnn.errors import ModelError, one_line
 from gmmcnn.models.plain import AlexNet, LeNet5, SimpleCNN
 from gmmcnn.models.resnet import resnet8, resnet20
 from gmmcnn.names import check_arguments, import_dotted, is_dotted, unknown
@@ -84,8 +84,7 @@ def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.
     try:
         model = factory(**kwargs)
     except Exception as error:  # whatever the user's class raises
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{name}: cannot be built with {kwargs} ({reason}); see model.kwargs") from error
+        raise ModelError(f"{name}: cannot be built with {kwargs} ({one_line(error)}); see model.kwargs") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name}: returned a {type(model).__name__}; expected a torch.nn.Module")
     return model
@@ -98,8 +97,9 @@ def _try(name: str, model: nn.Module, image_shape: tuple[int, ...], n_classes: i
         with torch.no_grad():
             logits = model(torch.zeros(2, *image_shape))
     except Exception as error:  # whatever the user's forward raises
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{name}: fails on images of shape {image_shape} ({reason}); see model.kwargs") from error
+        raise ModelError(
+            f"{name}: fails on images of shape {image_shape} ({one_line(error)}); see model.kwargs"
+        ) from error
     finally:
         model.train()
     shape = tuple(getattr(logits, "shape", ()))

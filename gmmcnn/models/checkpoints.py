@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gmmcnn.errors import ModelError
+from gmmcnn.errors import ModelError, one_line
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
@@ -41,8 +41,7 @@ def _read(path: Path) -> object:
             f"{path}: damaged, or holds more than tensors, which is not loaded; save model.state_dict() alone"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{path}: not a readable checkpoint ({reason}); write it again") from error
+        raise ModelError(f"{path}: not a readable checkpoint ({one_line(error)}); write it again") from error
 
 
 def _unwrapped(content: object, path: Path | str) -> dict[str, Tensor]:
