@@ -14,6 +14,7 @@ as the maps of the convolution with the longer chain of convolutions behind it, 
 
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gmmcnn.errors import CaptureError
+from gmmcnn.errors import CaptureError, one_line
 from gmmcnn.featuremaps.taps import Skipped, Tap, Taps
 
 TAPS = ("post_activation", "pre_activation")
@@ -90,8 +91,8 @@ def find_taps(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        problem = str(error).strip().splitlines()[0]
-        raise CaptureError(f"the model does not run on images of shape {tuple(example.shape)}: {problem}") from error
+        shape = tuple(example.shape)
+        raise CaptureError(f"the model does not run on images of shape {shape}: {one_line(error)}") from error
     reasons = {layer: reason for layer in wanted if (reason := tracer.reason_to_skip(layer, found))}
     return Taps(
         tap=tap,
@@ -155,7 +156,7 @@ def require_finite(layer: str, maps: Tensor, sample_offset: int = 0) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``, where hooks would not fire."""
+    """The module inside ``torch.compile`` or ``DataParallel`` wrappers, on which hooks would not fire."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -179,14 +180,21 @@ def model_input(model: nn.Module, images: Tensor) -> Tensor:
     return images if parameter is None else images.to(parameter.device, parameter.dtype)
 
 
-def _convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
-    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+def _convolutions(model: nn.Module) -> dict[str, nn.Module]:
+    found = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d) or _scripted(module)
+    }
     if not found:
         raise CaptureError(f"{type(model).__name__} has no Conv2d layer, so there are no feature maps to analyse")
     return found
 
 
-def _wanted(convolutions: dict[str, nn.Conv2d], layers: Iterable[str] | None) -> list[str]:
+def _scripted(module: nn.Module) -> bool:
+    """Whether this is a Conv2d inside a scripted module: it can be listed, but no hook of it fires."""
+    return isinstance(module, torch.jit.ScriptModule) and module.original_name == "Conv2d"
+
+
+def _wanted(convolutions: dict[str, nn.Module], layers: Iterable[str] | None) -> list[str]:
     """Names asked for, in the model's order; a string would be taken letter by letter, so it counts as one name."""
     names = set(convolutions) if layers is None else {layers} if isinstance(layers, str) else set(layers)
     for unknown in sorted(names - convolutions.keys()):
@@ -260,7 +268,7 @@ class _Tracer(TorchFunctionMode):
     def reason_to_skip(self, layer: str, found: dict[str, Tap]) -> str | None:
         """Why a layer cannot be analysed after this forward pass, None if it can."""
         if self.calls[layer] == 0:
-            return "is never called in a forward pass"
+            return "is never called as a module in a forward pass, or is scripted"
         if self.calls[layer] > 1:
             return (
                 f"is called {self.calls[layer]} times in one forward pass, so a sample has no single map of each filter"
@@ -387,5 +395,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _eager() -> Iterator[None]:
     """Run compiled submodules uncompiled: in compiled code no hook fires."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
+        yield
+        return
     with torch.compiler.set_stance("force_eager"):
         yield

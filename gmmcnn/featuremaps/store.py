@@ -2,13 +2,14 @@
 
 Schema, version 1::
 
-    PATH/maps/                  Zarr group; its attributes hold format, version, n_samples, block_samples, dtype, layers and
-    attributes PATH/maps/003.layer1.conv1  one array a layer: (C filters, N samples, H, W), float32 or float16
-    PATH/complete/000012.json   one completion record a block of samples: {"block", "samples", "shards": {layer:
-    {"bytes", "crc32"}}}
+    PATH/maps/                  Zarr group; its attributes hold format, version, n_samples, block_samples,
+                                dtype, layers (name, shape, description of each) and the writer's attributes
+    PATH/maps/003.layer1.conv1  one array a layer: (C filters, N samples, H, W), float32 or float16
+    PATH/complete/000012.json   one completion record a block of samples:
+                                {"block", "samples", "shards": {layer: {"bytes", "crc32"}}}
 
 An array's name is the layer's position and its name with unusual characters replaced; the group's ``layers`` lists
-the true names.
+the true names in the same order.
 
 The samples come in blocks of ``block_samples``: what one forward pass makes. **A block of one layer is one shard**
 with all filters, because a shard is what Zarr writes at once and whole; it is **chunked by filter**, because a fit
@@ -22,6 +23,7 @@ block in hand.
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -163,13 +165,13 @@ class ActivationStore:
     @property
     def nbytes(self) -> int:
         """Bytes of all maps, uncompressed."""
-        return self.n_samples * self.dtype.itemsize * sum(int(np.prod(tap.shape)) for tap in self.layers.values())
+        return self.n_samples * self.dtype.itemsize * sum(math.prod(tap.shape) for tap in self.layers.values())
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of all recorded shards on disk."""
         records = (self._record(block) for block in range(self.n_blocks))
-        return sum(shard["bytes"] for record in records for shard in record.get("shards", {}).values())
+        return sum(shard["bytes"] for record in records if record for shard in record["shards"].values())
 
     @property
     def missing_blocks(self) -> list[int]:
@@ -254,7 +256,7 @@ class ActivationStore:
             raise StoreError(
                 f"{self.path}: layer {layer!r}: maps are missing; verify() names the blocks, extract again to resume"
             )
-        return maps.reshape(*maps.shape[:2], -1).astype(np.float32, copy=False)
+        return maps.reshape(*maps.shape[:2], math.prod(maps.shape[2:])).astype(np.float32, copy=False)
 
     def verify(self) -> list[str]:
         """Read every file and compare it with its record.
@@ -309,7 +311,9 @@ class ActivationStore:
         return self.path / "complete" / f"{block:06d}.json"
 
     def _record(self, block: int) -> dict[str, Any]:
-        return _read_json(self._record_path(block))
+        """Completion record of a block, empty if there is none."""
+        record = _read_json(self._record_path(block))
+        return record if isinstance(record.get("shards"), dict) else {}
 
     def _orphans(self) -> list[Path]:
         return sorted(self.path.rglob("*.partial"))
