@@ -1,0 +1,241 @@
+"""From the report's content to what its template and scripts need; pure functions."""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from gmmcnn.report.content import ClusterPlot, ReportContent
+
+MOST_PLOTS = 40
+MOST_OUTLIERS = 400
+"""Outlier samples in the gallery; ``outliers.csv`` holds all of them."""
+SIGNIFICANCE = 0.05
+"""Of the one-sided rank test against random masks."""
+FILTER_COLUMNS = [
+    "layer",
+    "filter",
+    "status",
+    "flag_frequency",
+    "n_components",
+    "calinski_harabasz",
+    "smallest_cluster",
+    "n_small_clusters",
+    "mean_activation",
+    "unbalanced",
+    "separated",
+    "active",
+    "anomalous",
+    "reason",
+]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """``digits`` significant digits with thousands separated, a dash for what is missing."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    if not 1e-3 <= abs(value) < 1e7:
+        return f"{value:.{digits - 1}e}".replace("-", "−")
+    decimals = max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] in percent with one decimal."""
+    return "–" if share is None or not np.isfinite(share) else f"{100 * share:.1f} %"
+
+
+def points_of_percent(difference: float) -> str:
+    """A difference of shares, signed, in percentage points."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")  # + 0.0: no negative zero
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 filter``, ``1,200 filters``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def finite(values: ArrayLike) -> list[float | None]:
+    """Numbers for JSON: five significant digits, None for NaN and infinities."""
+    return [float(f"{v:.5g}") if np.isfinite(v) else None for v in np.asarray(values, dtype=float).tolist()]
+
+
+def columns(frame: pd.DataFrame, names: list[str]) -> dict[str, list[Any]]:
+    """The named columns that ``frame`` has, ready for JSON."""
+    return {name: _plain(frame[name]) for name in names if name in frame}
+
+
+def _plain(column: pd.Series) -> list[Any]:
+    if pd.api.types.is_float_dtype(column):
+        return finite(column)
+    return [None if pd.isna(value) else value for value in column.tolist()]
+
+
+def tiles(content: ReportContent) -> list[tuple[str, str, str]]:
+    """Key figures: value, what it is, a remark."""
+    filters = content.filters
+    n_anomalous, n_live = int(filters["anomalous"].sum()), int((filters["status"] == "ok").sum())
+    n_out = len(filters) - n_live
+    shown = [
+        (f"{n_anomalous:,}", "anomaly filters", f"of {plural(n_live, 'live filter')}"),
+        (f"{len(content.outliers):,}", "outlier samples", "singled out by flagged filters"),
+        (f"{n_out:,}", "filters left out", "dead, near-dead or too few distinct maps"),
+    ]
+    if content.metrics is not None and len(content.metrics):
+        last = content.metrics.iloc[-1]
+        train, validation = last.get("train_accuracy"), last.get("validation_accuracy")
+        epoch = f"training {percent(train)}, epoch {int(last['epoch'])}"
+        shown.append((percent(validation), "validation accuracy", epoch))
+    return shown
+
+
+def layers(filters: pd.DataFrame) -> list[dict[str, Any]]:
+    """Filters of each layer by kind, in the order of the network."""
+    rows = []
+    for layer, group in filters.groupby("layer", sort=False):
+        anomalous, live = int(group["anomalous"].sum()), int((group["status"] == "ok").sum())
+        rows.append({"layer": layer, "total": len(group), "anomalous": anomalous, "live": live})
+    return rows
+
+
+def training(metrics: pd.DataFrame | None) -> dict[str, Any] | None:
+    """Curves over the epochs in two panels, or None where there are fewer than two epochs."""
+    if metrics is None or len(metrics) < 2:
+        return None
+    accuracy = [
+        ("training", "train_accuracy", "training"),
+        ("validation", "validation_accuracy", "validation"),
+    ]
+    counts = [
+        ("anomaly filters", "anomalous_filters", "anomalous"),
+        ("flagged per batch", "flagged_per_batch", "flagged"),
+    ]
+    panels = [
+        {"title": title, "unit": unit, "lines": _lines(metrics, wanted)}
+        for title, unit, wanted in [("Accuracy", "percent", accuracy), ("Number of filters", "count", counts)]
+    ]
+    return {"epoch": finite(metrics["epoch"]), "panels": [panel for panel in panels if panel["lines"]]}
+
+
+def _lines(metrics: pd.DataFrame, wanted: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "style": style, "values": finite(metrics[column])}
+        for name, column, style in wanted
+        if column in metrics and metrics[column].notna().any()
+    ]
+
+
+def chosen_plots(clusters: list[ClusterPlot], filters: pd.DataFrame) -> list[ClusterPlot]:
+    """At most ``MOST_PLOTS``, most flagged filters first; every filter is seen once before one is seen twice."""
+    if not clusters:
+        return []
+    known = verdicts(filters)
+    table = pd.DataFrame({"layer": [plot.layer for plot in clusters], "filter": [plot.filter for plot in clusters]})
+    of_filter = table.groupby(["layer", "filter"], sort=False)
+    table = table.assign(
+        turn=of_filter.cumcount(),
+        order=of_filter.ngroup(),
+        frequency=[known.get((plot.layer, plot.filter), (False, 0.0))[1] for plot in clusters],
+    )
+    most_flagged = {"frequency": False, "order": True, "turn": True}
+    chosen = table.sort_values(["turn", "frequency"], ascending=[True, False], kind="stable").head(MOST_PLOTS)
+    chosen = chosen.sort_values(list(most_flagged), ascending=list(most_flagged.values()))
+    return [clusters[position] for position in chosen.index]
+
+
+def verdicts(filters: pd.DataFrame) -> dict[tuple[str, int], tuple[bool, float]]:
+    """(layer, filter) → is it anomalous, and its flag frequency."""
+    keys = zip(filters["layer"], filters["filter"], strict=True)
+    return dict(zip(keys, zip(filters["anomalous"], filters["flag_frequency"], strict=True), strict=True))
+
+
+def figure(plot: ClusterPlot, known: dict[tuple[str, int], tuple[bool, float]]) -> dict[str, Any]:
+    """What stands around one scatter: its filter's verdict and the members of its small clusters."""
+    anomalous, frequency = known.get((plot.layer, plot.filter), (False, None))
+    sizes = np.bincount(plot.labels[plot.labels >= 0], minlength=len(plot.small))
+    members = {int(k): plot.samples[plot.labels == k].tolist() for k in np.flatnonzero(plot.small & (sizes > 0))}
+    return {
+        "layer": plot.layer,
+        "filter": plot.filter,
+        "batch": plot.batch,
+        "anomalous": bool(anomalous),
+        "frequency": frequency,
+        "n_samples": len(plot.samples),
+        "n_clusters": int((sizes > 0).sum()),
+        "members": list(members.values()),
+    }
+
+
+def points(plot: ClusterPlot) -> dict[str, Any]:
+    """One scatter for the browser; ``y`` is None where there is one dimension only."""
+    return {
+        "x": finite(plot.scores[:, 0]),
+        "y": finite(plot.scores[:, 1]) if plot.scores.shape[1] > 1 else None,
+        "cluster": plot.labels.tolist(),
+        "sample": plot.samples.tolist(),
+        "small": plot.small.tolist(),
+    }
+
+
+def gallery(outliers: pd.DataFrame) -> list[dict[str, Any]]:
+    """Outlier samples, those singled out by most filters first."""
+    ranked = outliers.sort_values("n_filters", ascending=False, kind="stable").head(MOST_OUTLIERS)
+    return [
+        {
+            "sample": int(row["sample"]),
+            "label": None if pd.isna(row["label"]) else int(row["label"]),
+            "n_filters": int(row["n_filters"]),
+            "filters": row["filters"],
+            "planted": row.get("planted", False) == True,  # noqa: E712 - NaN and None are not True
+            "noisy_label": row.get("noisy_label", False) == True,  # noqa: E712
+        }
+        for row in ranked.to_dict("records")
+    ]
+
+
+def masking(masks: pd.DataFrame | None) -> dict[str, Any] | None:
+    """Change of accuracy under each mask, and what it says; None where no anomaly filters were masked."""
+    if masks is None or not {"none", "anomalous"} <= set(masks["mask"]):
+        return None
+    before, after = (masks[masks["mask"] == mask].iloc[0] for mask in ("none", "anomalous"))
+    random = masks[masks["mask"] == "random"]
+    lanes = [
+        {
+            "name": name,
+            "anomalous": float(after[column] - before[column]),
+            "random": finite(random[column] - before[column]),
+        }
+        for name, column in [("training", "train_accuracy"), ("validation", "validation_accuracy")]
+    ]
+    train, validation = lanes
+    return {
+        "n_filters": int(after["n_filters"]),
+        "lanes": lanes,
+        "before": before.to_dict(),
+        "after": after.to_dict(),
+        "n_random": len(random),
+        "random_median": random.median(numeric_only=True).to_dict() if len(random) else None,
+        "verdict": _verdict(validation["anomalous"], np.asarray(validation["random"], dtype=float)),
+    }
+
+
+def _verdict(change: float, random: NDArray) -> str:
+    """Plain sentences on the validation accuracy; rank of the anomaly mask among the random ones, ties counted against it."""
+    n = len(random)
+    if not n:
+        return "No random masks were tried, so this says nothing about these filters in particular."
+    better = (1 + int((random >= change).sum())) / (n + 1)
+    worse = (1 + int((random <= change).sum())) / (n + 1)
+    spread = f"{points_of_percent(random.min())} to {points_of_percent(random.max())} points"
+    seen = f"{plural(n, 'random mask')} of the same size changed it by {spread}"
+    if 1 / (n + 1) > SIGNIFICANCE:
+        return f"{seen}; too few to tell the difference from chance."
+    if better <= SIGNIFICANCE:
+        return f"{seen}; masking these filters does better than chance explains (rank test, p = {better:.2f})."
+    if worse <= SIGNIFICANCE:
+        return f"{seen}; these filters matter more than random ones (rank test, p = {worse:.2f})."
+    return f"{seen}, so masking these filters does nothing that random masks of this size would not do."
