@@ -21,7 +21,7 @@ from sklearn.base import BaseEstimator
 from gmmcnn.config import ENGINES
 from gmmcnn.constants import MAX_COMPONENTS, MAX_DIMS, MAX_STARTS
 from gmmcnn.errors import CaptureError, ConfigurationError, ConvergenceWarning, EngineError
-from gmmcnn.mixture import reference
+from gmmcnn.mixture import cpu, reference
 from gmmcnn.mixture.problem import STATUSES, MixtureSettings, SweepResult
 
 MixtureEngine = Callable[[Any, NDArray[np.uint64], MixtureSettings, Mapping[int, NDArray]], SweepResult]
@@ -217,7 +217,7 @@ def mixture_engine(name: str) -> MixtureEngine:
         return reference.fit_mixtures
     if name == "cuda" or (name == "auto" and _cuda_answers()):
         return _cuda_engine()
-    return reference.fit_mixtures
+    return cpu.fit_mixtures
 
 
 def _cuda_answers() -> bool:

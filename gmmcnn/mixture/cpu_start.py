@@ -1,0 +1,209 @@
+"""The start of EM on the CPU: Philox, k-means++ and Lloyd, compiled; what :mod:`gmmcnn.mixture.initialise` defines.
+
+Samples lie as in :mod:`gmmcnn.mixture.cpu_em`: d rows of ``stride`` numbers. Labels are floating-point numbers, so
+that they compare lane by lane with nothing converted.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from gmmcnn.constants import LLOYD_MAX_ITER, LLOYD_TOL, PHILOX_KEY_STEPS, PHILOX_MULTIPLIERS, PHILOX_ROUNDS
+from gmmcnn.mixture.vectors import (
+    VECTOR_BYTES, fma, lane_numbers, load, minimum, registers, splat, store, total, where,
+)  # fmt: skip
+
+FOLD_VECTORS = 64
+"""Lanes add up in their own precision over so many vectors, then in float64."""
+
+_WORD = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+_MULTIPLIER_0, _MULTIPLIER_1 = (np.uint64(m) for m in PHILOX_MULTIPLIERS)
+_STEP_0, _STEP_1 = (np.uint64(s) for s in PHILOX_KEY_STEPS)
+
+
+@njit(nogil=True)
+def uniform(seed: Any, key: Any, n_components: Any, start: Any, draw: Any) -> Any:
+    """One draw of :func:`gmmcnn.mixture.random_numbers.uniforms`; ``seed`` and ``key`` are uint64."""
+    c0, c1 = np.uint64(draw // 4), np.uint64(start * 64 + n_components)
+    c2, c3 = seed & _WORD, seed >> _HALF
+    k0, k1 = key & _WORD, key >> _HALF
+    for _ in range(PHILOX_ROUNDS):
+        product0, product1 = _MULTIPLIER_0 * c0, _MULTIPLIER_1 * c2
+        c0, c1 = (product1 >> _HALF) ^ c1 ^ k0, product1 & _WORD
+        c2, c3 = (product0 >> _HALF) ^ c3 ^ k1, product0 & _WORD
+        k0, k1 = (k0 + _STEP_0) & _WORD, (k1 + _STEP_1) & _WORD
+    which = draw % 4
+    word = c0 if which == 0 else c1 if which == 1 else c2 if which == 2 else c3
+    return (np.float64(word) + 0.5) / 4294967296.0
+
+
+@njit(nogil=True)
+def squared_distance(points: Any, stride: Any, dims: Any, at: Any, centre: Any) -> Any:
+    """Squared distances of the samples at ``at`` from the centre whose coordinates are the registers ``centre``."""
+    offset = load(points, at) - centre[0]
+    distance = offset * offset
+    for j in range(1, len(dims)):
+        offset = load(points, at + j * stride) - centre[j]
+        distance = fma(offset, offset, distance)
+    return distance
+
+
+@njit(nogil=True)
+def kmeans_plusplus(
+    points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, seed: Any, key: Any, start: Any,
+    centres: Any, nearest: Any, vector_sums: Any,
+) -> None:  # fmt: skip
+    """Write K samples, far from each other, to ``centres`` (K d).
+
+    ``nearest`` (stride) and ``vector_sums`` (one float64 for each vector) are scratch.
+    """
+    n_dims = len(dims)
+    n_trials = 2 + int(math.log(n_components))
+    chosen = int(uniform(seed, key, n_components, start, 0) * n_samples)
+    for j in range(n_dims):
+        centres[j] = points[j * stride + chosen]
+    potential = move_nearer(points, n_samples, stride, dims, chosen, True, nearest, vector_sums)
+    for c in range(1, n_components):
+        best, best_potential = 0, np.inf
+        for trial in range(n_trials):
+            u = uniform(seed, key, n_components, start, 1 + (c - 1) * n_trials + trial)
+            candidate = draw_sample(n_samples, u, potential, nearest, vector_sums)
+            left = potential_with(points, n_samples, stride, dims, candidate, nearest)
+            if left < best_potential:
+                best, best_potential = candidate, left
+        for j in range(n_dims):
+            centres[c * n_dims + j] = points[j * stride + best]
+        potential = move_nearer(points, n_samples, stride, dims, best, False, nearest, vector_sums)
+
+
+@njit(nogil=True)
+def draw_sample(n_samples: Any, u: Any, potential: Any, nearest: Any, vector_sums: Any) -> Any:
+    """First sample whose cumulative squared distance exceeds ``u * potential``."""
+    n_lanes = VECTOR_BYTES // nearest.itemsize
+    if potential <= 0:
+        return min(int(u * n_samples), n_samples - 1)
+    target, cumulative, v = u * potential, 0.0, 0
+    n_vectors = (n_samples + n_lanes - 1) // n_lanes
+    while v < n_vectors - 1 and cumulative + vector_sums[v] <= target:
+        cumulative += vector_sums[v]
+        v += 1
+    n = v * n_lanes
+    while n < n_samples - 1:
+        cumulative += nearest[n]
+        if cumulative > target:
+            break
+        n += 1
+    return n
+
+
+@njit(nogil=True)
+def move_nearer(
+    points: Any, n_samples: Any, stride: Any, dims: Any, chosen: Any, first: Any, nearest: Any, vector_sums: Any
+) -> Any:
+    """Take a sample as a further centre: update the distances and return their sum."""
+    n_lanes = VECTOR_BYTES // points.itemsize
+    lane = lane_numbers(load(points, 0))
+    zero = splat(points.dtype.type(0))
+    centre = registers(zero)
+    for j in range(len(dims)):
+        centre[j] = splat(points[j * stride + chosen])
+    potential = 0.0
+    for at in range(0, n_samples, n_lanes):
+        distance = squared_distance(points, stride, dims, at, centre)
+        if first:
+            distance = where(lane < splat(points.dtype.type(n_samples - at)), distance, zero)
+        else:
+            distance = minimum(distance, load(nearest, at))
+        store(nearest, at, distance)
+        vector_sums[at // n_lanes] = total(distance)
+        potential += vector_sums[at // n_lanes]
+    return potential
+
+
+@njit(nogil=True)
+def potential_with(points: Any, n_samples: Any, stride: Any, dims: Any, candidate: Any, nearest: Any) -> Any:
+    """Sum of squared distances if the sample ``candidate`` were a further centre."""
+    n_lanes = VECTOR_BYTES // points.itemsize
+    zero = splat(points.dtype.type(0))
+    centre = registers(zero)
+    for j in range(len(dims)):
+        centre[j] = splat(points[j * stride + candidate])
+    potential = 0.0
+    for fold in range(0, n_samples, FOLD_VECTORS * n_lanes):
+        partial = zero
+        for at in range(fold, min(fold + FOLD_VECTORS * n_lanes, n_samples), n_lanes):
+            partial = partial + minimum(squared_distance(points, stride, dims, at, centre), load(nearest, at))
+        potential += total(partial)
+    return potential
+
+
+@njit(nogil=True)
+def lloyd(
+    points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, centres: Any, labels: Any, sums: Any
+) -> None:
+    """Iterate from ``centres`` (K d), which move; write the final labels (stride)."""
+    n_dims = len(dims)
+    for _ in range(LLOYD_MAX_ITER):
+        assign(points, n_samples, stride, dims, n_components, centres, labels)
+        add_up(points, n_samples, stride, dims, n_components, labels, sums)
+        moved = 0.0
+        for k in range(n_components):
+            size = sums[k * (n_dims + 1)]
+            if size > 0:
+                for j in range(n_dims):
+                    centre = centres.dtype.type(sums[k * (n_dims + 1) + 1 + j] / size)
+                    moved += (np.float64(centre) - np.float64(centres[k * n_dims + j])) ** 2
+                    centres[k * n_dims + j] = centre
+        if moved <= LLOYD_TOL:
+            break
+    assign(points, n_samples, stride, dims, n_components, centres, labels)
+
+
+@njit(nogil=True)
+def assign(points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, centres: Any, labels: Any) -> None:
+    """Label every sample with its nearest centre; lanes beyond the last sample get -1."""
+    n_lanes = VECTOR_BYTES // points.itemsize
+    n_dims = len(dims)
+    lane = lane_numbers(load(points, 0))
+    centre = registers(lane)
+    for at in range(0, n_samples, n_lanes):
+        for j in range(n_dims):
+            centre[j] = splat(centres[j])
+        least = squared_distance(points, stride, dims, at, centre)
+        label = splat(points.dtype.type(0))
+        for k in range(1, n_components):
+            for j in range(n_dims):
+                centre[j] = splat(centres[k * n_dims + j])
+            distance = squared_distance(points, stride, dims, at, centre)
+            nearer = distance < least
+            least = where(nearer, distance, least)
+            label = where(nearer, splat(points.dtype.type(k)), label)
+        valid = lane < splat(points.dtype.type(n_samples - at))
+        store(labels, at, where(valid, label, splat(points.dtype.type(-1))))
+
+
+@njit(nogil=True)
+def add_up(points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, labels: Any, sums: Any) -> None:
+    """Write size and sum of samples of every cluster to ``sums`` (K (1 + d)), float64."""
+    n_lanes = VECTOR_BYTES // points.itemsize
+    n_dims = len(dims)
+    zero, one = splat(points.dtype.type(0)), splat(points.dtype.type(1))
+    partial = registers(zero)
+    for i in range(n_components * (n_dims + 1)):
+        sums[i] = 0.0
+    for fold in range(0, n_samples, FOLD_VECTORS * n_lanes):
+        end = min(fold + FOLD_VECTORS * n_lanes, n_samples)
+        for k in range(n_components):
+            number = splat(points.dtype.type(k))
+            for i in range(n_dims + 1):
+                partial[i] = zero
+            for at in range(fold, end, n_lanes):
+                member = load(labels, at) == number
+                partial[0] = where(member, partial[0] + one, partial[0])
+                for j in range(n_dims):
+                    partial[1 + j] = where(member, partial[1 + j] + load(points, at + j * stride), partial[1 + j])
+            for i in range(n_dims + 1):
+                sums[k * (n_dims + 1) + i] += total(partial[i])
