@@ -20,11 +20,16 @@ from numpy.typing import NDArray
 from gmmcnn.constants import CH_MIN_WITHIN, DEAD_RANGE, MIN_VARIANCE
 from gmmcnn.mixture.calinski_harabasz import choose_n_components
 from gmmcnn.mixture.cpu_em import (
-    centre_constants, expect_and_maximise, hard_sums, n_constants, predict, update, work_size,
+    centre_constants,
+    expect_and_maximise,
+    hard_sums,
+    predict,
+    update,
+    work_size,
 )  # fmt: skip
 from gmmcnn.mixture.cpu_start import add_up, kmeans_plusplus, lloyd
 from gmmcnn.mixture.problem import DEAD, OK, TOO_FEW_DISTINCT, UNDEFINED, MixtureSettings, SweepResult
-from gmmcnn.mixture.vectors import VECTOR_BYTES, aligned_empty, lanes
+from gmmcnn.mixture.vectors import aligned_empty, lanes
 
 BLOCKS_PER_THREAD = 32
 MAX_PAIRS_PER_BLOCK = 64

@@ -26,8 +26,23 @@ from numba import njit
 from gmmcnn.constants import MIN_MEMBERSHIP
 from gmmcnn.mixture.cpu_start import FOLD_VECTORS
 from gmmcnn.mixture.vectors import (
-    VECTOR_BYTES, any_lane, exp2, exponent, fma, fnma, lane_numbers, load, mantissa, maximum, product, reciprocal,
-    registers, splat, store, total, where,
+    VECTOR_BYTES,
+    any_lane,
+    exp2,
+    exponent,
+    fma,
+    fnma,
+    lane_numbers,
+    load,
+    mantissa,
+    maximum,
+    product,
+    reciprocal,
+    registers,
+    splat,
+    store,
+    total,
+    where,
 )  # fmt: skip
 
 CACHE_BYTES = 24 * 1024

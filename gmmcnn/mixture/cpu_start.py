@@ -12,7 +12,16 @@ from numba import njit
 
 from gmmcnn.constants import LLOYD_MAX_ITER, LLOYD_TOL, PHILOX_KEY_STEPS, PHILOX_MULTIPLIERS, PHILOX_ROUNDS
 from gmmcnn.mixture.vectors import (
-    VECTOR_BYTES, fma, lane_numbers, load, minimum, registers, splat, store, total, where,
+    VECTOR_BYTES,
+    fma,
+    lane_numbers,
+    load,
+    minimum,
+    registers,
+    splat,
+    store,
+    total,
+    where,
 )  # fmt: skip
 
 FOLD_VECTORS = 64

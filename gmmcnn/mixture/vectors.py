@@ -117,8 +117,7 @@ def _has_avx512(context: Any) -> bool:
     return {"+avx512f", "+avx512dq"} <= features
 
 
-# --- memory
----------------------------------------------------------------------------------------------------------------
+# --- memory ---
 
 
 def _pointer(context: Any, builder: Any, vector: Vector, array_type: Any, array: Any, index: Any) -> Any:
@@ -194,8 +193,7 @@ def _registers_set(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     builder.store(args[2], _register(builder, sig.args[0], *args[:2]), align=VECTOR_BYTES)
 
 
-# --- arithmetic by lane
----------------------------------------------------------------------------------------------------
+# --- arithmetic by lane ---
 
 
 @intrinsic
@@ -308,8 +306,7 @@ def lane_numbers(typingctx: Any, like: Any) -> Any:
     return like(like), codegen
 
 
-# --- over lanes
------------------------------------------------------------------------------------------------------------
+# --- over lanes ---
 
 
 def _reduce(builder: Any, operation: str, start: float, wide: Any) -> Any:
@@ -346,8 +343,7 @@ def product(typingctx: Any, vector: Any) -> Any:
     return types.float64(vector), codegen
 
 
-# --- exponential and logarithm
---------------------------------------------------------------------------------------------
+# --- exponential and logarithm ---
 
 _EXP2_COEFFICIENTS = {
     32: (0.999999925065699, 0.693153073270949, 0.240153616402813, 0.0558263198192342, 0.00898933807493338,
