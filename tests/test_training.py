@@ -1,9 +1,7 @@
 import copy
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from gmmcnn import config
 from gmmcnn.data import Images, Splits
 from gmmcnn.errors import TrainingError
-from gmmcnn.models import build, load_checkpoint
+from gmmcnn.models import BUILT_IN, build, load_checkpoint
 from gmmcnn.training import METRICS, TrainingResult, evaluate, train
 
 QUICK = config.Train(epochs=3, batch_size=32)
@@ -95,6 +93,17 @@ def test_digits_are_learned(digits_training: TrainingResult) -> None:
     last = digits_training.metrics.iloc[-1]
     assert last["validation_accuracy"] > 0.9
     assert last["train_loss"] < 0.5 * digits_training.metrics["train_loss"].iloc[0]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_network_learns(few_digits: Splits, tmp_path: Path, name: str) -> None:
+    shape = {"in_channels": 1, "image_size": (8, 8), "n_classes": 10}
+    model = build(config.Model(name=name), **shape, seed=0)  # type: ignore[arg-type]
+    chance, _ = evaluate(model, few_digits.train.images, few_digits.train.labels)
+
+    result = train(model, few_digits, config.Train(epochs=4, batch_size=16), tmp_path, seed=0)
+
+    assert result.metrics["train_loss"].iloc[-1] < 0.8 * chance
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -264,62 +273,87 @@ def test_evaluate_restores_the_mode_after_an_error(digits_cnn: nn.Module) -> Non
     assert digits_cnn.training
 
 
-# Killing. A driver process imports torch once and forks a process for each training, which dies of SIGKILL at the n-th
-# file that it is about to rename; a second one goes on.
-
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # threads of tiny networks only wait for each other
+# Killing. A driver imports torch once and forks a process for each training. Some die of SIGKILL at the n-th file that
+# they are about to rename, one by the hand of the driver at whatever it is doing then; another process goes on in the
+# same folder.
 
 DRIVER = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 import torch
 from torch import nn
 from gmmcnn import config, data, training
 torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports the rest of torch, once for all the processes
 
-def model():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(216, 10)
-        )
+N_EPOCHS, N_MANY_EPOCHS = 3, 60
 
-def run(folder, kill_at=None, epochs=3):
-    calls, replace = 0, Path.replace
+def run(folder, n_epochs, kill_at=None):
+    n_renamed, replace = 0, Path.replace
     def counted(path, target):
-        nonlocal calls
-        calls += 1
-        if calls == kill_at:
+        nonlocal n_renamed
+        n_renamed += 1
+        if n_renamed == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return replace(path, target)
     Path.replace = counted
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(216, 10)
+    )
     splits = data.load(config.Data(train_samples=100), seed=0)
-    settings = config.Train(epochs=epochs, batch_size=25, checkpoint_epochs=[1, epochs])
-    training.train(model(), splits, settings, folder, seed=0)
+    settings = config.Train(epochs=n_epochs, batch_size=25, checkpoint_epochs=[1, n_epochs])
+    training.train(model, splits, settings, folder, seed=0)
 
-def forked(*arguments):
+def started(*arguments):
     pid = os.fork()
-    if pid == 0:
-        try:
-            run(*arguments)
-        except BaseException as error:
-            print(error, file=sys.stderr)
-            os._exit(1)
+    if pid:
+        return pid
+    try:
+        run(*arguments)
         os._exit(0)
+    except BaseException as error:
+        print(error, file=sys.stderr)
+        os._exit(1)
+
+def finished(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-if __name__ == "__main__":
-    root = Path(sys.argv[1])
-    if len(sys.argv) > 2:
-        run(root, None, int(sys.argv[2]))
-    else:
-        print(forked(root / "whole"))
-        kill_at = 1
-        while (code := forked(root / f"killed-{kill_at}", kill_at)) == -signal.SIGKILL:
-            print(forked(root / f"killed-{kill_at}"))
-            kill_at += 1
-        print("beyond the last file:", code)
+def completed(*arguments):
+    if finished(started(*arguments)):
+        sys.exit(f"failed: {arguments}")
+
+root = Path(sys.argv[1])
+completed(root / "whole", N_EPOCHS)
+completed(root / "many-whole", N_MANY_EPOCHS)
+
+kill_at = 1
+while finished(started(root / f"killed-{kill_at}", N_EPOCHS, kill_at)) == -signal.SIGKILL:
+    completed(root / f"killed-{kill_at}", N_EPOCHS)
+    kill_at += 1
+
+folder = root / "many-killed"
+pid = started(folder, N_MANY_EPOCHS)
+while not (folder / "metrics.csv").exists():
+    time.sleep(0.001)
+os.kill(pid, signal.SIGKILL)
+if finished(pid) != -signal.SIGKILL:
+    sys.exit("finished before it was killed")
+(root / "metrics-when-killed.csv").write_bytes((folder / "metrics.csv").read_bytes())
+completed(folder, N_MANY_EPOCHS)
 """
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of trainings that were killed and went on, beside whole ones."""
+    root = tmp_path_factory.mktemp("killed")
+    (root / "driver.py").write_text(DRIVER)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # the threads of a parent do not survive a fork
+    run = subprocess.run(
+        [sys.executable, root / "driver.py", root], env=one_thread, capture_output=True, text=True, timeout=200
+    )
+    assert run.returncode == 0, run.stderr
+    return root
 
 
 def assert_same_training(folder: Path, expected: Path) -> None:
@@ -334,38 +368,14 @@ def assert_same_training(folder: Path, expected: Path) -> None:
             assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
 
 
-def test_killed_before_any_of_its_files_training_ends_the_same(tmp_path: Path) -> None:
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER)
-    run = subprocess.run(
-        [sys.executable, script, tmp_path], env=ONE_THREAD, capture_output=True, text=True, check=True, timeout=120
-    )
-
-    killed = sorted(tmp_path.glob("killed-*"), key=lambda path: int(path.name.split("-")[1]))
-    n_kills = len(killed) - 1  # the last one found no file to die at
+def test_killed_before_any_of_its_files_training_ends_the_same(killed: Path) -> None:
+    folders = list(killed.glob("killed-*"))
+    n_kills = len(folders) - 1  # the last one found no further file to die at
     assert n_kills >= 3 * 2 + 2  # last.pt and metrics.csv of each epoch, and two checkpoints
-    assert run.stdout.split() == ["0"] * (1 + n_kills) + ["beyond", "the", "last", "file:", "0"], run.stderr
-    for folder in killed:
-        assert_same_training(folder, tmp_path / "whole")
+    for folder in folders:
+        assert_same_training(folder, killed / "whole")
 
 
-def test_killed_from_outside_at_any_time_training_ends_the_same(tmp_path: Path) -> None:
-    script, folder = tmp_path / "driver.py", tmp_path / "killed"
-    script.write_text(DRIVER)
-    command = [sys.executable, str(script), str(folder), "60"]
-    process = subprocess.Popen(command, env=ONE_THREAD)
-    try:
-        deadline = time.monotonic() + 60
-        while not (folder / "metrics.csv").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
-    n_done = len(pd.read_csv(folder / "metrics.csv"))
-    assert 1 <= n_done < 60
-
-    subprocess.run(command, check=True, timeout=120, env=ONE_THREAD)
-    subprocess.run([*command[:2], str(tmp_path / "whole"), "60"], check=True, timeout=120, env=ONE_THREAD)
-
-    assert_same_training(folder, tmp_path / "whole")
+def test_killed_from_outside_at_any_time_training_ends_the_same(killed: Path) -> None:
+    assert 1 <= len(pd.read_csv(killed / "metrics-when-killed.csv")) < 60
+    assert_same_training(killed / "many-killed", killed / "many-whole")

@@ -66,7 +66,10 @@ class MapStylePool:
         return Images(torch.stack(images), torch.tensor(labels))
 
     def _read(self, index: int) -> tuple[Tensor, int]:
-        sample = self.dataset[index]
+        try:
+            sample = self.dataset[index]
+        except Exception as error:  # whatever the user's class raises
+            raise DataError(f"{self.name}: sample {index} cannot be read ({one_line(error)})") from error
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             raise DataError(f"{self.name}: sample {index} is a {type(sample).__name__}; expected (image, label)")
         image = _as_tensor(sample[0], f"{self.name}: sample {index}")

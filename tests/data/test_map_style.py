@@ -65,6 +65,10 @@ class Bare(Squares):
     def __getitem__(self, index):
         return self.image(index)
 
+class Unreadable(Squares):
+    def __getitem__(self, index):
+        raise OSError("no such picture")
+
 class Stream(IterableDataset):
     def __init__(self, train):
         pass
@@ -132,6 +136,7 @@ def test_random_transforms_depend_on_the_seed_alone() -> None:
         ("Broken", r"sample 2 has NaN or infinite pixels"),
         ("Labelled", r"the label of sample 0 is 'cat'; expected a class number"),
         ("OutOfRange", r"training sample 3 has label 3; expected 0 to 2"),
+        ("Unreadable", r"sample 0 cannot be read \(no such picture\)"),
         ("Bare", r"sample 0 is a Tensor; expected \(image, label\)"),
         ("Stream", r"a Stream has no length or index; expected a map-style data set"),
         ("failing", r"cannot be opened with .*\(disk full\)"),
