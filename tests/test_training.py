@@ -101,7 +101,7 @@ def test_every_network_learns(few_digits: Splits, tmp_path: Path, name: str) -> 
     model = build(config.Model(name=name), **shape, seed=0)  # type: ignore[arg-type]
     chance, _ = evaluate(model, few_digits.train.images, few_digits.train.labels)
 
-    result = train(model, few_digits, config.Train(epochs=4, batch_size=16), tmp_path, seed=0)
+    result = train(model, few_digits, config.Train(epochs=6, batch_size=16), tmp_path, seed=0)
 
     assert result.metrics["train_loss"].iloc[-1] < 0.8 * chance
 
