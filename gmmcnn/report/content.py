@@ -25,7 +25,7 @@ class ClusterPlot:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """Everything on the page. Accuracies are shares in [0, 1]; empty tables and None mean that there is nothing to show."""
+    """Everything on the page. Accuracies are shares in [0, 1]; empty tables and None mean nothing to show."""
 
     title: str
     facts: dict[str, str]
@@ -34,8 +34,8 @@ class ReportContent:
     """Plain sentences; the first is the headline."""
     warnings: list[str]
     metrics: pd.DataFrame | None
-    """One row per epoch: ``epoch, train_loss, train_accuracy, validation_loss, validation_accuracy`` and, NaN where an epoch
-    was not analysed, ``anomalous_filters, flagged_per_batch``."""
+    """One row per epoch: ``epoch, train_loss, train_accuracy, validation_loss, validation_accuracy`` and, NaN where an
+    epoch was not analysed, ``anomalous_filters, flagged_per_batch``."""
     filters: pd.DataFrame
     """One row per filter of the checkpoint shown; the columns of ``filters.csv``."""
     outliers: pd.DataFrame

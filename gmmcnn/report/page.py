@@ -1,8 +1,9 @@
 """The HTML report: one file that opens anywhere, with no request to any other.
 
-Text, tables and images are written here, through ``page.html``; the charts and the filter table are drawn in the browser from
-one JSON block (``charts.js``, ``table.js``), because only there is the width of the screen known. Images stand in the page
-once, as style rules, however many figures show them. The page's own content security policy forbids every outside address.
+Text, tables and images are written here, through ``page.html``; the charts and the filter table are drawn in the
+browser from one JSON block (``charts.js``, ``table.js``), because only there is the width of the screen known. Images
+stand in the page once, as style rules, however many figures show them. The page's own content security policy forbids
+every outside address.
 """
 
 from functools import cache

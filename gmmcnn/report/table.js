@@ -2,7 +2,7 @@
 
 const ROWS_PER_PAGE = 50;
 const COLUMNS = [
-  ["layer", "layer", "text"], ["filter", "filter", "count"], ["status", "status", "text"], ["flag_frequency", "flagged", "share"],
+  ["layer", "layer", "text"], ["filter", "filter", "count"], ["status", "status", "status"], ["flag_frequency", "flagged", "share"],
   ["n_components", "clusters", "count"], ["calinski_harabasz", "CH index", "number"], ["smallest_cluster", "smallest cluster", "count"],
   ["n_small_clusters", "small clusters", "count"], ["mean_activation", "mean activation", "number"], ["unbalanced", "un\u00adbalanced", "flag"],
   ["separated", "separated", "flag"], ["active", "active", "flag"], ["reason", "reason", "text"],
@@ -10,6 +10,7 @@ const COLUMNS = [
 
 const formats = {
   text: (value) => value ?? "",
+  status: (value) => value.replaceAll("_", " "),
   count: (value) => (value === null ? "–" : value.toLocaleString("en")),
   share: (value) => (value === null ? "–" : `${Math.round(100 * value)} %`),
   number: (value) => value === null ? "–" : Math.abs(value) >= 1e6 ? value.toExponential(1) : value.toLocaleString("en", { maximumSignificantDigits: 3 }),
@@ -39,7 +40,7 @@ function filterTable(host) {
   const count = element("span", { className: "count", role: "status" });
   const headers = COLUMNS.map(([key, title, kind]) => {
     const button = element("button", { type: "button", onclick: () => sortBy(key, kind) }, title);
-    const header = element("th", { className: kind, scope: "col" }, button);
+    const header = element("th", { className: kind === "status" ? "text" : kind, scope: "col" }, button);
     header.dataset.key = key;
     return header;
   });
@@ -75,7 +76,7 @@ function filterTable(host) {
 
   function row(i) {
     const cells = COLUMNS.map(([key, , kind]) => {
-      const cell = element("td", { className: `${kind} ${key}` }, formats[kind](filters[key][i]));
+      const cell = element("td", { className: `${kind === "status" ? "text" : kind} ${key}` }, formats[kind](filters[key][i]));
       if (kind === "flag") cell.setAttribute("aria-label", filters[key][i] ? "yes" : "no");
       return cell;
     });

@@ -1,6 +1,5 @@
 """From the report's content to what its template and scripts need; pure functions."""
 
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ MOST_PLOTS = 40
 MOST_OUTLIERS = 400
 """Outlier samples in the gallery; ``outliers.csv`` holds all of them."""
 SIGNIFICANCE = 0.05
-"""Of the one-sided rank test against random masks."""
+"""Level of the one-sided rank tests against random masks."""
 FILTER_COLUMNS = [
     "layer",
     "filter",
@@ -203,15 +202,10 @@ def masking(masks: pd.DataFrame | None) -> dict[str, Any] | None:
         return None
     before, after = (masks[masks["mask"] == mask].iloc[0] for mask in ("none", "anomalous"))
     random = masks[masks["mask"] == "random"]
-    lanes = [
-        {
-            "name": name,
-            "anomalous": float(after[column] - before[column]),
-            "random": finite(random[column] - before[column]),
-        }
-        for name, column in [("training", "train_accuracy"), ("validation", "validation_accuracy")]
-    ]
-    train, validation = lanes
+    lanes = []
+    for name, column in [("training", "train_accuracy"), ("validation", "validation_accuracy")]:
+        change, changes = after[column] - before[column], (random[column] - before[column]).to_numpy()
+        lanes.append({"name": name, "anomalous": finite([change])[0], "random": finite(changes)})
     return {
         "n_filters": int(after["n_filters"]),
         "lanes": lanes,
@@ -219,23 +213,24 @@ def masking(masks: pd.DataFrame | None) -> dict[str, Any] | None:
         "after": after.to_dict(),
         "n_random": len(random),
         "random_median": random.median(numeric_only=True).to_dict() if len(random) else None,
-        "verdict": _verdict(validation["anomalous"], np.asarray(validation["random"], dtype=float)),
+        "verdict": _verdict(change, changes),
     }
 
 
 def _verdict(change: float, random: NDArray) -> str:
-    """Plain sentences on the validation accuracy; rank of the anomaly mask among the random ones, ties counted against it."""
+    """What the validation accuracy says: where the anomaly mask ranks among the random ones, ties against it."""
+    seen = f"Validation accuracy changes by {points_of_percent(change)} points"
     n = len(random)
     if not n:
-        return "No random masks were tried, so this says nothing about these filters in particular."
+        return f"{seen}; no random masks were tried, so this says nothing about these filters in particular."
+    spread = f"{points_of_percent(random.min())} to {points_of_percent(random.max())} points"
+    seen = f"{seen}, under {plural(n, 'random mask')} by {spread}"
     better = (1 + int((random >= change).sum())) / (n + 1)
     worse = (1 + int((random <= change).sum())) / (n + 1)
-    spread = f"{points_of_percent(random.min())} to {points_of_percent(random.max())} points"
-    seen = f"{plural(n, 'random mask')} of the same size changed it by {spread}"
     if 1 / (n + 1) > SIGNIFICANCE:
-        return f"{seen}; too few to tell the difference from chance."
+        return f"{seen}: too few to tell the difference from chance."
     if better <= SIGNIFICANCE:
-        return f"{seen}; masking these filters does better than chance explains (rank test, p = {better:.2f})."
+        return f"{seen}: better than chance explains (one-sided rank test, p = {better:.2f}), in this one network."
     if worse <= SIGNIFICANCE:
-        return f"{seen}; these filters matter more than random ones (rank test, p = {worse:.2f})."
-    return f"{seen}, so masking these filters does nothing that random masks of this size would not do."
+        return f"{seen}: these filters matter more than random ones (one-sided rank test, p = {worse:.2f})."
+    return f"{seen}: no different from what random masks do."

@@ -1,0 +1,188 @@
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gmmcnn.report.page import ClusterPlot, ReportContent, render
+
+VOID = {"meta", "br", "img", "input", "link", "hr"}
+HOSTILE = '</script><b onclick="x()">&\''
+
+
+class Page(HTMLParser):
+    """Elements, visible text and the JSON block; unbalanced tags are an error."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.scripts = ""
+        self.styles = ""
+        self.data: dict = {}
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self._open, f"never closed: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, f"</{tag}> closes another element, line {self.getpos()[0]}"
+
+    def handle_data(self, data: str) -> None:
+        current = self._open[-1] if self._open else ""
+        if current == "style":
+            self.styles += data
+        elif current == "script" and self.elements[-1][1].get("id") == "data":
+            self.data = json.loads(data, parse_constant=_no_constant)
+        elif current == "script":
+            self.scripts += data
+        else:
+            self.text += data
+
+    def count(self, css_class: str) -> int:
+        return sum(css_class in (attributes.get("class") or "").split() for _, attributes in self.elements)
+
+
+def _no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_page_asks_for_nothing_outside_itself(content: ReportContent) -> None:
+    html = render(content)
+    page = Page(html)
+    for tag, attributes in page.elements:
+        assert tag not in {"link", "iframe", "object", "base"}
+        assert "src" not in attributes
+        assert attributes.get("href", "#").startswith("#")
+    assert all(address.startswith("data:image/png") for address in re.findall(r"url\((.*?)\)", page.styles))
+    assert "@import" not in page.styles
+    assert re.findall(r"https?://[^\"' ]+", html) == ["http://www.w3.org/2000/svg"]  # a namespace, never fetched
+    assert "default-src 'none'" in html
+
+
+def test_page_shows_what_it_was_given(content: ReportContent) -> None:
+    page = Page(render(content))
+    for text in [content.title, *content.findings, *content.warnings, *content.facts, *content.facts.values()]:
+        assert text in page.text
+    for layer, reason in content.skipped:
+        assert layer in page.text
+        assert reason in page.text
+    assert page.count("outlier") == len(content.outliers)
+    assert page.count("planted") == content.outliers["planted"].sum() == 4
+    assert page.count("wrong") == content.outliers["noisy_label"].sum()
+    assert page.count("cluster") == len(content.clusters)
+    assert "The same as a table" in page.text
+    assert "contested" in page.text
+
+
+def test_browser_gets_every_filter_and_point(content: ReportContent) -> None:
+    data = Page(render(content)).data
+    assert data["filters"]["layer"] == content.filters["layer"].tolist()
+    assert data["filters"]["anomalous"] == content.filters["anomalous"].tolist()
+    dead = content.filters["status"] != "ok"
+    assert [value is None for value in data["filters"]["calinski_harabasz"]] == dead.tolist()
+    shown = {(tuple(plot["sample"]), tuple(plot["cluster"])) for plot in data["plots"]}
+    assert shown == {(tuple(plot.samples.tolist()), tuple(plot.labels.tolist())) for plot in content.clusters}
+    assert data["training"]["epoch"] == content.metrics["epoch"].tolist()
+    assert len(data["masking"][1]["random"]) == 20
+
+
+def test_each_image_stands_in_the_page_once_and_only_if_used(content: ReportContent) -> None:
+    used = {int(sample) for plot in content.clusters for sample in plot.samples} | set(content.outliers["sample"])
+    page = Page(render(replace(content, images=content.images | {9999: np.zeros((2, 2), np.uint8)})))
+    rules = [int(sample) for sample in re.findall(r"\.i(\d+)\{", page.styles)]
+    assert rules == sorted(used)
+
+
+def test_every_text_is_escaped(content: ReportContent) -> None:
+    hostile = replace(
+        content,
+        title=HOSTILE,
+        facts={HOSTILE: HOSTILE},
+        findings=[HOSTILE, HOSTILE],
+        warnings=[HOSTILE],
+        filters=content.filters.assign(layer=HOSTILE, status=HOSTILE, reason=HOSTILE),
+        outliers=content.outliers.assign(filters=HOSTILE),
+        clusters=[replace(plot, layer=HOSTILE) for plot in content.clusters],
+        class_names=[HOSTILE] * 10,
+        skipped=[(HOSTILE, HOSTILE)],
+    )
+    page = Page(render(hostile))
+    assert not [tag for tag, attributes in page.elements if "onclick" in attributes]
+    assert page.scripts == Page(render(content)).scripts
+    assert set(page.data["filters"]["layer"]) == {HOSTILE}
+    assert page.data["class_names"] == [HOSTILE] * 10
+    labels = [attributes["aria-label"] for _, attributes in page.elements if "data-sample" in attributes]
+    assert labels
+    assert all(label is not None and label.endswith(HOSTILE) for label in labels)
+
+
+def test_an_empty_result_is_a_page_that_says_so(bare: ReportContent) -> None:
+    page = Page(render(bare))
+    for sentence in [
+        "a single checkpoint",
+        "no clusters of flagged filters to show",
+        "No sample was singled out",
+        "There is no anomaly filter to switch off",
+    ]:
+        assert sentence in page.text
+    assert page.data["training"] is None
+    assert page.data["masking"] is None
+    assert "Layers not analysed" not in page.text
+
+
+def test_nothing_analysed_at_all(bare: ReportContent) -> None:
+    page = Page(render(replace(bare, filters=bare.filters.iloc[:0], findings=[], facts={})))
+    assert "No filter was analysed" in page.text
+
+
+def test_a_single_epoch_has_a_table_but_no_curve(content: ReportContent) -> None:
+    page = Page(render(replace(content, metrics=content.metrics.iloc[:1])))
+    assert page.data["training"] is None
+    assert "The same as a table" in page.text
+
+
+def test_one_dimension_and_no_images_or_labels(content: ReportContent) -> None:
+    flat = [replace(plot, scores=plot.scores[:, :1]) for plot in content.clusters]
+    unlabelled = content.outliers.assign(label=pd.NA)
+    page = Page(render(replace(content, clusters=flat, images={}, targets={}, class_names=None, outliers=unlabelled)))
+    assert all(plot["y"] is None for plot in page.data["plots"])
+    assert not re.search(r"\.i\d+\{", page.styles)
+    assert page.count("outlier") == len(content.outliers)
+
+
+def test_many_plots_are_cut_to_the_most_flagged_and_it_says_so(content: ReportContent) -> None:
+    plots = [replace(plot, batch=batch) for plot in content.clusters for batch in range(10)]
+    page = Page(render(replace(content, clusters=plots)))
+    assert page.count("cluster") == len(page.data["plots"]) == 40
+    assert f"of {len(plots)} in all" in page.text
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_thousands_of_filters_stay_a_small_page(content: ReportContent, dtype: type) -> None:
+    many = pd.concat([content.filters] * 200, ignore_index=True).astype({"filter": dtype})
+    html = render(replace(content, filters=many, clusters=[], images={}))
+    assert len(Page(html).data["filters"]["layer"]) == len(many)
+    assert len(html) < 1_000_000  # characters; about 150 a filter
+
+
+def test_same_content_gives_the_same_page(content: ReportContent) -> None:
+    assert render(content) == render(content)
+
+
+def test_points_without_a_cluster_or_a_finite_score_are_no_obstacle(content: ReportContent) -> None:
+    plot = content.clusters[0]
+    scores, labels = plot.scores.copy(), plot.labels.copy()
+    scores[0], labels[1] = np.nan, -1
+    odd = ClusterPlot(plot.layer, plot.filter, plot.batch, scores, labels, plot.samples, plot.small)
+    data = Page(render(replace(content, clusters=[odd]))).data
+    assert data["plots"][0]["x"][0] is None
+    assert data["plots"][0]["cluster"][1] == -1
