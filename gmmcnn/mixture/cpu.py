@@ -11,13 +11,16 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from gmmcnn import constants
 from gmmcnn.constants import CH_MIN_WITHIN, DEAD_RANGE, MIN_VARIANCE
+from gmmcnn.mixture import cpu_em, cpu_start, vectors
 from gmmcnn.mixture.calinski_harabasz import choose_n_components
 from gmmcnn.mixture.cpu_em import (
     centre_constants,
@@ -29,7 +32,7 @@ from gmmcnn.mixture.cpu_em import (
 )  # fmt: skip
 from gmmcnn.mixture.cpu_start import add_up, kmeans_plusplus, lloyd
 from gmmcnn.mixture.problem import DEAD, OK, TOO_FEW_DISTINCT, UNDEFINED, MixtureSettings, SweepResult
-from gmmcnn.mixture.vectors import aligned_empty, lanes
+from gmmcnn.mixture.vectors import aligned_empty, kernel, lanes
 
 BLOCKS_PER_THREAD = 32
 MAX_PAIRS_PER_BLOCK = 64
@@ -108,6 +111,18 @@ def fit_mixtures(
     )
 
 
+def compiled_entry(function: Callable) -> Any:
+    """Compile with a cache on disk that is renewed when any module of this package's engine changes.
+
+    Numba looks at the file that defines a function, and not at those whose functions it calls.
+    """
+    dispatcher = njit(nogil=True, error_model="numpy", cache=True)(function)
+    sources = [__file__, *(module.__file__ for module in (cpu_em, cpu_start, vectors, constants))]
+    stamps = [Path(str(source)).stat() for source in sources]
+    dispatcher._cache._cache_file._source_stamp = [(stamp.st_mtime, stamp.st_size) for stamp in stamps]
+    return dispatcher
+
+
 def for_blocks(function: Callable[[int, int], None], n_items: int, threads: int) -> None:
     """Call ``function(first, last)`` on blocks that cover 0 … n_items; an interrupt leaves the blocks not yet begun."""
     block = max(1, min(MAX_PAIRS_PER_BLOCK, n_items // (threads * BLOCKS_PER_THREAD)))
@@ -125,7 +140,7 @@ def for_blocks(function: Callable[[int, int], None], n_items: int, threads: int)
             raise
 
 
-@njit(nogil=True, cache=True)
+@compiled_entry
 def standardise(
     scores: Any, begin: Any, end: Any, max_distinct: Any, stride: Any, dims: Any, points: Any, centre: Any, scale: Any,
     n_distinct: Any,
@@ -160,7 +175,7 @@ def standardise(
         n_distinct[f] = count_distinct(scores[f], distinct)
 
 
-@njit(nogil=True)
+@kernel
 def count_distinct(samples: Any, distinct: Any) -> Any:
     """Number of distinct rows, counted no further than the room for their indices."""
     count = 0
@@ -179,7 +194,7 @@ def count_distinct(samples: Any, distinct: Any) -> Any:
     return count
 
 
-@njit(nogil=True, cache=True)
+@compiled_entry
 def fit_pairs(
     pairs: Any, points: Any, n_samples: Any, stride: Any, dims: Any, k_min: Any, n_init: Any, tol: Any, max_iter: Any,
     reg_covar: Any, seed: Any, keys: Any, given: Any, initial: Any, work: Any, rows: Any, index: Any, lower_bound: Any,
@@ -201,6 +216,7 @@ def fit_pairs(
     for p in range(len(pairs)):
         f, k = pairs[p]
         i = k - k_min
+        samples = points[f]
         best = -np.inf
         for start in range(1 if given[k] else n_init):
             if given[k]:
@@ -208,34 +224,41 @@ def fit_pairs(
                     label_row[n] = initial[f, i, n]
                 for n in range(n_samples, stride):
                     label_row[n] = -1
-                add_up(points[f], n_samples, stride, dims, k, label_row, sums)
+                add_up(samples, n_samples, stride, dims, k, label_row, sums)
                 for c in range(k):
                     for j in range(n_dims):
                         size = max(sums[c * (n_dims + 1)], 1.0)
                         centres[c * n_dims + j] = sums[c * (n_dims + 1) + 1 + j] / size
             else:
                 kmeans_plusplus(
-                    points[f], n_samples, stride, dims, k, seed, keys[f], start, centres, nearest, vector_sums
+                    samples, n_samples, stride, dims, k, seed, keys[f], start, centres, nearest, vector_sums
                 )
-                lloyd(points[f], n_samples, stride, dims, k, centres, label_row, sums)
+                lloyd(samples, n_samples, stride, dims, k, centres, label_row, sums)
             bound, iterations, settled = expectation_maximisation(
-                points[f], n_samples, stride, dims, k, label_row, centres, tol, max_iter, reg_covar, min_pivot,
+                samples, n_samples, stride, dims, k, label_row, centres, tol, max_iter, reg_covar, min_pivot,
                 constants, sums, scratch, work, weight, mean, factor,
             )  # fmt: skip
             if start == 0 or bound > best:
                 best = bound
                 lower_bound[f, i], n_iter[f, i], converged[f, i] = bound, iterations, settled
-                best_constants[:] = constants
-                weights[f, i, :k] = weight[:k]
-                means[f, i, : k * n_dims] = mean[: k * n_dims]
-                factors[f, i, : k * n_dims * n_dims] = factor[: k * n_dims * n_dims]
-        predict(points[f], n_samples, stride, dims, best_constants, k, label_row)
+                copy(constants, best_constants, k * n_numbers)
+                copy(weight, weights[f, i], k)
+                copy(mean, means[f, i], k * n_dims)
+                copy(factor, factors[f, i], k * n_dims * n_dims)
+        predict(samples, n_samples, stride, dims, best_constants, k, label_row)
         for n in range(n_samples):
             labels[f, i, n] = np.int8(label_row[n])
-        index[f, i] = calinski_harabasz(points[f], n_samples, stride, dims, k, labels[f, i], sums)
+        index[f, i] = calinski_harabasz(samples, n_samples, stride, dims, k, labels[f, i], sums)
 
 
-@njit(nogil=True)
+@kernel
+def copy(source: Any, target: Any, n_numbers: Any) -> None:
+    """Copy the first numbers of a flat array."""
+    for i in range(n_numbers):
+        target[i] = source[i]
+
+
+@kernel
 def expectation_maximisation(
     points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, labels: Any, centres: Any, tol: Any,
     max_iter: Any, reg_covar: Any, min_pivot: Any, constants: Any, sums: Any, scratch: Any, work: Any, weights: Any,
@@ -268,7 +291,7 @@ def expectation_maximisation(
     return lower_bound, max_iter, False
 
 
-@njit(nogil=True)
+@kernel
 def calinski_harabasz(
     points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, labels: Any, sums: Any
 ) -> Any:

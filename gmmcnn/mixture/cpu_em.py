@@ -21,7 +21,6 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from gmmcnn.constants import MIN_MEMBERSHIP
 from gmmcnn.mixture.cpu_start import FOLD_VECTORS
@@ -32,6 +31,7 @@ from gmmcnn.mixture.vectors import (
     exponent,
     fma,
     fnma,
+    kernel,
     lane_numbers,
     load,
     mantissa,
@@ -67,13 +67,13 @@ def work_size(n_dims: int, max_components: int, itemsize: int) -> int:
     return (vectors + block) * (VECTOR_BYTES // itemsize)
 
 
-@njit(nogil=True)
+@kernel
 def block_vectors(n_dims: Any, n_components: Any) -> Any:
     """Vectors of samples in a block."""
     return max(2, min(FOLD_VECTORS, CACHE_BYTES // (n_components * (n_dims + 1) * VECTOR_BYTES)))
 
 
-@njit(nogil=True)
+@kernel
 def expect_and_maximise(
     points: Any, n_samples: Any, stride: Any, dims: Any, constants: Any, n_components: Any, work: Any, sums: Any
 ) -> Any:
@@ -119,7 +119,7 @@ def expect_and_maximise(
     return log2_likelihood
 
 
-@njit(nogil=True)
+@kernel
 def expect_block(
     points: Any, stride: Any, dims: Any, first: Any, width: Any, constants: Any, n_components: Any, row: Any,
     likelihood_at: Any, work: Any,
@@ -150,7 +150,7 @@ def expect_block(
             store(work, likelihood_at + at, density)
 
 
-@njit(nogil=True)
+@kernel
 def rescale(constants: Any, dims: Any, n_components: Any, row: Any, at: Any, likelihood_at: Any, work: Any) -> Any:
     """Divide the densities of one vector of samples by the largest of each, without underflow; return its log2."""
     n_dims = len(dims)
@@ -174,7 +174,7 @@ def rescale(constants: Any, dims: Any, n_components: Any, row: Any, at: Any, lik
     return largest
 
 
-@njit(nogil=True)
+@kernel
 def maximise_block(
     dims: Any, width: Any, n_components: Any, row: Any, inverse_at: Any, partial_at: Any, work: Any
 ) -> None:
@@ -203,7 +203,7 @@ def maximise_block(
             store(work, partial_at + (k * n_numbers + i) * n_lanes, partial[i])
 
 
-@njit(nogil=True)
+@kernel
 def hard_sums(
     points: Any, n_samples: Any, stride: Any, dims: Any, constants: Any, n_components: Any, labels: Any, sums: Any
 ) -> None:
@@ -240,7 +240,7 @@ def hard_sums(
                 sums[k * n_numbers + i] += total(partial[i])
 
 
-@njit(nogil=True)
+@kernel
 def centre_constants(dims: Any, n_components: Any, centres: Any, constants: Any) -> None:
     """Constants with u = x − centre."""
     n_dims = len(dims)
@@ -256,7 +256,7 @@ def centre_constants(dims: Any, n_components: Any, centres: Any, constants: Any)
             a += j + 1
 
 
-@njit(nogil=True)
+@kernel
 def update(
     sums: Any, n_samples: Any, dims: Any, n_components: Any, reg_covar: Any, min_pivot: Any, constants: Any,
     weights: Any, means: Any, factors: Any, scratch: Any,
@@ -303,9 +303,7 @@ def update(
                     factor[j * n_dims + j] = root
                     log2_determinant += math.log2(root)
         h = math.log2(weights[k]) - log2_determinant - 0.5 * n_dims * _LOG2_2PI
-        covariance[0] = h
         write_constants(factor, means, k, dims, inverse, constants)
-        scratch[2 * n_dims * n_dims] = h
         sums[k * n_numbers] = h
         shift = max(shift, h)
     for k in range(n_components):
@@ -314,7 +312,7 @@ def update(
     return shift
 
 
-@njit(nogil=True)
+@kernel
 def invert_triangle(constants: Any, at: Any, dims: Any, inverse: Any) -> None:
     """Inverse (d, d) of the lower triangle stored by rows from ``constants[at]``."""
     n_dims = len(dims)
@@ -330,7 +328,7 @@ def invert_triangle(constants: Any, at: Any, dims: Any, inverse: Any) -> None:
         a += j + 1
 
 
-@njit(nogil=True)
+@kernel
 def congruence(triangle: Any, matrix: Any, dims: Any, scratch: Any) -> None:
     """Replace the symmetric matrix C (d, d) by T C Tᵀ, for a lower triangle T (d, d)."""
     n_dims = len(dims)
@@ -348,7 +346,7 @@ def congruence(triangle: Any, matrix: Any, dims: Any, scratch: Any) -> None:
             matrix[j * n_dims + i] = entry
 
 
-@njit(nogil=True)
+@kernel
 def write_constants(factor: Any, means: Any, k: Any, dims: Any, inverse: Any, constants: Any) -> None:
     """A = √(log2(e) / 2) L⁻¹ and b = −A μ, the latter with the rounded A."""
     n_dims = len(dims)
@@ -371,7 +369,7 @@ def write_constants(factor: Any, means: Any, k: Any, dims: Any, inverse: Any, co
         at += j + 1
 
 
-@njit(nogil=True)
+@kernel
 def predict(
     points: Any, n_samples: Any, stride: Any, dims: Any, constants: Any, n_components: Any, labels: Any
 ) -> None:

@@ -8,12 +8,12 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from gmmcnn.constants import LLOYD_MAX_ITER, LLOYD_TOL, PHILOX_KEY_STEPS, PHILOX_MULTIPLIERS, PHILOX_ROUNDS
 from gmmcnn.mixture.vectors import (
     VECTOR_BYTES,
     fma,
+    kernel,
     lane_numbers,
     load,
     minimum,
@@ -33,7 +33,7 @@ _MULTIPLIER_0, _MULTIPLIER_1 = (np.uint64(m) for m in PHILOX_MULTIPLIERS)
 _STEP_0, _STEP_1 = (np.uint64(s) for s in PHILOX_KEY_STEPS)
 
 
-@njit(nogil=True)
+@kernel
 def uniform(seed: Any, key: Any, n_components: Any, start: Any, draw: Any) -> Any:
     """One draw of :func:`gmmcnn.mixture.random_numbers.uniforms`; ``seed`` and ``key`` are uint64."""
     c0, c1 = np.uint64(draw // 4), np.uint64(start * 64 + n_components)
@@ -49,7 +49,7 @@ def uniform(seed: Any, key: Any, n_components: Any, start: Any, draw: Any) -> An
     return (np.float64(word) + 0.5) / 4294967296.0
 
 
-@njit(nogil=True)
+@kernel
 def squared_distance(points: Any, stride: Any, dims: Any, at: Any, centre: Any) -> Any:
     """Squared distances of the samples at ``at`` from the centre whose coordinates are the registers ``centre``."""
     offset = load(points, at) - centre[0]
@@ -60,7 +60,7 @@ def squared_distance(points: Any, stride: Any, dims: Any, at: Any, centre: Any) 
     return distance
 
 
-@njit(nogil=True)
+@kernel
 def kmeans_plusplus(
     points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, seed: Any, key: Any, start: Any,
     centres: Any, nearest: Any, vector_sums: Any,
@@ -88,7 +88,7 @@ def kmeans_plusplus(
         potential = move_nearer(points, n_samples, stride, dims, best, False, nearest, vector_sums)
 
 
-@njit(nogil=True)
+@kernel
 def draw_sample(n_samples: Any, u: Any, potential: Any, nearest: Any, vector_sums: Any) -> Any:
     """First sample whose cumulative squared distance exceeds ``u * potential``."""
     n_lanes = VECTOR_BYTES // nearest.itemsize
@@ -108,7 +108,7 @@ def draw_sample(n_samples: Any, u: Any, potential: Any, nearest: Any, vector_sum
     return n
 
 
-@njit(nogil=True)
+@kernel
 def move_nearer(
     points: Any, n_samples: Any, stride: Any, dims: Any, chosen: Any, first: Any, nearest: Any, vector_sums: Any
 ) -> Any:
@@ -132,7 +132,7 @@ def move_nearer(
     return potential
 
 
-@njit(nogil=True)
+@kernel
 def potential_with(points: Any, n_samples: Any, stride: Any, dims: Any, candidate: Any, nearest: Any) -> Any:
     """Sum of squared distances if the sample ``candidate`` were a further centre."""
     n_lanes = VECTOR_BYTES // points.itemsize
@@ -149,7 +149,7 @@ def potential_with(points: Any, n_samples: Any, stride: Any, dims: Any, candidat
     return potential
 
 
-@njit(nogil=True)
+@kernel
 def lloyd(
     points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, centres: Any, labels: Any, sums: Any
 ) -> None:
@@ -171,7 +171,7 @@ def lloyd(
     assign(points, n_samples, stride, dims, n_components, centres, labels)
 
 
-@njit(nogil=True)
+@kernel
 def assign(points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, centres: Any, labels: Any) -> None:
     """Label every sample with its nearest centre; lanes beyond the last sample get -1."""
     n_lanes = VECTOR_BYTES // points.itemsize
@@ -194,7 +194,7 @@ def assign(points: Any, n_samples: Any, stride: Any, dims: Any, n_components: An
         store(labels, at, where(valid, label, splat(points.dtype.type(-1))))
 
 
-@njit(nogil=True)
+@kernel
 def add_up(points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, labels: Any, sums: Any) -> None:
     """Write size and sum of samples of every cluster to ``sums`` (K (1 + d)), float64."""
     n_lanes = VECTOR_BYTES // points.itemsize

@@ -21,10 +21,14 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, types
 from numba.core.extending import intrinsic, models, register_model
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+
+kernel = njit(nogil=True, error_model="numpy")
+"""Decorator of compiled functions: no interpreter lock, and division as the processor does it."""
 
 VECTOR_BYTES = 64
 """Arrays that hold vectors are aligned to this and padded to a multiple of it."""
