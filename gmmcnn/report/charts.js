@@ -121,7 +121,7 @@ function drawPanel(drawing, panel, [left, right], [top, base]) {
   const values = panel.lines.flatMap((line) => line.values);
   const isShare = panel.unit === "percent";
   const range = isShare ? extent(values) : [0, Math.max(1, extent(values)[1])];
-  const steps = ticks(range, 4, isShare ? 0.01 : 1);
+  const steps = ticks(range, 5, isShare ? 0.01 : 1);
   const y = scale([steps[0], steps[steps.length - 1]], [base, top]);
   for (const value of steps) {
     drawing.append(svg("line", { class: value === 0 ? "axis" : "rule", x1: left, x2: right, y1: y(value), y2: y(value) }));
