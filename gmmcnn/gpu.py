@@ -1,0 +1,198 @@
+"""The GPU: whether one answers, whose stream work goes to, and how a large array passes through its memory in blocks.
+
+CuPy is imported when a device is first asked for, so that everything else works without it.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmmcnn.errors import EngineError
+
+FREE_MEMORY_SHARE = 0.6
+"""Share of the free device memory that one block may take: the next block is uploaded meanwhile, and allocators round up."""
+
+T = TypeVar("T")
+
+
+def why_unavailable() -> str | None:
+    """Why no device can be used, in one line that says what to do; None where one answers."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error}): install gmmcnn[gpu-cu12] or gmmcnn[gpu-cu13], whichever the driver supports"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"no CUDA device answers ({error}); {_visible_devices()}"
+    return None if count else f"no CUDA device is visible; {_visible_devices()}"
+
+
+def is_available() -> bool:
+    """Whether a CUDA device answers."""
+    return why_unavailable() is None
+
+
+def require() -> Any:
+    """Import CuPy.
+
+    Raises
+    ------
+    EngineError
+        No CUDA device answers; the message says why and names ``CUDA_VISIBLE_DEVICES``.
+    """
+    reason = why_unavailable()
+    if reason is not None:
+        raise EngineError(f"engine=cuda: {reason}; or use engine=cpu")
+    import cupy
+
+    return cupy
+
+
+def is_device_array(array: Any) -> bool:
+    """Whether an array (CuPy, torch, …) lies in device memory."""
+    return hasattr(array, "__cuda_array_interface__")
+
+
+@contextmanager
+def callers_stream(array: Any) -> Iterator[None]:
+    """Launch on the device that holds the array and on the stream that its owner uses.
+
+    That is torch's current stream for a torch tensor, and CuPy's for anything else.
+    """
+    cupy = require()
+    if not is_device_array(array) or isinstance(array, cupy.ndarray):
+        yield
+        return
+    import torch
+
+    with cupy.cuda.Device(array.device.index), cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+        yield
+
+
+def map_blocks(array: Any, bytes_per_row: int, work: Callable[[slice, Any], T], max_rows: int | None = None) -> list[T]:
+    """Work through an array, block of rows by block of rows, in device memory.
+
+    Parameters
+    ----------
+    array : (F, …) array
+        In host memory, from where blocks go through two page-locked buffers, the next block while the last one is worked on;
+        or in device memory, from where they are taken as they are.
+    bytes_per_row : int
+        Device memory that ``work`` needs for a row, the row itself included.
+    work : callable
+        ``work(rows, block)`` with the block, a C-contiguous CuPy array, in device memory.
+    max_rows : int, optional
+        Largest block; by default device memory alone decides.
+
+    Returns
+    -------
+    list
+        What ``work`` returned, in order.
+
+    Raises
+    ------
+    EngineError
+        Device memory does not suffice for a single row.
+    """
+    cupy = require()
+    n_rows = len(array)
+    block_rows = max(1, min(n_rows, max_rows or n_rows, int(FREE_MEMORY_SHARE * _free_bytes(cupy)) // bytes_per_row))
+    results: list[T] = []
+    done = 0
+    while done < n_rows:
+        try:
+            for rows, block in _blocks(cupy, array, done, block_rows):
+                results.append(work(rows, block))
+                done = rows.stop
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            cupy.get_default_memory_pool().free_all_blocks()
+            if block_rows == 1:
+                raise EngineError(
+                    f"engine=cuda: one filter needs about {bytes_per_row / 2**20:.0f} MiB of device memory and "
+                    f"{_free_bytes(cupy) / 2**20:.0f} MiB are free: free memory on the device, or use engine=cpu"
+                ) from error
+            block_rows = (block_rows + 1) // 2
+    return results
+
+
+def concatenate(blocks: list[tuple[NDArray, ...]]) -> tuple[NDArray, ...]:
+    """Join the arrays of successive blocks, each with the others in its place."""
+    return tuple(np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+
+
+def shared_bytes_per_multiprocessor() -> int:
+    """Shared memory of a multiprocessor of the current device, in bytes."""
+    return int(require().cuda.Device().attributes["MaxSharedMemoryPerMultiprocessor"])
+
+
+def _blocks(cupy: Any, array: Any, start: int, block_rows: int) -> Iterator[tuple[slice, Any]]:
+    parts = [slice(i, min(i + block_rows, len(array))) for i in range(start, len(array), block_rows)]
+    if is_device_array(array):
+        on_device = array if isinstance(array, cupy.ndarray) else cupy.from_dlpack(array)
+        for part in parts:
+            yield part, cupy.ascontiguousarray(on_device[part])
+        return
+    upload = _Upload(cupy, array, block_rows)
+    upload.begin(parts[0])
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        if following is not None:
+            upload.begin(following)
+        yield part, upload.arrived(part)
+        upload.release(part)
+
+
+class _Upload:
+    """Two page-locked buffers and two device buffers; block i uses pair i mod 2, on a stream of its own."""
+
+    def __init__(self, cupy: Any, array: NDArray, block_rows: int) -> None:
+        self._array, self._block_rows = array, block_rows
+        shape, n_buffers = (block_rows, *array.shape[1:]), 1 if len(array) <= block_rows else 2
+        n_bytes = int(np.prod(shape)) * array.itemsize
+        self._pinned = [
+            np.frombuffer(cupy.cuda.alloc_pinned_memory(n_bytes), array.dtype, n_bytes // array.itemsize).reshape(shape)
+            for _ in range(n_buffers)
+        ]
+        self._device = [cupy.empty(shape, array.dtype) for _ in range(n_buffers)]
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._computing = cupy.cuda.get_current_stream()
+        self._uploaded = [cupy.cuda.Event() for _ in range(n_buffers)]
+        self._released = [cupy.cuda.Event() for _ in range(n_buffers)]
+        for event in self._released:  # the pool may hand out memory that earlier work on the computing stream still reads
+            event.record(self._computing)
+
+    def _pair(self, part: slice) -> int:
+        return part.start // self._block_rows % len(self._device) if len(self._device) > 1 else 0
+
+    def begin(self, part: slice) -> None:
+        """Copy rows to page-locked memory, and from there to the device without waiting for it."""
+        i, n = self._pair(part), part.stop - part.start
+        self._uploaded[i].synchronize()
+        np.copyto(self._pinned[i][:n], self._array[part])
+        self._stream.wait_event(self._released[i])
+        self._device[i][:n].set(self._pinned[i][:n], stream=self._stream)
+        self._uploaded[i].record(self._stream)
+
+    def arrived(self, part: slice) -> Any:
+        """Return the rows on the device; the computing stream waits for them."""
+        i = self._pair(part)
+        self._computing.wait_event(self._uploaded[i])
+        return self._device[i][: part.stop - part.start]
+
+    def release(self, part: slice) -> None:
+        """Let the buffers be used again, once what is launched by now has read them."""
+        self._released[self._pair(part)].record(self._computing)
+
+
+def _free_bytes(cupy: Any) -> int:
+    """Free device memory, what CuPy's pool holds unused included."""
+    return int(cupy.cuda.Device().mem_info[0] + cupy.get_default_memory_pool().free_bytes())
+
+
+def _visible_devices() -> str:
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "CUDA_VISIBLE_DEVICES is not set" if value is None else f"CUDA_VISIBLE_DEVICES={value!r}"

@@ -1,0 +1,201 @@
+"""The mixture sweep on a CUDA device: one launch fits every (filter, K, start), the next ones choose.
+
+Per block of filters five launches: standardise the scores, fit (the whole of k-means and EM inside, ``kernels/gmm_em.cu``), label by
+the best start, index, choose K. Scores may lie in host memory or, as CuPy array or torch tensor, on the device, where they are
+taken without a copy and on their owner's stream. Nothing returns to the host before the last launch; results do not depend on
+how filters are spread over blocks, nor on the device's size: the number of threads, which fixes the order of sums, is a
+function of N alone.
+
+**Not yet run on a device.** The kernels are compiled for every supported architecture and run, text unchanged, on an
+emulated device by the tests.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmmcnn import gpu
+from gmmcnn.gpu import is_available as is_available
+from gmmcnn.kernel_loader import kernel
+from gmmcnn.mixture.problem import DEAD, OK, TOO_FEW_DISTINCT, UNDEFINED, MixtureSettings, SweepResult
+
+TILE = 1024
+"""Samples between two barriers (``kernels/common.cuh``): up to so many are summed in ``settings.dtype``, more in float64."""
+
+MAX_THREADS = 256
+"""Threads of a block, at most (``kernels/common.cuh``)."""
+
+RESIDENT_BLOCKS = 4
+"""Samples are kept in shared memory where it holds those of so many problems at once; else the L1 cache serves them."""
+
+CHOOSE_THREADS = 128
+
+
+def fit_mixtures(
+    scores: Any, keys: NDArray[np.uint64], settings: MixtureSettings, initial_labels: Mapping[int, NDArray]
+) -> SweepResult:
+    """Fit every K of the sweep to every filter and choose K: :func:`gmmcnn.mixture.reference.fit_mixtures` on a device.
+
+    Parameters
+    ----------
+    scores : (F, N, d) float32 or float64
+        Finite; a NumPy array, or an array or tensor in device memory.
+    keys, settings, initial_labels
+        As for the reference.
+
+    Raises
+    ------
+    EngineError
+        No device answers, or one filter does not fit into its memory.
+    """
+    gpu.require()
+    n_samples, n_dims = scores.shape[1:]
+    if n_samples * n_dims >= 2**31:
+        raise ValueError(f"scores have shape {tuple(scores.shape)}: expected N x d below 2^31")
+    if len(scores) == 0:
+        return _empty(n_samples, n_dims, settings)
+
+    def fit(rows: slice, block: Any) -> tuple[NDArray, ...]:
+        given = {k: labels[rows] for k, labels in initial_labels.items()}
+        return _fit_block(block, keys[rows], settings, given)
+
+    with gpu.callers_stream(scores):
+        blocks = gpu.map_blocks(scores, bytes_per_filter(n_samples, n_dims, settings), fit)
+    return SweepResult(*gpu.concatenate(blocks))
+
+
+def bytes_per_filter(n_samples: int, n_dims: int, settings: MixtureSettings) -> int:
+    """Device memory for one filter: scores and points, labels for each K (and given ones), mixtures of each start."""
+    n_k = len(settings.component_counts)
+    n_numbers = 1 + n_dims + n_dims * (n_dims + 1) // 2
+    points = n_samples * n_dims * (16 + np.dtype(settings.dtype).itemsize)
+    return points + 2 * n_k * n_samples + n_k * settings.n_init * (8 * settings.k_max * n_numbers + 13) + 1024
+
+
+def n_threads(n_samples: int) -> int:
+    """Threads for one problem; a function of N alone, since it fixes the order of sums."""
+    return 64 if n_samples <= 256 else 128 if n_samples <= 4 * TILE else MAX_THREADS
+
+
+def macros(n_samples: int, n_dims: int, k_max: int, dtype: str, shared_bytes: int) -> dict[str, int | str]:
+    """How ``kernels/gmm_em.cu`` is compiled for a problem, given a multiprocessor's shared memory in bytes."""
+    max_k = 16 if k_max <= 16 else 32
+    real = {"float32": "float", "float64": "double"}[dtype]
+    block_bytes = points_bytes(n_samples, n_dims, dtype) + static_bytes(n_dims, max_k, dtype)
+    resident = int(block_bytes <= shared_bytes // RESIDENT_BLOCKS)
+    return {"DIMS": n_dims, "REAL": real, "MAX_K": max_k, "RESIDENT": resident}
+
+
+def points_bytes(n_samples: int, n_dims: int, dtype: str) -> int:
+    """Shared memory that the samples of a problem take."""
+    return n_samples * n_dims * np.dtype(dtype).itemsize
+
+
+def static_bytes(n_dims: int, max_k: int, dtype: str) -> int:
+    """Shared memory of ``fit_mixtures`` beside the samples (``struct Shared``), to within its alignment."""
+    size, triangle = np.dtype(dtype).itemsize, n_dims * (n_dims + 1) // 2
+    component = -(-size * (n_dims + triangle + 1) // 16) * 16
+    per_component = component + 8 * (1 + triangle) + 8 * (1 + n_dims + triangle)
+    return max_k * per_component + 8 * MAX_THREADS // 32 + TILE * size
+
+
+def _fit_block(
+    scores: Any, keys: NDArray, settings: MixtureSettings, given: Mapping[int, NDArray]
+) -> tuple[NDArray, ...]:
+    """Fields of a SweepResult for one block of filters whose scores (F, N, d) lie on the device."""
+    cupy = gpu.require()
+    n_filters, n_samples, n_dims = scores.shape
+    counts, k_max = settings.component_counts, settings.k_max
+    n_k, real = len(counts), np.dtype(settings.dtype)
+    n_numbers = 1 + n_dims + n_dims * (n_dims + 1) // 2
+    compiled = macros(n_samples, n_dims, k_max, settings.dtype, gpu.shared_bytes_per_multiprocessor())
+    compiled["SCORE"] = "float" if scores.dtype == np.float32 else "double"
+    threads = (n_threads(n_samples),)
+
+    points = cupy.empty((n_filters, n_dims, n_samples), real)
+    centre, scale = cupy.empty((n_filters, n_dims)), cupy.empty(n_filters)
+    n_distinct = cupy.empty(n_filters, np.int32)
+    standardise = kernel("gmm_em", "standardise", **compiled)
+    standardise(
+        (n_filters,), threads, (scores, np.int32(n_samples), np.int32(k_max), points, centre, scale, n_distinct)
+    )
+
+    given_row = np.full(n_k, -1, np.int32)
+    given_row[[k - settings.k_min for k in given]] = np.arange(len(given))
+    labels_given = np.stack(list(given.values())) if given else np.zeros(1, np.int8)
+    lower_bound = cupy.empty((n_filters, n_k, settings.n_init))
+    n_iter = cupy.empty(lower_bound.shape, np.int32)
+    converged = cupy.empty(lower_bound.shape, np.bool_)
+    mixtures = cupy.empty((*lower_bound.shape, k_max, n_numbers))
+    fit = kernel("gmm_em", "fit_mixtures", **compiled)
+    shared_mem = points_bytes(n_samples, n_dims, settings.dtype) if compiled["RESIDENT"] else 0
+    fit.max_dynamic_shared_size_bytes = shared_mem
+    fit(
+        (n_filters * n_k * settings.n_init,),
+        threads,
+        (
+            points, n_distinct, cupy.asarray(keys), cupy.asarray(given_row), cupy.asarray(labels_given),
+            np.int32(n_filters), np.int32(n_samples), np.int32(settings.k_min), np.int32(n_k), np.int32(settings.n_init),
+            np.uint64(settings.seed), np.float64(settings.tol), np.int32(settings.max_iter), np.float64(settings.reg_covar),
+            lower_bound, n_iter, converged, mixtures,
+        ),
+        shared_mem=shared_mem,
+    )  # fmt: skip
+
+    best_start = cupy.empty((n_filters, n_k), np.int32)
+    labels = cupy.empty((n_filters, n_k, n_samples), np.int8)
+    predict = kernel("gmm_em", "predict", **compiled)
+    sizes = np.int32(n_samples), np.int32(settings.k_min), np.int32(settings.n_init)
+    predict((n_filters, n_k), threads, (points, mixtures, lower_bound, *sizes, best_start, labels))
+
+    index = cupy.empty((n_filters, n_k))
+    n_components = cupy.empty(n_filters, np.int32)
+    for_index = {"DIMS": n_dims, "REAL": compiled["REAL"]}
+    score = kernel("calinski_harabasz", "calinski_harabasz", **for_index)
+    score((n_filters, n_k), threads, (points, labels, np.int32(k_max), np.int32(n_samples), index))
+    choose = kernel("calinski_harabasz", "choose_n_components", **for_index)
+    grid = (math.ceil(n_filters / CHOOSE_THREADS),)
+    n = np.int32(settings.k_min), np.int32(n_k), np.int32(n_filters)
+    choose(grid, (CHOOSE_THREADS,), (index, *n, n_components))
+
+    every, all_k = cupy.arange(n_filters), cupy.arange(n_k)
+    chosen = cupy.maximum(n_components - settings.k_min, 0)
+    kept = (every[:, None], all_k[None, :], best_start)
+    answers = (
+        index, lower_bound[kept], n_iter[kept], converged[kept], n_components, labels[every, chosen],
+        mixtures[every, chosen, best_start[every, chosen]], centre, scale, n_distinct,
+    )  # fmt: skip
+    return _in_units_of_scores(settings, *(cupy.asnumpy(answer) for answer in answers))
+
+
+def _in_units_of_scores(
+    settings: MixtureSettings, index: NDArray, lower_bound: NDArray, n_iter: NDArray, converged: NDArray,
+    n_components: NDArray, labels: NDArray, mixtures: NDArray, centre: NDArray, scale: NDArray, n_distinct: NDArray,
+) -> tuple[NDArray, ...]:  # fmt: skip
+    """From the standardised mixture of the chosen K (weight, mean, Cholesky factor by rows) to the fields of a SweepResult."""
+    n_dims = centre.shape[1]
+    status = np.full(len(scale), OK, np.int8)
+    status[n_components == 0] = UNDEFINED
+    status[n_distinct < settings.k_min] = TOO_FEW_DISTINCT
+    status[n_distinct == 0] = DEAD
+    lower_bound = lower_bound - n_dims * np.log(np.where(n_distinct > 0, scale, 1.0))[:, None]
+    exists = np.arange(settings.k_max) < n_components[:, None]  # (F, k_max)
+    mixtures = np.where(exists[..., None], mixtures, np.nan)
+    factors = np.zeros((*exists.shape, n_dims, n_dims))
+    factors[..., *np.tril_indices(n_dims)] = mixtures[..., 1 + n_dims :]
+    covariances = factors @ factors.swapaxes(-1, -2) * scale[:, None, None, None] ** 2
+    means = mixtures[..., 1 : 1 + n_dims] * scale[:, None, None] + centre[:, None]
+    labels = np.where(n_components[:, None] > 0, labels, np.int8(-1))
+    return status, index, lower_bound, n_iter, converged, n_components, labels, mixtures[..., 0], means, covariances
+
+
+def _empty(n_samples: int, n_dims: int, settings: MixtureSettings) -> SweepResult:
+    n_k, k_max = len(settings.component_counts), settings.k_max
+    return SweepResult(
+        np.empty(0, np.int8), np.empty((0, n_k)), np.empty((0, n_k)), np.empty((0, n_k), np.int32),
+        np.empty((0, n_k), np.bool_), np.empty(0, np.int32), np.empty((0, n_samples), np.int8),
+        np.empty((0, k_max)), np.empty((0, k_max, n_dims)), np.empty((0, k_max, n_dims, n_dims)),
+    )  # fmt: skip

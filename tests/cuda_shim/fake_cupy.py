@@ -1,0 +1,170 @@
+"""As much of CuPy as gmmcnn uses, over NumPy and the fiber device. ``install(monkeypatch)`` puts it in the place of ``cupy``.
+
+Fresh memory holds garbage (NaN, or a byte pattern). Copies on a stream that nobody has waited for have not happened: they run
+when an event behind them is waited for, so that a missing wait shows. Memory is counted against ``limits.total_bytes``.
+"""
+
+import sys
+import weakref
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cuda_shim import device
+
+
+class ndarray(np.ndarray):  # noqa: N801
+    """A NumPy array that says it lies on a device."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self.__array_interface__, "version": 3}
+
+    def set(self, values: np.ndarray, stream: "Stream | None" = None) -> None:
+        (stream or get_current_stream()).submit(lambda: np.copyto(self, values))
+
+
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+limits = SimpleNamespace(total_bytes=2**34, in_use=0, n_devices=1, allocations=0, multiprocessor_bytes=233472)
+
+
+def _count(array: np.ndarray) -> ndarray:
+    if limits.in_use + array.nbytes > limits.total_bytes:
+        raise OutOfMemoryError(f"{array.nbytes} bytes")
+    limits.in_use += array.nbytes
+    limits.allocations += 1
+    on_device = array.view(ndarray)
+    weakref.finalize(on_device, _release, array.nbytes)
+    return on_device
+
+
+def _release(n_bytes: int) -> None:
+    limits.in_use -= n_bytes
+
+
+def empty(shape: Any, dtype: Any = np.float64) -> ndarray:
+    array = np.empty(shape, dtype)
+    array.reshape(-1).view(np.uint8)[:] = 0xFF  # NaN, -1, True
+    return _count(array)
+
+
+class Stream:
+    """Work that is done when somebody waits for it; the default stream does it at once."""
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.lazy, self.done = non_blocking, 0
+        self.queue: list[Callable[[], None]] = []
+
+    def submit(self, work: Callable[[], None]) -> None:
+        self.queue.append(work)
+        if not self.lazy:
+            self.run(len(self.queue))
+
+    def run(self, end: int) -> None:
+        while self.done < end:
+            self.done += 1
+            self.queue[self.done - 1]()
+
+    def wait_event(self, event: "Event") -> None:
+        self.submit(event.synchronize)
+
+    def synchronize(self) -> None:
+        self.run(len(self.queue))
+
+    def __enter__(self) -> "Stream":
+        _streams.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _streams.pop()
+
+
+class ExternalStream(Stream):
+    def __init__(self, pointer: int) -> None:
+        super().__init__()
+        self.ptr = pointer
+        external_streams.append(pointer)
+
+
+class Event:
+    def __init__(self) -> None:
+        self.stream, self.position = Stream(), 0
+
+    def record(self, stream: Stream | None = None) -> None:
+        self.stream = stream or get_current_stream()
+        self.position = len(self.stream.queue)
+
+    def synchronize(self) -> None:
+        self.stream.run(self.position)
+
+
+_streams = [Stream()]
+external_streams: list[int] = []
+
+
+def get_current_stream() -> Stream:
+    return _streams[-1]
+
+
+class Device:
+    def __init__(self, index: int | None = None) -> None:
+        self.id = index or 0
+        self.attributes = {"MaxSharedMemoryPerMultiprocessor": limits.multiprocessor_bytes, "MultiProcessorCount": 132}
+        self.mem_info = (limits.total_bytes - limits.in_use, limits.total_bytes)
+        self.compute_capability = "90"
+
+    def __enter__(self) -> "Device":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _device_count() -> int:
+    if limits.n_devices == 0:
+        raise CUDARuntimeError("cudaErrorInsufficientDriver")
+    return limits.n_devices
+
+
+def _on_device(function: Callable[..., np.ndarray]) -> Callable[..., ndarray]:
+    return lambda *args, **kwargs: _count(np.array(function(*args, **kwargs)))
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Make ``import cupy`` find this module's names until the test ends."""
+    from gmmcnn import kernel_loader
+
+    cupy = ModuleType("cupy")
+    pool = SimpleNamespace(free_all_blocks=lambda: None, free_bytes=lambda: 0)
+    runtime = SimpleNamespace(getDeviceCount=_device_count, CUDARuntimeError=CUDARuntimeError,
+                              getDeviceProperties=lambda _: {"name": b"fibers on a CPU"}, runtimeGetVersion=lambda: 13000,
+                              driverGetVersion=lambda: 13000)  # fmt: skip
+    cuda = SimpleNamespace(
+        runtime=runtime, Device=Device, Stream=Stream, ExternalStream=ExternalStream, Event=Event,
+        get_current_stream=get_current_stream, alloc_pinned_memory=lambda n: bytearray(b"\xff" * n),
+        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+    )  # fmt: skip
+    names: dict[str, Any] = {
+        "__version__": "0", "ndarray": ndarray, "empty": empty, "cuda": cuda, "RawModule": device.RawModule,
+        "get_default_memory_pool": lambda: pool, "asnumpy": lambda a: np.array(a, subok=False),
+        "from_dlpack": lambda a: np.from_dlpack(a).view(ndarray),
+        "ascontiguousarray": lambda a: a if a.flags.c_contiguous else _count(np.array(a)),
+    }  # fmt: skip
+    for name in ("asarray", "arange", "maximum", "zeros"):
+        names[name] = _on_device(getattr(np, name))
+    vars(cupy).update(names)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    for name, value in {"n_devices": 1, "total_bytes": 2**34, "in_use": 0, "allocations": 0, "multiprocessor_bytes": 233472}.items():
+        monkeypatch.setattr(limits, name, value)
+    kernel_loader.clear()
+    return cupy
