@@ -230,10 +230,13 @@ class Demo:
     """Outliers planted on purpose, to see the check catch something."""
 
     plant: int = 0
-    """Probe images replaced by uniform noise."""
+    """Probe images replaced by Gaussian noise."""
+    strength: float = 4.0
+    """Standard deviation of the noise, in standard deviations of the probe images' pixels."""
 
     def __post_init__(self) -> None:
         _require(self.plant >= 0, "demo.plant", self.plant, ">= 0")
+        _require(self.strength > 0, "demo.strength", self.strength, "> 0")
 
 
 @dataclass

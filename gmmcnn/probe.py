@@ -39,7 +39,7 @@ class ProbeSet:
         return len(self.samples) // self.n_batches
 
 
-def draw_probe(data: Splits, settings: config.Probe, *, plant: int, seed: int) -> ProbeSet:
+def draw_probe(data: Splits, settings: config.Probe, planting: config.Demo, *, seed: int) -> ProbeSet:
     """Draw the probe set from the training samples: the same for every checkpoint and filter.
 
     Parameters
@@ -48,15 +48,15 @@ def draw_probe(data: Splits, settings: config.Probe, *, plant: int, seed: int) -
         Data set; its training samples are drawn from.
     settings : config.Probe
         Size and number of the batches; fewer batches are drawn where the samples do not suffice.
-    plant : int
-        Samples replaced by uniform noise in the range of the images, to see whether they are found.
+    planting : config.Demo
+        How many samples are replaced by Gaussian noise, and how strong it is, to see whether they are found.
     seed : int
         Of both draws.
 
     Raises
     ------
     ConfigurationError
-        The training set is smaller than one batch, or the probe set smaller than ``plant``.
+        The training set is smaller than one batch, or more samples are to be planted than there are.
     """
     n_training = len(data.train)
     n_batches = min(settings.batches, n_training // settings.samples)
@@ -65,16 +65,14 @@ def draw_probe(data: Splits, settings: config.Probe, *, plant: int, seed: int) -
             f"probe.samples={settings.samples}: the training set has {n_training} samples; expected at most as many"
         )
     n_samples = n_batches * settings.samples
-    if plant > n_samples:
-        raise ConfigurationError(f"demo.plant={plant}: the probe set has {n_samples} samples; expected at most as many")
+    if planting.plant > n_samples:
+        raise ConfigurationError(
+            f"demo.plant={planting.plant}: the probe set has {n_samples} samples; expected at most as many"
+        )
 
     chosen = np.random.default_rng([seed, _DRAW]).permutation(n_training)[:n_samples]
     images = data.train.images[torch.from_numpy(chosen)].clone()
-    noise = np.random.default_rng([seed, _PLANT])
-    planted = noise.permutation(n_samples)[:plant]
-    low, high = float(images.min()), float(images.max())
-    drawn = noise.uniform(low, high, size=(plant, *images.shape[1:])).astype(np.float32)
-    images[torch.from_numpy(planted)] = torch.from_numpy(drawn)
+    planted = _plant_noise(images, planting, seed)
 
     samples = pd.DataFrame(
         {
@@ -86,6 +84,16 @@ def draw_probe(data: Splits, settings: config.Probe, *, plant: int, seed: int) -
         }
     )
     return ProbeSet(images, samples, n_batches)
+
+
+def _plant_noise(images: Tensor, planting: config.Demo, seed: int) -> np.ndarray:
+    """Replace some images by noise, in place; return which."""
+    rng = np.random.default_rng([seed, _PLANT])
+    planted = rng.permutation(len(images))[: planting.plant]
+    deviation = planting.strength * float(images.std())
+    noise = rng.normal(float(images.mean()), deviation, size=(len(planted), *images.shape[1:]))
+    images[torch.from_numpy(planted)] = torch.from_numpy(noise.astype(np.float32))
+    return planted
 
 
 def thumbnails(images: Tensor) -> np.ndarray:

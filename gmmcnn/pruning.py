@@ -48,7 +48,7 @@ def load_mask(path: Path) -> dict[str, list[int]]:
         content = json.loads(Path(path).read_text())
         if content["format"] == _FORMAT:
             return {str(layer): [int(f) for f in filters] for layer, filters in content["layers"].items()}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ModelError(f'{path}: not a mask; expected JSON with "format": "{_FORMAT}" and "layers"')
 

@@ -82,7 +82,7 @@ class Run:
     @cached_property
     def probe(self) -> ProbeSet:
         """The samples whose feature maps are clustered."""
-        return draw_probe(self.data, self.settings.probe, plant=self.settings.demo.plant, seed=self.settings.seed)
+        return draw_probe(self.data, self.settings.probe, self.settings.demo, seed=self.settings.seed)
 
     def load_weights(self, checkpoint: Checkpoint) -> nn.Module:
         """Give the network a checkpoint's weights."""
