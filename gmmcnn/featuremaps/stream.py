@@ -231,7 +231,7 @@ class _Writer:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=error is not None)
+        self._thread.shutdown(wait=True)  # what waits is finished in any case: blocks that are complete shall count
         if error is None:
             self._collect(0)
 

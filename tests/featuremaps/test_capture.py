@@ -47,7 +47,7 @@ def images() -> Tensor:
     return torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.3
 
 
-# ---------------------------------------------------------------------------------------------- equal to a plain pass
+# ------------------------------------------------------------------------------------------------ equal to a plain pass
 
 
 def test_maps_equal_a_plain_forward_pass_bit_for_bit(case) -> None:
@@ -95,10 +95,11 @@ def test_maps_are_handed_over_during_the_pass_not_after_it(images: Tensor) -> No
 # ------------------------------------------------------------------------------------------------ every way to write it
 
 ACTIVATION_MODULES = [
-    nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(), nn.LeakyReLU(inplace=True), nn.PReLU(4), nn.RReLU(), nn.ELU(),
-    nn.ELU(inplace=True), nn.SELU(), nn.CELU(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.SiLU(inplace=True), nn.Mish(), nn.Tanh(),
-    nn.Sigmoid(), nn.LogSigmoid(), nn.Hardtanh(), nn.Hardswish(), nn.Hardswish(inplace=True), nn.Hardsigmoid(), nn.Softplus(),
-    nn.Softsign(), nn.Tanhshrink(), nn.Hardshrink(), nn.Softshrink(), nn.Threshold(0.1, 0.0),
+    nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(), nn.LeakyReLU(inplace=True), nn.PReLU(4), nn.RReLU(),
+    nn.ELU(), nn.ELU(inplace=True), nn.SELU(), nn.CELU(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.SiLU(inplace=True),
+    nn.Mish(), nn.Tanh(), nn.Sigmoid(), nn.LogSigmoid(), nn.Hardtanh(), nn.Hardswish(), nn.Hardswish(inplace=True),
+    nn.Hardsigmoid(), nn.Softplus(), nn.Softsign(), nn.Tanhshrink(), nn.Hardshrink(), nn.Softshrink(),
+    nn.Threshold(0.1, 0.0),
 ]  # fmt: skip
 
 
@@ -188,7 +189,7 @@ def test_a_model_that_is_one_convolution_has_the_empty_name(images: Tensor) -> N
 
 
 def test_pre_activation_residual_network(images: Tensor) -> None:
-    """Each sum is activated in the next block: the sum counts for the convolution that ended in it, not for the stem."""
+    """Each sum is activated in the next block: it counts for the convolution that ended in it, not for the stem."""
 
     def forward(net: Net, x: Tensor) -> tuple[Tensor, Tensor]:
         x = net.stem(x)
@@ -387,7 +388,7 @@ def test_the_model_comes_back_as_it_was(images: Tensor, how: str) -> None:
     assert torch.is_grad_enabled()
 
 
-# --------------------------------------------------------------------------------------------------------- wrapped models
+# ------------------------------------------------------------------------------------------------------- wrapped models
 
 
 def test_data_parallel_is_looked_through(in_place_resnet: nn.Module) -> None:

@@ -83,7 +83,7 @@ def test_the_schema_is_the_documented_one(full: ActivationStore) -> None:
     array = group["000.features.conv1"]
     assert array.shape == (3, 11, 4, 5)
     assert array.shards == (3, 4, 4, 5)
-    assert array.chunks == (1, 4, 4, 5)
+    assert array.chunks == (3, 4, 4, 5)
     assert array.metadata.dimension_names == ("filter", "sample", "row", "column")
     assert np.isnan(array.fill_value)
     assert group.attrs["layers"][1] == {
@@ -92,6 +92,13 @@ def test_the_schema_is_the_documented_one(full: ActivationStore) -> None:
     record = json.loads((full.path / "complete" / "000002.json").read_text())
     assert record["samples"] == [8, 11]
     assert record["shards"].keys() == full.layers.keys()
+
+
+def test_large_maps_have_a_chunk_of_their_own_and_small_ones_share(path: Path) -> None:
+    taps = [Tap("large", 6, 32, 32, ""), Tap("small", 6, 16, 16, ""), Tap("tiny", 6, 2, 2, "")]
+    ActivationStore.create(path, taps, 128, block_samples=100)  # one filter: 400 KB, 100 KB, 2 KB
+    group = zarr.open_group(path / "maps", mode="r")
+    assert [group[name].chunks[0] for name in ("000.large", "001.small", "002.tiny")] == [1, 2, 6]
 
 
 def test_float16_halves_the_bytes_and_rounds(path: Path) -> None:
@@ -113,7 +120,7 @@ def test_any_layer_name(path: Path, names: list[str]) -> None:
     assert not [file for file in path.parent.iterdir() if file != path]
 
 
-# ---------------------------------------------------------------------------------------------------- refused to write
+# ----------------------------------------------------------------------------------------------------- refused to write
 
 
 def test_values_that_do_not_fit_name_layer_filter_and_sample(path: Path) -> None:
@@ -165,7 +172,7 @@ def test_only_stores_are_discarded(full: ActivationStore, tmp_path: Path) -> Non
     assert [file.name for file in tmp_path.iterdir()] == ["thesis"]
 
 
-# ------------------------------------------------------------------------------------------------------ damaged stores
+# ------------------------------------------------------------------------------------------------------- damaged stores
 
 
 def test_no_store(tmp_path: Path) -> None:
