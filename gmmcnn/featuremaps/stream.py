@@ -5,6 +5,7 @@ as large as the probe batch where that fits, and smaller where the largest tenso
 :data:`BYTES_PER_BLOCK`. Each layer's maps are handed to one background writer as they are computed and at most two
 wait there, so memory depends on that bound alone, not on the number of samples or the depth of the network. Blocks
 are the same however often an extraction is interrupted, so a resumed store equals an uninterrupted one bit for bit.
+A block of one sample goes through the network twice at once, so that it equals its part of a larger block.
 """
 
 import hashlib
@@ -255,17 +256,22 @@ def _fill(store: ActivationStore, model: nn.Module, taps: Taps, images: ImageBlo
     advance(store.n_samples - sum(_length(store.block(index)) for index in missing))
     with _Writer() as writer:
         for block, batch in zip(missing, images.blocks(map(store.block, missing)), strict=True):
+            n_samples = len(batch)
+            if n_samples == 1:  # torch computes a batch of one by other algorithms, with other last bits
+                batch = torch.cat([batch, batch])
 
-            def consume(layer: str, maps: Tensor, block: int = block) -> None:
+            def consume(layer: str, maps: Tensor, block: int = block, n_samples: int = n_samples) -> None:
                 # Copied now, in the store's order: the model's next operation may overwrite the tensor.
-                by_filter = maps.transpose(0, 1).to(
-                    "cpu", torch.float32, copy=True, memory_format=torch.contiguous_format
+                by_filter = (
+                    maps[:n_samples]
+                    .transpose(0, 1)
+                    .to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
                 )
                 writer(store.write, layer, block, by_filter.numpy())
 
             capture(model, batch, taps, consume, sample_offset=store.block(block).start)
             writer(store.commit, block)
-            advance(len(batch))
+            advance(n_samples)
 
 
 def _open_or_create(path: Path, contents: "_Contents", block_samples: int, *, overwrite: bool) -> ActivationStore:

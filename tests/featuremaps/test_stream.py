@@ -66,15 +66,10 @@ def test_the_store_equals_a_plain_forward_pass_bit_for_bit(case, path: Path) -> 
     assert case.model.training
 
 
-@pytest.mark.parametrize("batch_samples", [1, 3, 256])
-def test_the_maps_do_not_depend_on_the_batch(
-    model: nn.Module, images: Tensor, tmp_path: Path, batch_samples: int
-) -> None:
-    whole = extract(model, images, tmp_path / "whole")
-    parts = extract(model, images, tmp_path / "parts", batch_samples=batch_samples)
-    for layer in whole.layers:
-        # Bits may differ: a convolution library chooses its algorithm by batch size.
-        np.testing.assert_allclose(parts.read(layer), whole.read(layer), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("batch_samples", [1, 3])
+def test_the_maps_do_not_depend_on_the_batch(case, tmp_path: Path, batch_samples: int) -> None:
+    whole = extract(case.model, case.images[:5], tmp_path / "whole")
+    assert_same(whole, extract(case.model, case.images[:5], tmp_path / "parts", batch_samples=batch_samples))
 
 
 class Pairs(Dataset):
@@ -329,12 +324,13 @@ print(store.nbytes, before, peak_mib())
 """
 
 
+@pytest.mark.slow
 def test_memory_grows_neither_with_the_samples_nor_with_the_depth(tmp_path: Path) -> None:
-    """A store of 315 MB: holding all maps of a block, or all blocks of a layer, would take 39 MB or 39 MB and more."""
-    command = [sys.executable, "-c", MEMORY, str(tmp_path), "300", "8"]
+    """450 samples, 16 layers: holding one block of all layers would take 60 MiB, all blocks of one layer 56 MiB."""
+    command = [sys.executable, "-c", MEMORY, str(tmp_path), "450", "16"]
     n_bytes, before_mib, after_mib = map(float, subprocess.check_output(command, text=True).split())
-    assert n_bytes == 300 * 8 * 32 * 32 * 32 * 4
-    assert after_mib - before_mib < 32  # eight times the bound of a block
+    assert n_bytes == 450 * 16 * 32 * 32 * 32 * 4
+    assert after_mib - before_mib < 45
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
