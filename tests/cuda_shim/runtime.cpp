@@ -293,7 +293,7 @@ void check_bytes(Byte* bytes, int size, bool is_write, bool is_atomic, bool must
             byte.atomic = is_atomic;
         } else {
             Access& read = byte.read;
-            bool fresh = read.thread == NOBODY || (read.block == now.block && (read.interval < now.interval || read.thread == now.thread));
+            bool fresh = ordered(read, now);  // what must come after this read comes after the earlier ones too
             if (!fresh && read.thread != SEVERAL) {
                 int warp = read.thread <= -3 ? -3 - read.thread : read.thread / WARP;
                 bool same_warp = read.block == now.block && warp == thread / WARP;
