@@ -11,10 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
+from gmmcnn import gpu, pca_cpu
 from gmmcnn.config import ENGINES
 from gmmcnn.errors import CaptureError, ConfigurationError
+from gmmcnn.threads import for_blocks
+
+EXACT_SIZE = 4
+"""A side shorter than so many blocks of the Krylov iteration is decomposed in full."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ def pca(
     n_components : int
         d.
     engine : {"auto", "cpu", "cuda", "reference"}
-        ``reference`` is the full singular value decomposition in float64.
+        ``reference`` decomposes every filter in full, in float64.
     threads : int or None
         CPU threads; None takes all cores.
 
@@ -57,16 +64,23 @@ def pca(
     """
     if engine not in ENGINES:
         raise ConfigurationError(f"engine={engine!r}: expected one of {', '.join(ENGINES)}")
-    array = _checked_maps(maps)
     if n_components < 1:
         raise ConfigurationError(f"n_components={n_components}: expected a whole number >= 1")
-    results = [_reference_pca(filter_maps, n_components) for filter_maps in array]
-    n_filters, n_samples, _ = array.shape
-    scores = np.zeros((n_filters, n_samples, n_components), dtype=array.dtype)
-    explained_variance = np.zeros((n_filters, n_components))
-    for f, (filter_scores, variance) in enumerate(results):
-        scores[f], explained_variance[f] = filter_scores, variance
-    return PCAResult(scores, explained_variance, np.zeros(n_filters))
+    if engine == "cuda" or (engine == "auto" and gpu.is_available()):
+        from gmmcnn.pca_cuda import pca_on_device  # it names this module's results
+
+        return pca_on_device(maps, n_components)
+    array = _checked_maps(maps)
+    n_filters, n_samples, n_pixels = array.shape
+    result = PCAResult(
+        np.zeros((n_filters, n_samples, n_components), dtype=array.dtype),
+        np.zeros((n_filters, n_components)),
+        np.zeros(n_filters),
+    )
+    decompose = _decompose_exactly if engine == "reference" else _decompose
+    with threadpool_limits(1, "blas"):  # the threads are ours: no result depends on how BLAS would split its work
+        for_blocks(lambda first, last: decompose(array, slice(first, last), result), n_filters, threads)
+    return result
 
 
 def _checked_maps(maps: Any) -> NDArray:
@@ -75,31 +89,65 @@ def _checked_maps(maps: Any) -> NDArray:
         array = array.astype(np.float32)
     if array.ndim != 3 or 0 in array.shape[1:]:
         raise ValueError(f"maps have shape {array.shape}: expected (F, N, P), filters x samples x pixels")
-    for f, filter_maps in enumerate(array):
-        if not np.isfinite(filter_maps.sum()):
-            bad = np.flatnonzero(~np.isfinite(filter_maps).all(axis=1))
-            if len(bad):
-                raise CaptureError(
-                    f"maps of filter {f}, sample {bad[0]} hold NaN or infinity: expected finite activations"
-                )
-    return array
+    return np.ascontiguousarray(array)
 
 
-def _reference_pca(maps: NDArray, n_components: int) -> tuple[NDArray, NDArray]:
-    """Scores (N, d) and variances (d,) of one filter's maps (N, P) by singular value decomposition in float64."""
+def _decompose(maps: NDArray, block: slice, result: PCAResult) -> None:
+    """Krylov iteration where the maps are large, and full decomposition of those filters for which it does not
+    converge.
+    """
+    n_samples, n_pixels = maps.shape[1:]
+    if min(n_samples, n_pixels) < EXACT_SIZE * pca_cpu.block_size(result.scores.shape[2]):
+        _decompose_exactly(maps, block, result)
+        return
+    kind, converged = pca_cpu.krylov_pca(
+        maps[block],
+        result.scores.shape[2],
+        result.scores[block],
+        result.explained_variance[block],
+        result.residual[block],
+    )
+    for f in np.flatnonzero((kind == pca_cpu.NOT_FINITE) | ~converged) + block.start:
+        _decompose_exactly(maps, slice(f, f + 1), result)
+
+
+def _decompose_exactly(maps: NDArray, block: slice, result: PCAResult) -> None:
+    for f in range(block.start, block.stop):
+        _require_finite(maps[f], f)
+        result.scores[f], result.explained_variance[f], result.residual[f] = exact_pca(maps[f], result.scores.shape[2])
+
+
+def _require_finite(maps: NDArray, f: int) -> None:
+    if not np.isfinite(maps.sum(dtype=np.float64)):
+        bad = np.flatnonzero(~np.isfinite(maps).all(axis=1))
+        raise CaptureError(f"maps of filter {f}, sample {bad[0]} hold NaN or infinity: expected finite activations")
+
+
+def exact_pca(maps: NDArray, n_components: int) -> tuple[NDArray, NDArray, float]:
+    """Scores (N, d), variances (d,) and residual of one filter's maps (N, P), in float64.
+
+    By the eigenvectors of the smaller of XᵀX and XXᵀ, X the centred maps.
+    """
     n_samples, n_pixels = maps.shape
-    scores = np.zeros((n_samples, n_components))
-    variance = np.zeros(n_components)
+    kept = min(n_components, n_samples, n_pixels)
+    scores, variance = np.zeros((n_samples, n_components)), np.zeros(n_components)
     if (maps == maps[0]).all():
-        return scores, variance
+        return scores, variance, 0.0
     centred = maps.astype(np.float64)
     centred -= centred.mean(axis=0)
-    left, singular, right = np.linalg.svd(centred, full_matrices=False)
-    kept = min(n_components, n_samples, n_pixels)
-    signs = component_signs(right[:kept])
-    scores[:, :kept] = left[:, :kept] * singular[:kept] * signs
-    variance[:kept] = singular[:kept] ** 2 / (n_samples - 1)
-    return scores, variance
+    wide = n_samples < n_pixels
+    gram = centred @ centred.T if wide else centred.T @ centred
+    values, vectors = scipy.linalg.eigh(gram, subset_by_index=(len(gram) - kept, len(gram) - 1))
+    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+    if wide:
+        components = (centred.T @ vectors).T  # (d, P), of length √λ
+        scores[:, :kept] = vectors * np.sqrt(values) * component_signs(components)
+    else:
+        components = vectors.T
+        scores[:, :kept] = centred @ vectors * component_signs(components)
+    variance[:kept] = values / (n_samples - 1)
+    residual = np.linalg.norm(gram @ vectors - vectors * values, axis=0).max() / values[0]
+    return scores, variance, float(residual)
 
 
 def component_signs(components: NDArray) -> NDArray:

@@ -8,14 +8,10 @@ so that no result depends on how pairs are spread over blocks and threads.
 """
 
 import math
-import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from gmmcnn import constants
@@ -32,10 +28,8 @@ from gmmcnn.mixture.cpu_em import (
 )  # fmt: skip
 from gmmcnn.mixture.cpu_start import add_up, kmeans_plusplus, lloyd
 from gmmcnn.mixture.problem import DEAD, OK, TOO_FEW_DISTINCT, UNDEFINED, MixtureSettings, SweepResult
-from gmmcnn.mixture.vectors import aligned_empty, kernel, lanes
-
-BLOCKS_PER_THREAD = 32
-MAX_PAIRS_PER_BLOCK = 64
+from gmmcnn.mixture.vectors import aligned_empty, compiled_entry, kernel, lanes
+from gmmcnn.threads import for_blocks
 
 
 def fit_mixtures(
@@ -49,7 +43,6 @@ def fit_mixtures(
     stride = -(-n_samples // lanes(dtype)) * lanes(dtype)
     dims = (0.0,) * n_dims
     scores = np.ascontiguousarray(scores)
-    threads = settings.threads or os.cpu_count() or 1
 
     points = aligned_empty(n_filters * n_dims * stride, dtype).reshape(n_filters, n_dims * stride)
     centre = np.zeros((n_filters, n_dims))
@@ -60,7 +53,7 @@ def fit_mixtures(
             scores, first, last, k_max + 1, stride, dims, points, centre, scale, n_distinct
         ),
         n_filters,
-        threads,
+        settings.threads,
     )
 
     fitted = n_distinct >= settings.k_min
@@ -87,7 +80,7 @@ def fit_mixtures(
             index, lower_bound, n_iter, converged, labels, weights, means, factors,
         )  # fmt: skip
 
-    for_blocks(fit, len(pairs), threads)
+    for_blocks(fit, len(pairs), settings.threads)
     lower_bound -= n_dims * np.log(scale)[:, None]
     chosen = choose_n_components(index, settings.k_min)
     status = np.where(chosen > 0, OK, np.where(n_distinct == 0, DEAD, np.where(fitted, UNDEFINED, TOO_FEW_DISTINCT)))
@@ -111,36 +104,7 @@ def fit_mixtures(
     )
 
 
-def compiled_entry(function: Callable) -> Any:
-    """Compile with a cache on disk that is renewed when any module of this package's engine changes.
-
-    Numba looks at the file that defines a function, and not at those whose functions it calls.
-    """
-    dispatcher = njit(nogil=True, error_model="numpy", cache=True)(function)
-    sources = [__file__, *(module.__file__ for module in (cpu_em, cpu_start, vectors, constants))]
-    stamps = [Path(str(source)).stat() for source in sources]
-    dispatcher._cache._cache_file._source_stamp = [(stamp.st_mtime, stamp.st_size) for stamp in stamps]
-    return dispatcher
-
-
-def for_blocks(function: Callable[[int, int], None], n_items: int, threads: int) -> None:
-    """Call ``function(first, last)`` on blocks that cover 0 … n_items; an interrupt leaves the blocks not yet begun."""
-    block = max(1, min(MAX_PAIRS_PER_BLOCK, n_items // (threads * BLOCKS_PER_THREAD)))
-    blocks = [(first, min(first + block, n_items)) for first in range(0, n_items, block)]
-    if threads == 1 or len(blocks) < 2:
-        for first, last in blocks:
-            function(first, last)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for done in [pool.submit(function, *bounds) for bounds in blocks]:
-                done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-@compiled_entry
+@compiled_entry(cpu_em, cpu_start, vectors, constants)
 def standardise(
     scores: Any, begin: Any, end: Any, max_distinct: Any, stride: Any, dims: Any, points: Any, centre: Any, scale: Any,
     n_distinct: Any,
@@ -194,7 +158,7 @@ def count_distinct(samples: Any, distinct: Any) -> Any:
     return count
 
 
-@compiled_entry
+@compiled_entry(cpu_em, cpu_start, vectors, constants)
 def fit_pairs(
     pairs: Any, points: Any, n_samples: Any, stride: Any, dims: Any, k_min: Any, n_init: Any, tol: Any, max_iter: Any,
     reg_covar: Any, seed: Any, keys: Any, given: Any, initial: Any, work: Any, rows: Any, index: Any, lower_bound: Any,

@@ -17,6 +17,8 @@ Inside compiled code only::
 
 import operator
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,23 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 
 kernel = njit(nogil=True, error_model="numpy")
 """Decorator of compiled functions: no interpreter lock, and division as the processor does it."""
+
+
+def compiled_entry(*modules: ModuleType) -> Callable[[Callable], Any]:
+    """Decorator of functions called from Python: as ``kernel``, with a cache on disk.
+
+    Numba renews a cached function when the file that defines it changes, and not when one of the ``modules`` does
+    whose functions it calls; this does.
+    """
+
+    def decorate(function: Callable) -> Any:
+        dispatcher = njit(nogil=True, error_model="numpy", cache=True)(function) sources = [Path(str(source)) for
+        source in (function.__code__.co_filename, *(m.__file__ for m in modules))]
+        dispatcher._cache._cache_file._source_stamp = [(source.stat().st_mtime, source.stat().st_size) for source in
+        sources] return dispatcher
+
+    return decorate
+
 
 VECTOR_BYTES = 64
 """Arrays that hold vectors are aligned to this and padded to a multiple of it."""

@@ -1,0 +1,47 @@
+"""Work on numbered items spread over threads in small blocks."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+BLOCKS_PER_THREAD = 32
+MAX_ITEMS_PER_BLOCK = 64
+
+
+def for_blocks(function: Callable[[int, int], None], n_items: int, threads: int | None) -> None:
+    """Call ``function(first, last)`` on blocks that cover the items, each thread taking the next block when it is done.
+
+    Parameters
+    ----------
+    function : callable
+        Works on items first … last - 1 of ``n_items``, and lets other threads run while it computes.
+    n_items : int
+    threads : int or None
+        None takes one for each core this process may use.
+
+    Raises
+    ------
+    Exception
+        Whatever ``function`` raises. After that, as after Ctrl-C, blocks not yet begun are left undone.
+    """
+    threads = threads or available_cores()
+    block = max(1, min(MAX_ITEMS_PER_BLOCK, n_items // (threads * BLOCKS_PER_THREAD)))
+    blocks = [(first, min(first + block, n_items)) for first in range(0, n_items, block)]
+    if threads == 1 or len(blocks) < 2:
+        for first, last in blocks:
+            function(first, last)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for done in [pool.submit(function, *bounds) for bounds in blocks]:
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def available_cores() -> int:
+    """Cores this process may use, which a scheduler may have made fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
