@@ -12,10 +12,9 @@ from torch import nn
 from gmmcnn import fitting
 from gmmcnn.analysis import Analysis
 from gmmcnn.errors import ConfigurationError
-from gmmcnn.featuremaps.capture import find_taps
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.stream import extract as stream_maps
-from gmmcnn.featuremaps.stream import fingerprint, import_activations
+from gmmcnn.featuremaps.stream import fingerprint, import_activations, skipped_layers
 from gmmcnn.fits import Fits
 from gmmcnn.probe import thumbnails
 from gmmcnn.progress import progress
@@ -31,15 +30,14 @@ def extract(job: Run, checkpoint: Checkpoint) -> None:
     if checkpoint.weights is None:
         _import(job, checkpoint)
         return
-    settings, probe = job.settings.extract, job.probe
     model = job.load_weights(checkpoint)
+    settings, probe = job.settings.extract, job.probe
     identity = _identity(job, model)
     if _record(checkpoint).get("identity") != identity:
         shutil.rmtree(checkpoint.folder, ignore_errors=True)
     elif _fits(job, checkpoint) is not None:
         return
     with job.timed("extract"), progress(f"{checkpoint.name}: maps", len(probe.samples), "samples") as advance:
-        taps = find_taps(model, probe.images[:1], tap=settings.tap, layers=settings.layers)
         store = stream_maps(
             model,
             probe.images,
@@ -53,8 +51,7 @@ def extract(job: Run, checkpoint: Checkpoint) -> None:
             overwrite=True,
             advance=advance,
         )
-    skipped = [(layer.layer, layer.reason) for layer in taps.skipped]
-    _write_record(checkpoint, store, probe.batch_samples, identity=identity, skipped=skipped)
+    _write_record(checkpoint, store, probe.batch_samples, identity)
 
 
 def fit(job: Run, checkpoint: Checkpoint) -> None:
@@ -111,7 +108,7 @@ def _import(job: Run, checkpoint: Checkpoint) -> None:
     )
     n_samples = store.n_samples
     batch_samples = job.settings.probe.samples if n_samples % job.settings.probe.samples == 0 else n_samples
-    _write_record(checkpoint, store, batch_samples, identity=source, skipped=[])
+    _write_record(checkpoint, store, batch_samples, source)
 
 
 def _unknown_samples(fits: Fits) -> pd.DataFrame:
@@ -133,11 +130,13 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
     return json.loads(checkpoint.taps.read_text()) if checkpoint.taps.exists() else {}
 
 
-def _write_record(
-    checkpoint: Checkpoint, store: ActivationStore, batch_samples: int, *, identity: str, skipped: list[tuple[str, str]]
-) -> None:
-    analysed = {layer: tap.description for layer, tap in store.layers.items()}
-    record = {"identity": identity, "batch_samples": batch_samples, "analysed": analysed, "skipped": skipped}
+def _write_record(checkpoint: Checkpoint, store: ActivationStore, batch_samples: int, identity: str) -> None:
+    record = {
+        "identity": identity,
+        "batch_samples": batch_samples,
+        "analysed": {layer: tap.description for layer, tap in store.layers.items()},
+        "skipped": skipped_layers(store),
+    }
     write_aside(checkpoint.taps, json.dumps(record, indent=1) + "\n")
 
 

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from gmmcnn import config, fitting
 from gmmcnn.analysis import Analysis
 from gmmcnn.errors import ConfigurationError
-from gmmcnn.featuremaps.capture import find_taps
-from gmmcnn.featuremaps.stream import extract
+from gmmcnn.featuremaps.stream import extract, skipped_layers
 from gmmcnn.names import did_you_mean
 from gmmcnn.probe import thumbnails
 from gmmcnn.progress import progress
@@ -71,7 +70,6 @@ def analyze(
     chosen = _settings(settings, n_samples=len(pixels))
     n_batches = len(pixels) // chosen.probe.samples
     pixels = pixels[: n_batches * chosen.probe.samples]
-    taps = find_taps(model, pixels[:1], tap=chosen.extract.tap, layers=layers)
     with tempfile.TemporaryDirectory(prefix="gmmcnn-") as scratch:
         with progress("feature maps", len(pixels), "samples") as advance:
             store = extract(
@@ -85,7 +83,7 @@ def analyze(
                 block_samples=chosen.probe.samples,
                 advance=advance,
             )
-        with progress("fits", sum(tap.n_filters for tap in taps.analysed), "filters") as advance:
+        with progress("fits", sum(tap.n_filters for tap in store.layers.values()), "filters") as advance:
             fits = fitting.fit_store(
                 store, Path(scratch) / "fits", batch_samples=chosen.probe.samples, settings=chosen, advance=advance
             )
@@ -95,7 +93,7 @@ def analyze(
         samples=pd.DataFrame({"batch": batch, "label": pd.NA if known_labels is None else known_labels[: len(batch)]}),
         thumbnails=thumbnails(pixels),
         settings=chosen.screen,
-        skipped=tuple((layer.layer, layer.reason) for layer in taps.skipped),
+        skipped=tuple(skipped_layers(store)),
         name=type(model).__name__,
     )
 

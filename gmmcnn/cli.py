@@ -5,7 +5,6 @@ valid name, whichever job of a sweep it belongs to. A failed job ends with 1 aft
 still run.
 """
 
-import os
 import sys
 import traceback
 import uuid
@@ -22,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gmmcnn.config import Settings
-from gmmcnn.errors import ConfigurationError, GmmcnnError
+from gmmcnn.errors import ConfigurationError, GmmcnnError, one_line
 from gmmcnn.names import did_you_mean
 
 CONFIG_MODULE = "gmmcnn.conf"
@@ -39,7 +38,7 @@ def main() -> None:
         arguments = _with_stored_overrides([_normalise(argument) for argument in sys.argv[1:]])
         check(arguments)
     except ConfigurationError as error:
-        _complain(error)
+        _complain(one_line(error))
         sys.exit(2)
     sys.argv = [sys.argv[0], *arguments]
     try:
@@ -59,9 +58,11 @@ def _job(composed: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         pipeline.execute(settings, folder)
-    except GmmcnnError as error:
+    except Exception as error:
         _failed_jobs.append(str(folder))
-        _complain(error)
+        unexpected = "" if isinstance(error, GmmcnnError) else f"unexpected {type(error).__name__}: "
+        hint = f"; see the traceback with debug=true run={folder}" if unexpected and not settings.debug else ""
+        _complain(f"{unexpected}{one_line(error)}{hint}")
         if settings.debug:
             traceback.print_exc()
 
@@ -179,5 +180,5 @@ def _one_line(error: Exception) -> str:
     return (f"{key}: " if key else "") + " ".join(telling)
 
 
-def _complain(error: Exception) -> None:
-    sys.stderr.write(f"gmmcnn: {error}{os.linesep}")
+def _complain(message: str) -> None:
+    sys.stderr.write(f"gmmcnn: {message}\n")

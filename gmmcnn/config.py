@@ -231,7 +231,7 @@ class Demo:
 
     plant: int = 0
     """Probe images replaced by Gaussian noise."""
-    strength: float = 4.0
+    strength: float = 5.0
     """Standard deviation of the noise, in standard deviations of the probe images' pixels."""
 
     def __post_init__(self) -> None:

@@ -102,7 +102,7 @@ def thumbnails(images: Tensor) -> np.ndarray:
     Parameters
     ----------
     images : (S, C, H, W) float
-        Any range; the range of the whole set is stretched over black to white.
+        Any range; that of all but the most extreme percent of the pixels is stretched over black to white.
 
     Returns
     -------
@@ -115,6 +115,6 @@ def thumbnails(images: Tensor) -> np.ndarray:
         images = torch.nn.functional.interpolate(images, scale_factor=scale, mode="area")
     if images.shape[1] != 3:
         images = images.mean(dim=1, keepdim=True)
-    low, high = images.min(), images.max()
-    grey = ((images - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
+    low, high = np.percentile(images.numpy(), [0.5, 99.5])
+    grey = ((images - low) / max(high - low, 1e-12) * 255).clamp(0, 255).round().to(torch.uint8)
     return grey.permute(0, 2, 3, 1).squeeze(-1).numpy() if images.shape[1] == 1 else grey.permute(0, 2, 3, 1).numpy()

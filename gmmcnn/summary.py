@@ -61,7 +61,7 @@ def _planted(analysis: Analysis) -> Iterator[str]:
     planted = analysis.samples.index[analysis.samples["planted"]]
     found = analysis.outliers[analysis.outliers["planted"]]
     others = len(analysis.outliers) - len(found)
-    filters = sorted({name for names in found["filters"] for name in names.split(", ")})
+    filters = dict.fromkeys(name for names in found["filters"] for name in names.split(", "))
     by = f" by {', '.join(filters)}" if filters else ""
     yield (
         f"{_count(len(planted), 'noise image')} planted in the probe set (samples {', '.join(map(str, planted))}): "

@@ -64,9 +64,14 @@ def test_the_model_is_exactly_restored_also_after_an_error(digits_cnn, digits):
     images = digits.validation.images[:8]
     before, state = digits_cnn(images), copy.deepcopy(digits_cnn.state_dict())
     hooks = [len(module._forward_hooks) for module in digits_cnn.modules()]
-    with pytest.raises(KeyError), gmmcnn.masked(digits_cnn, {"features.conv2": [0]}):
-        assert not torch.equal(digits_cnn(images), before)
-        raise KeyError
+
+    def fail_while_masked():
+        with gmmcnn.masked(digits_cnn, {"features.conv2": [0]}):
+            assert not torch.equal(digits_cnn(images), before)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_while_masked()
     assert torch.equal(digits_cnn(images), before)
     assert [len(module._forward_hooks) for module in digits_cnn.modules()] == hooks
     assert all(torch.equal(value, state[key]) for key, value in digits_cnn.state_dict().items())

@@ -112,6 +112,12 @@ def extract(
     return ActivationStore.open(path)
 
 
+def skipped_layers(store: ActivationStore) -> list[tuple[str, str]]:
+    """Convolutions that :func:`extract` left out of a store, each with the reason."""
+    extraction = store.attributes.get("extraction", {})
+    return [(entry["layer"], entry["reason"]) for entry in extraction.get("skipped", [])]
+
+
 def filter_blocks(
     store: ActivationStore, layer: str, *, samples: slice = ALL, bytes_per_block: int = BYTES_PER_BLOCK
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:

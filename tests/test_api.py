@@ -1,0 +1,151 @@
+"""gmmcnn.analyze and what it returns, on a really trained network."""
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import gmmcnn
+from gmmcnn.errors import CaptureError, ConfigurationError, StoreError, StoreNotFoundError
+
+QUICK = {"k_max": 4, "n_init": 1}
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    return digits.train.images[:120]
+
+
+@pytest.fixture(scope="module")
+def labels(digits):
+    return digits.train.labels[:120]
+
+
+@pytest.fixture
+def analysis(digits_cnn, images, labels):
+    return gmmcnn.analyze(digits_cnn, images, labels, samples=60, **QUICK)
+
+
+def test_every_filter_gets_a_row_and_every_outlier_its_label(analysis, labels):
+    assert analysis.filters.groupby("layer", sort=False).size().to_dict() == {
+        "features.conv1": 16,
+        "features.conv2": 32,
+        "features.conv3": 64,
+    }
+    outliers = analysis.outliers
+    assert len(outliers) > 0
+    assert outliers["label"].tolist() == labels[outliers["sample"].to_numpy()].tolist()
+
+
+def test_all_images_are_one_batch_unless_samples_splits_them(digits_cnn, images):
+    whole = gmmcnn.analyze(digits_cnn, images, layers=["features.conv1"], **QUICK)
+    assert (whole.fits.n_batches, whole.fits.n_samples) == (1, 120)
+    halves = gmmcnn.analyze(digits_cnn, images, layers=["features.conv1"], samples=60, **QUICK)
+    assert (halves.fits.n_batches, halves.fits.n_samples) == (2, 60)
+    assert list(whole.filters["layer"].unique()) == ["features.conv1"]
+
+
+def test_every_kind_of_input_gives_the_same_tables(digits_cnn, images, labels, analysis):
+    data = TensorDataset(images, labels)
+    for given in (images.numpy(), data, DataLoader(data, batch_size=7, shuffle=True)):
+        known = labels.numpy() if isinstance(given, np.ndarray) else None
+        again = gmmcnn.analyze(digits_cnn, given, known, samples=60, **QUICK)
+        pd.testing.assert_frame_equal(again.filters, analysis.filters)
+        pd.testing.assert_frame_equal(again.outliers, analysis.outliers, check_dtype=False)
+
+
+def test_the_network_comes_back_as_it_was(digits_cnn, images):
+    digits_cnn.train()
+    before, state = copy.deepcopy(digits_cnn.state_dict()), torch.get_rng_state()
+    gmmcnn.analyze(digits_cnn, images[:60], **QUICK)
+    assert digits_cnn.training
+    assert all(torch.equal(value, before[key]) for key, value in digits_cnn.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module._forward_hooks for module in digits_cnn.modules())
+
+
+def test_thresholds_change_the_table_and_refit_nothing(analysis, monkeypatch):
+    monkeypatch.setattr(gmmcnn.GaussianMixtureSweep, "fit", None)
+    assert not analysis.screen(activation_ratio=1000).anomalous.any()
+    loose = analysis.screen(small_cluster=30, ch_ratio=0, activation_ratio=0)
+    assert loose.anomalous.sum() > analysis.filters.anomalous.sum()
+    with pytest.raises(ConfigurationError, match="smal_cluster: no such threshold; expected one of small_cluster"):
+        analysis.screen(smal_cluster=3)
+    with pytest.raises(ConfigurationError, match=r"screen\.small_cluster=0"):
+        analysis.screen(small_cluster=0)
+
+
+def test_a_saved_analysis_is_the_same_again(analysis, tmp_path):
+    loaded = gmmcnn.load(analysis.save(tmp_path / "analysis.npz"))
+    pd.testing.assert_frame_equal(loaded.filters, analysis.filters)
+    pd.testing.assert_frame_equal(loaded.outliers, analysis.outliers, check_dtype=False)
+    assert np.array_equal(loaded.thumbnails, analysis.thumbnails)
+    assert loaded.skipped == analysis.skipped
+    assert not (tmp_path / "analysis.npz.partial").exists()
+
+
+def test_loading_what_is_no_analysis(tmp_path):
+    with pytest.raises(StoreNotFoundError, match=r"none\.npz: no such file"):
+        gmmcnn.load(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("text")
+    with pytest.raises(StoreError, match=r"text\.npz: not a saved analysis"):
+        gmmcnn.load(tmp_path / "text.npz")
+    np.savez(tmp_path / "other.npz", a=1)
+    with pytest.raises(StoreError, match=r"other\.npz: not a saved analysis"):
+        gmmcnn.load(tmp_path / "other.npz")
+
+
+def test_the_page_is_written(analysis, tmp_path):
+    page = analysis.to_html(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "SimpleCNN" in page
+    assert "features.conv3" in page
+
+
+def test_the_reference_engine_finds_the_same(digits_cnn, images):
+    tables = [
+        gmmcnn.analyze(digits_cnn, images[:60], layers=["features.conv2"], engine=engine, **QUICK).filters
+        for engine in ("cpu", "reference")
+    ]
+    same = [
+        (tables[0][column] == tables[1][column]).mean() for column in ("n_components", "n_small_clusters", "anomalous")
+    ]
+    assert min(same) >= 0.9  # float32 may settle a near-tie of CH otherwise
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k_maxx": 3}, "k_maxx: no such setting; did you mean k_max?"),
+        ({"k_max": 99}, "gmm.k_max=99"),
+        ({"samples": 121}, "samples=121: there are 120 images"),
+        ({"labels": [1, 2]}, r"labels have shape \(2,\); expected \(120,\)"),
+        ({"engine": "gpu"}, "engine=gpu: expected one of auto, cpu, cuda, reference"),
+    ],
+)
+def test_wrong_settings_are_named(digits_cnn, images, arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        gmmcnn.analyze(digits_cnn, images, **arguments)
+
+
+def test_images_of_the_wrong_shape_and_maps_that_are_not_finite(digits_cnn, images):
+    with pytest.raises(ConfigurationError, match=r"images have shape \(8, 8\)"):
+        gmmcnn.analyze(digits_cnn, images[0, 0])
+    broken = images.clone()
+    broken[7] = torch.nan
+    with pytest.raises(CaptureError, match=r"layer 'features\.conv1', filter 0, sample 7"):
+        gmmcnn.analyze(digits_cnn, broken, **QUICK)
+
+
+def test_importing_gmmcnn_loads_nothing_heavy():
+    code = (
+        "import sys, gmmcnn; heavy = 'torch numba pandas zarr sklearn plotly cupy cuml hydra'.split();"
+        "assert not set(heavy) & set(sys.modules), sys.modules; gmmcnn.analyze; assert callable(gmmcnn.pca)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in gmmcnn.__all__:
+        assert callable(getattr(gmmcnn, name))

@@ -1,0 +1,103 @@
+"""Every YAML file composes, typed and within range; every impossible value is refused by name."""
+
+from dataclasses import fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from gmmcnn import config
+from gmmcnn.cli import CONFIG_MODULE, settings_of
+from gmmcnn.errors import ConfigurationError
+
+CONF = Path(str(files(CONFIG_MODULE)))
+OPTIONS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
+
+
+def composed(*overrides: str) -> config.Settings:
+    with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        return settings_of(hydra.compose("config", overrides=list(overrides)))
+
+
+def test_without_overrides_the_defaults_are_those_of_the_dataclasses():
+    settings, expected = composed(), config.Settings()
+    assert settings.run is not None
+    settings.run = None
+    assert settings == expected
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_every_option_composes(option):
+    group, name = option.parts
+    changed = composed(f"{group}='{name}'")
+    own = OmegaConf.load(CONF / f"{option}.yaml")
+    if group in config.GROUPS and "defaults" not in own:
+        for key, value in own.items():
+            assert getattr(getattr(changed, group), str(key)) == value
+
+
+def test_there_is_an_option_to_compose():
+    assert len(OPTIONS) > 15
+
+
+def test_the_method_defaults_stand_as_published_or_as_documented():
+    settings = config.Settings()
+    assert (settings.probe.samples, settings.probe.batches, settings.pca.dims) == (200, 10, 2)
+    assert (settings.gmm.k_min, settings.gmm.k_max, settings.gmm.tol, settings.gmm.max_iter) == (2, 10, 1e-3, 100)
+    screen = settings.screen
+    assert (screen.small_cluster, screen.min_small_clusters, screen.ch_ratio, screen.activation_ratio) == (
+        5,
+        1,
+        0.8,
+        0.5,
+    )
+    assert (screen.min_frequency, screen.scope, screen.average) == (0.5, "layer", "median")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task=trian", "task=trian: expected one of run, train"),
+        ("seed=-1", "seed=-1: expected >= 0"),
+        ("data.label_noise=1.5", r"data\.label_noise=1\.5: expected a number in \[0, 1\]"),
+        ("data.validation_share=1", r"data\.validation_share=1\.0: expected a number in \(0, 1\)"),
+        ("data.train_samples=0", r"data\.train_samples=0"),
+        ("train.epochs=0", r"train\.epochs=0"),
+        ("train.optimizer=adamw", r"train\.optimizer=adamw: expected one of adam, sgd"),
+        ("train.checkpoint_epochs=[3,31]", r"train\.checkpoint_epochs=31: expected epochs from 1 to train\.epochs=30"),
+        ("train.momentum=1", r"train\.momentum"),
+        ("probe.samples=2", r"probe\.samples=2"),
+        ("extract.tap=after", r"extract\.tap=after: expected one of post_activation, pre_activation"),
+        ("extract.dtype=bfloat16", r"extract\.dtype"),
+        ("extract.keep_maps=first", r"extract\.keep_maps"),
+        ("pca.dims=9", r"pca\.dims=9: expected a whole number from 1 to 8"),
+        ("gmm.k_min=1", r"gmm\.k_min=1"),
+        ("gmm.k_max=33", r"gmm\.k_max=33: expected a whole number from gmm\.k_min=2 to 32"),
+        ("gmm.tol=-1", r"gmm\.tol"),
+        ("screen.min_frequency=0", r"screen\.min_frequency=0\.0"),
+        ("screen.scope=model", r"screen\.scope=model: expected one of layer, network"),
+        ("prune.controls=-1", r"prune\.controls"),
+        ("engine.threads=0", r"engine\.threads=0"),
+        ("demo.plant=-4", r"demo\.plant"),
+        ("demo.strength=0", r"demo\.strength"),
+    ],
+)
+def test_an_impossible_value_is_refused_by_name(override, message):
+    with pytest.raises(ConfigurationError, match=message):
+        composed(override)
+
+
+def test_kept_epochs_are_about_ten_with_the_first_and_the_last():
+    assert config.Train(epochs=30).kept_epochs == [1, 4, 7, 11, 14, 17, 20, 24, 27, 30]
+    assert config.Train(epochs=3).kept_epochs == [1, 2, 3]
+    assert config.Train(epochs=1).kept_epochs == [1]
+    assert config.Train(epochs=9, checkpoint_epochs=[9, 2, 2]).kept_epochs == [2, 9]
+
+
+def test_every_setting_has_a_type_hydra_can_check():
+    for group in fields(config.Settings):
+        kind = config.GROUPS.get(group.name)
+        assert kind is None or is_dataclass(kind)
+    OmegaConf.structured(config.Settings)
