@@ -71,7 +71,7 @@ def pca(
 
         return pca_on_device(maps, n_components)
     array = _checked_maps(maps)
-    n_filters, n_samples, n_pixels = array.shape
+    n_filters, n_samples, _ = array.shape
     result = PCAResult(
         np.zeros((n_filters, n_samples, n_components), dtype=array.dtype),
         np.zeros((n_filters, n_components)),
@@ -93,9 +93,7 @@ def _checked_maps(maps: Any) -> NDArray:
 
 
 def _decompose(maps: NDArray, block: slice, result: PCAResult) -> None:
-    """Krylov iteration where the maps are large, and full decomposition of those filters for which it does not
-    converge.
-    """
+    """Krylov iteration for large maps; full decomposition for small ones and where the iteration does not converge."""
     n_samples, n_pixels = maps.shape[1:]
     if min(n_samples, n_pixels) < EXACT_SIZE * pca_cpu.block_size(result.scores.shape[2]):
         _decompose_exactly(maps, block, result)

@@ -219,9 +219,8 @@ def leading_components(
     Negative where the passes did not suffice. ``mean`` holds the padded mean, the first rows of ``basis`` the first
     block.
     """
-    n_samples, n_pixels = maps.shape
     n_lanes = VECTOR_BYTES // flat.itemsize
-    width = (n_pixels + n_lanes - 1) // n_lanes * n_lanes
+    width = (maps.shape[1] + n_lanes - 1) // n_lanes * n_lanes
     max_rows = MAX_PASSES * n_directions
     projected = np.zeros((max_rows, max_rows))
     n_rows = 0
@@ -251,9 +250,7 @@ def leading_components(
 def worst_residual(
     values: Any, vectors: Any, n_components: Any, n_rows: Any, width: Any, basis: Any, images: Any
 ) -> Any:
-    """Largest residual of the wanted eigenpairs, relative to the largest eigenvalue; -1 if one is too large for its
-    gap.
-    """
+    """Largest residual of the wanted eigenpairs over the largest eigenvalue; -1 if one is too large for its gap."""
     largest = values[n_rows - 1]
     if largest <= 0:
         return 0.0

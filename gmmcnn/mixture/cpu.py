@@ -1,5 +1,4 @@
-"""The mixture sweep on the CPU: compiled kernels without the interpreter's lock, fed to a pool of threads in small
-blocks.
+"""The mixture sweep on the CPU: compiled kernels without the interpreter's lock, fed to threads in small blocks.
 
 Two rounds. The first standardises the filters; the second fits pairs (filter, K), filter by filter, the largest K
 first. A block is a run of filters or pairs; threads take the next one when they are done, and an interrupt stops the

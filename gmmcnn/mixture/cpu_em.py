@@ -261,8 +261,7 @@ def update(
     sums: Any, n_samples: Any, dims: Any, n_components: Any, reg_covar: Any, min_pivot: Any, constants: Any,
     weights: Any, means: Any, factors: Any, scratch: Any,
 ) -> Any:  # fmt: skip
-    """M-step: weights (K), means (K d) and Cholesky factors (K d d) from the sums, and the constants of the next
-    E-step.
+    """M-step: weights (K), means (K d) and Cholesky factors (K d d) from the sums; constants of the next E-step.
 
     ``constants`` enter as those that the sums were taken with; ``scratch`` holds 3 d d float64. Returns the shift.
     """
