@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gmmcnn.errors import EngineError
 
 FREE_MEMORY_SHARE = 0.6
-"""Share of the free device memory that one block may take: the next block is uploaded meanwhile, and allocators round up."""
+"""Share of the free device memory that one block may take: allocators round up, and others use the device too."""
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ def why_unavailable() -> str | None:
     try:
         import cupy
     except ImportError as error:
-        return f"CuPy cannot be imported ({error}): install gmmcnn[gpu-cu12] or gmmcnn[gpu-cu13], whichever the driver supports"
+        return f"CuPy cannot be imported ({error}): install gmmcnn[gpu-cu12] or gmmcnn[gpu-cu13], as the driver allows"
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -80,8 +80,8 @@ def map_blocks(array: Any, bytes_per_row: int, work: Callable[[slice, Any], T], 
     Parameters
     ----------
     array : (F, …) array
-        In host memory, from where blocks go through two page-locked buffers, the next block while the last one is worked on;
-        or in device memory, from where they are taken as they are.
+        In host memory, from where blocks go through two page-locked buffers, the next block while the last one is
+        worked on; or in device memory, from where they are taken as they are.
     bytes_per_row : int
         Device memory that ``work`` needs for a row, the row itself included.
     work : callable
@@ -162,7 +162,9 @@ class _Upload:
         self._computing = cupy.cuda.get_current_stream()
         self._uploaded = [cupy.cuda.Event() for _ in range(n_buffers)]
         self._released = [cupy.cuda.Event() for _ in range(n_buffers)]
-        for event in self._released:  # the pool may hand out memory that earlier work on the computing stream still reads
+        for (
+            event
+        ) in self._released:  # the pool may hand out memory that earlier work on the computing stream still reads
             event.record(self._computing)
 
     def _pair(self, part: slice) -> int:

@@ -1,8 +1,9 @@
 """The one place where ``kernels/*.cu`` become callables: splice, define, compile, memoise, clear.
 
-Headers are spliced into the source as text, because CuPy's disk cache is keyed by the text it is given and would run an old
-binary after a header was edited. ``#line`` keeps compiler messages pointing at the file a line came from. A kernel is compiled
-when it is first asked for, once for each device and set of macros; CuPy keeps the binary on disk for the next process.
+Headers are spliced into the source as text, because CuPy's disk cache is keyed by the text it is given and would run
+an old binary after a header was edited. ``#line`` keeps compiler messages pointing at the file a line came from. A
+kernel is compiled when it is first asked for, once for each device and set of macros; CuPy keeps the binary on disk for
+the next process.
 """
 
 import re

@@ -1,11 +1,11 @@
 """Principal components on a CUDA device: all filters of a block at once by subspace iteration (``kernels/pca.cu``).
 
 The maps are read where they lie, twice a round, and never copied or centred in place. The host sends launches and every
-``CHECK_ROUNDS`` rounds asks whether all filters are done. A filter that has not converged after ``MAX_ROUNDS`` is decomposed
-exactly, in float64 on the host. Results do not depend on the other filters of a block.
+``CHECK_ROUNDS`` rounds asks whether all filters are done. A filter that has not converged after ``MAX_ROUNDS`` is
+decomposed exactly, in float64 on the host. Results do not depend on the other filters of a block.
 
-Where one filter's maps alone fill the device (``CUML_MIN_NUMBERS``) and have few pixels (``CUML_MAX_PIXELS``), cuML's PCA, which
-serves one matrix a call, is the better tool and used if installed; ``solver`` overrides that.
+Where one filter's maps alone fill the device (``CUML_MIN_NUMBERS``) and have few pixels (``CUML_MAX_PIXELS``), cuML's
+PCA, which serves one matrix a call, is the better tool and used if installed; ``solver`` overrides that.
 
 **Not yet run on a device**; see :mod:`gmmcnn.mixture.cuda`.
 """
@@ -101,7 +101,7 @@ def n_columns(n_components: int) -> int:
 
 
 def bytes_per_filter(n_samples: int, n_pixels: int, n_components: int, itemsize: int) -> int:
-    """Device memory for one filter: its maps twice, since the next block is on its way, and what the iteration needs."""
+    """Device memory for one filter: its maps twice, as the next block is on its way, and what the iteration needs."""
     columns, chunks = n_columns(n_components), math.ceil(n_samples / CHUNK)
     numbers = 2 * n_samples * n_pixels + n_pixels * (1 + columns * (2 + chunks)) + n_samples * (columns + n_components)
     return numbers * itemsize + 1024

@@ -27,8 +27,8 @@ constexpr double CH_TIE = 1e-9;
 constexpr double CH_MIN_WITHIN = 1e-12;
 constexpr double DEAD_RANGE = 1e-6;
 constexpr int PHILOX_ROUNDS = 10;
-constexpr unsigned PHILOX_MULTIPLIERS[2] = {0xD2511F53, 0xCD9E8D57};
-constexpr unsigned PHILOX_KEY_STEPS[2] = {0x9E3779B9, 0xBB67AE85};
+constexpr unsigned PHILOX_MULTIPLIER_0 = 0xD2511F53, PHILOX_MULTIPLIER_1 = 0xCD9E8D57;
+constexpr unsigned PHILOX_KEY_STEP_0 = 0x9E3779B9, PHILOX_KEY_STEP_1 = 0xBB67AE85;
 
 // As in gmmcnn/mixture/cuda.py; a test compares.
 constexpr int TILE = 1024;        // samples between two barriers
@@ -115,14 +115,14 @@ __device__ inline double uniform(const Stream& stream, int draw) {
     unsigned key[2] = {(unsigned)stream.key, (unsigned)(stream.key >> 32)};
 #pragma unroll
     for (int round = 0; round < PHILOX_ROUNDS; round++) {
-        unsigned high0 = __umulhi(PHILOX_MULTIPLIERS[0], counter[0]), low0 = PHILOX_MULTIPLIERS[0] * counter[0];
-        unsigned high1 = __umulhi(PHILOX_MULTIPLIERS[1], counter[2]), low1 = PHILOX_MULTIPLIERS[1] * counter[2];
+        unsigned high0 = __umulhi(PHILOX_MULTIPLIER_0, counter[0]), low0 = PHILOX_MULTIPLIER_0 * counter[0];
+        unsigned high1 = __umulhi(PHILOX_MULTIPLIER_1, counter[2]), low1 = PHILOX_MULTIPLIER_1 * counter[2];
         counter[0] = high1 ^ counter[1] ^ key[0];
         counter[1] = low1;
         counter[2] = high0 ^ counter[3] ^ key[1];
         counter[3] = low0;
-        key[0] += PHILOX_KEY_STEPS[0];
-        key[1] += PHILOX_KEY_STEPS[1];
+        key[0] += PHILOX_KEY_STEP_0;
+        key[1] += PHILOX_KEY_STEP_1;
     }
     unsigned word = draw % 4 == 0 ? counter[0] : draw % 4 == 1 ? counter[1] : draw % 4 == 2 ? counter[2] : counter[3];
     return (word + 0.5) / 4294967296.0;

@@ -1,13 +1,13 @@
 """The mixture sweep on a CUDA device: one launch fits every (filter, K, start), the next ones choose.
 
-Per block of filters five launches: standardise the scores, fit (the whole of k-means and EM inside, ``kernels/gmm_em.cu``), label by
-the best start, index, choose K. Scores may lie in host memory or, as CuPy array or torch tensor, on the device, where they are
-taken without a copy and on their owner's stream. Nothing returns to the host before the last launch; results do not depend on
-how filters are spread over blocks, nor on the device's size: the number of threads, which fixes the order of sums, is a
-function of N alone.
+Per block of filters five launches: standardise the scores, fit (the whole of k-means and EM inside,
+``kernels/gmm_em.cu``), label by the best start, index, choose K. Scores may lie in host memory or, as CuPy array or
+torch tensor, on the device, where they are taken without a copy and on their owner's stream. Nothing returns to the
+host before the last launch. Results do not depend on how filters are spread over blocks, nor on the device's size: the
+number of threads, which fixes the order of sums, is a function of N alone.
 
-**Not yet run on a device.** The kernels are compiled for every supported architecture and run, text unchanged, on an
-emulated device by the tests.
+**Not yet run on a device.** The kernels are compiled for every supported architecture and run, text unchanged, on
+an emulated device by the tests.
 """
 
 import math
@@ -23,7 +23,7 @@ from gmmcnn.kernel_loader import kernel
 from gmmcnn.mixture.problem import DEAD, OK, TOO_FEW_DISTINCT, UNDEFINED, MixtureSettings, SweepResult
 
 TILE = 1024
-"""Samples between two barriers (``kernels/common.cuh``): up to so many are summed in ``settings.dtype``, more in float64."""
+"""Samples between two barriers (``kernels/common.cuh``): so many are summed in ``settings.dtype``, more in float64."""
 
 MAX_THREADS = 256
 """Threads of a block, at most (``kernels/common.cuh``)."""
@@ -138,8 +138,9 @@ def _fit_block(
         threads,
         (
             points, n_distinct, cupy.asarray(keys), cupy.asarray(given_row), cupy.asarray(labels_given),
-            np.int32(n_filters), np.int32(n_samples), np.int32(settings.k_min), np.int32(n_k), np.int32(settings.n_init),
-            np.uint64(settings.seed), np.float64(settings.tol), np.int32(settings.max_iter), np.float64(settings.reg_covar),
+            np.int32(n_filters), np.int32(n_samples), np.int32(settings.k_min), np.int32(n_k),
+            np.int32(settings.n_init), np.uint64(settings.seed), np.float64(settings.tol),
+            np.int32(settings.max_iter), np.float64(settings.reg_covar),
             lower_bound, n_iter, converged, mixtures,
         ),
         shared_mem=shared_mem,
@@ -175,7 +176,7 @@ def _in_units_of_scores(
     settings: MixtureSettings, index: NDArray, lower_bound: NDArray, n_iter: NDArray, converged: NDArray,
     n_components: NDArray, labels: NDArray, mixtures: NDArray, centre: NDArray, scale: NDArray, n_distinct: NDArray,
 ) -> tuple[NDArray, ...]:  # fmt: skip
-    """From the standardised mixture of the chosen K (weight, mean, Cholesky factor by rows) to the fields of a SweepResult."""
+    """Fields of a SweepResult from the standardised mixture of the chosen K (weight, mean, Cholesky factor by rows)."""
     n_dims = centre.shape[1]
     status = np.full(len(scale), OK, np.int8)
     status[n_components == 0] = UNDEFINED

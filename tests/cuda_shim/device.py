@@ -1,6 +1,7 @@
 """A CUDA device made of fibers: compiles a .cu file's unmodified text with g++ and launches it over NumPy arrays.
 
-``RawModule(code=..., options=...).get_function(name)(grid, block, args, shared_mem=...)`` is the face of ``cupy.RawModule``.
+``RawModule(code=..., options=...).get_function(name)(grid, block, args, shared_mem=...)`` is the face of
+``cupy.RawModule``.
 ``cuda_shim.h`` holds the CUDA that the kernels use, ``runtime.cpp`` the fibers and the check mode.
 """
 
@@ -61,7 +62,9 @@ class RawModule:
 
     def __init__(self, code: str, options: Sequence[str] = (), **_: object) -> None:
         self.code, self.options = code, tuple(option for option in options if option.startswith("-D"))
-        self._names = re.findall(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(', code)
+        self._names = re.findall(
+            r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(', code
+        )
 
     def compile(self) -> None:
         _library(self.code, self.options, tuple(self._names), _settings.check)
@@ -80,7 +83,9 @@ class Kernel:
         self.max_dynamic_shared_size_bytes = 48 * 1024  # as on a device: more must be asked for
         self.max_threads_per_block = 1024
 
-    def __call__(self, grid: Sequence[int], block: Sequence[int], args: Sequence[object], *, shared_mem: int = 0) -> None:
+    def __call__(
+        self, grid: Sequence[int], block: Sequence[int], args: Sequence[object], *, shared_mem: int = 0
+    ) -> None:
         library = _library(self.module.code, self.module.options, tuple(self.module._names), _settings.check)
         _check_launch(self, grid, block, shared_mem)
         arguments = _Arguments(self.name, _signature(library, self.name), args)
@@ -101,8 +106,10 @@ def _check_launch(kernel: Kernel, grid: Sequence[int], block: Sequence[int], sha
     if threads > kernel.max_threads_per_block or threads % 32:
         raise ValueError(f"{kernel.name}: {threads} threads a block; expected a multiple of 32, at most 1024")
     if shared_mem > kernel.max_dynamic_shared_size_bytes or shared_mem > _settings.shared_limit:
-        raise ValueError(f"{kernel.name}: {shared_mem} bytes of shared memory, but {kernel.max_dynamic_shared_size_bytes} "
-                         f"were opted in to and the device has {_settings.shared_limit}")  # fmt: skip
+        raise ValueError(
+            f"{kernel.name}: {shared_mem} bytes of shared memory, but {kernel.max_dynamic_shared_size_bytes} were "
+            f"opted in to and the device has {_settings.shared_limit}"
+        )
     limits = (2**31 - 1, 65535, 65535)
     if any(not 0 < size <= limit for size, limit in zip(grid, limits, strict=False)):
         raise ValueError(f"{kernel.name}: grid {tuple(grid)} is empty or too large")
@@ -122,7 +129,9 @@ class _Arguments:
             dtype = np.dtype(CODES[code])
             if kind == "s":
                 if not isinstance(arg, np.generic) or arg.dtype != dtype:
-                    raise TypeError(f"{name}: argument {position} is {arg!r} ({type(arg).__name__}), expected a {dtype} scalar")
+                    raise TypeError(
+                        f"{name}: argument {position} is {arg!r} ({type(arg).__name__}), expected a {dtype} scalar"
+                    )
                 self._values.append(np.array(arg))
                 continue
             if arg is None:
@@ -154,8 +163,10 @@ def _signature(library: ctypes.CDLL, name: str) -> str:
     return out.value.decode()
 
 
-FLAGS = ("-std=gnu++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-extern-tls-init", "-ffp-contract=off",
-         "-march=native", "-U_FORTIFY_SOURCE", "-Wno-attributes", "-Wno-unknown-pragmas", f"-I{HERE}")  # fmt: skip
+FLAGS = (
+    "-std=gnu++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-extern-tls-init",
+    "-ffp-contract=off", "-march=native", "-U_FORTIFY_SOURCE", "-Wno-attributes", "-Wno-unknown-pragmas", f"-I{HERE}",
+)  # fmt: skip
 CHECK_FLAGS = ("-fsanitize=thread,alignment,bounds,shift,integer-divide-by-zero", "-O1")
 
 

@@ -1,7 +1,8 @@
-"""As much of CuPy as gmmcnn uses, over NumPy and the fiber device. ``install(monkeypatch)`` puts it in the place of ``cupy``.
+"""As much of CuPy as gmmcnn uses, over NumPy and the fiber device; ``install`` puts it in the place of ``cupy``.
 
-Fresh memory holds garbage (NaN, or a byte pattern). Copies on a stream that nobody has waited for have not happened: they run
-when an event behind them is waited for, so that a missing wait shows. Memory is counted against ``limits.total_bytes``.
+Fresh memory holds garbage (NaN, or a byte pattern). Copies on a stream that nobody has waited for have not happened:
+they run when an event behind them is waited for, so that a missing wait shows. Memory is counted against
+``limits.total_bytes``.
 """
 
 import sys
@@ -12,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from cuda_shim import device
 
 
-class ndarray(np.ndarray):  # noqa: N801
+class ndarray(np.ndarray):
     """A NumPy array that says it lies on a device."""
 
     @property
@@ -146,9 +146,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
     cupy = ModuleType("cupy")
     pool = SimpleNamespace(free_all_blocks=lambda: None, free_bytes=lambda: 0)
-    runtime = SimpleNamespace(getDeviceCount=_device_count, CUDARuntimeError=CUDARuntimeError,
-                              getDeviceProperties=lambda _: {"name": b"fibers on a CPU"}, runtimeGetVersion=lambda: 13000,
-                              driverGetVersion=lambda: 13000)  # fmt: skip
+    runtime = SimpleNamespace(
+        getDeviceCount=_device_count, CUDARuntimeError=CUDARuntimeError, runtimeGetVersion=lambda: 13000,
+        driverGetVersion=lambda: 13000, getDeviceProperties=lambda _: {"name": b"fibers on a CPU"},
+    )  # fmt: skip
     cuda = SimpleNamespace(
         runtime=runtime, Device=Device, Stream=Stream, ExternalStream=ExternalStream, Event=Event,
         get_current_stream=get_current_stream, alloc_pinned_memory=lambda n: bytearray(b"\xff" * n),
@@ -164,7 +165,13 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         names[name] = _on_device(getattr(np, name))
     vars(cupy).update(names)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    for name, value in {"n_devices": 1, "total_bytes": 2**34, "in_use": 0, "allocations": 0, "multiprocessor_bytes": 233472}.items():
+    for name, value in {
+        "n_devices": 1,
+        "total_bytes": 2**34,
+        "in_use": 0,
+        "allocations": 0,
+        "multiprocessor_bytes": 233472,
+    }.items():
         monkeypatch.setattr(limits, name, value)
     kernel_loader.clear()
     return cupy

@@ -1,0 +1,3 @@
+from cuda_shim.fixtures import cupy, fibers
+
+__all__ = ["cupy", "fibers"]
