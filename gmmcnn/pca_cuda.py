@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmmcnn import gpu
+from gmmcnn.constants import MAX_DIMS
 from gmmcnn.errors import CaptureError, ConfigurationError
 from gmmcnn.kernel_loader import kernel
 from gmmcnn.pca import PCAResult, component_signs, pca
@@ -46,8 +47,9 @@ def pca_on_device(maps: Any, n_components: int = 2, *, solver: str = "auto") -> 
 
     Parameters
     ----------
-    maps : (F, N, P) float16, float32 or float64
-        In host memory (NumPy), or in device memory (CuPy, torch), where they are used without a copy.
+    maps : (F, N, P)
+        In host memory, or in device memory (CuPy, torch), where float32 and float64 are used without a copy; every
+        other dtype becomes float32.
     n_components : int
         d, 1 … 8.
     solver : {"auto", "kernels", "cuml"}
@@ -68,9 +70,14 @@ def pca_on_device(maps: Any, n_components: int = 2, *, solver: str = "auto") -> 
     cupy = gpu.require()
     if solver not in SOLVERS:
         raise ConfigurationError(f"solver={solver!r}: expected one of {', '.join(SOLVERS)}")
+    if not 1 <= n_components <= MAX_DIMS:
+        raise ConfigurationError(f"n_components={n_components}: engine=cuda serves 1 to {MAX_DIMS}; use engine=cpu")
+    if not gpu.is_device_array(maps):
+        maps = np.asarray(maps)
+    if len(maps.shape) != 3 or 0 in tuple(maps.shape)[1:]:
+        raise ValueError(f"maps have shape {tuple(maps.shape)}: expected (F, N, P), filters x samples x pixels")
     n_filters, n_samples, n_pixels = maps.shape
-    single = _single_precision(maps)
-    real = "float32" if single else "float64"
+    real = "float64" if str(maps.dtype).endswith("float64") else "float32"
     if n_filters == 0:
         return PCAResult(np.empty((0, n_samples, n_components), real), np.empty((0, n_components)), np.empty(0))
     with_cuml = solver == "cuml" or (solver == "auto" and prefers_cuml(n_samples, n_pixels))
@@ -160,10 +167,6 @@ def _cuml_block(cupy: Any, maps: Any, n_components: int) -> tuple[NDArray, ...]:
         scores[f, :, :kept] = projected * component_signs(cupy.asnumpy(model.components_))
         variance[f, :kept] = cupy.asnumpy(model.explained_variance_)
     return scores, variance, np.zeros(n_filters)
-
-
-def _single_precision(maps: Any) -> bool:
-    return str(maps.dtype).rsplit(".", 1)[-1] != "float64"
 
 
 def _check(cupy: Any, maps: Any, first_filter: int) -> None:

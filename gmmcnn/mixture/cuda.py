@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmmcnn import gpu
-from gmmcnn.gpu import is_available as is_available
+from gmmcnn.constants import MAX_DIMS
+from gmmcnn.errors import CaptureError
 from gmmcnn.kernel_loader import kernel
 from gmmcnn.mixture.problem import DEAD, OK, TOO_FEW_DISTINCT, UNDEFINED, MixtureSettings, SweepResult
 
@@ -50,15 +51,17 @@ def fit_mixtures(
     ------
     EngineError
         No device answers, or one filter does not fit into its memory.
+    CaptureError
+        A score is NaN or infinite; the message names filter and sample.
     """
     gpu.require()
+    _check_shape(scores)
     n_samples, n_dims = scores.shape[1:]
-    if n_samples * n_dims >= 2**31:
-        raise ValueError(f"scores have shape {tuple(scores.shape)}: expected N x d below 2^31")
     if len(scores) == 0:
         return _empty(n_samples, n_dims, settings)
 
     def fit(rows: slice, block: Any) -> tuple[NDArray, ...]:
+        _check_finite(block, rows.start)
         given = {k: labels[rows] for k, labels in initial_labels.items()}
         return _fit_block(block, keys[rows], settings, given)
 
@@ -191,6 +194,23 @@ def _in_units_of_scores(
     means = mixtures[..., 1 : 1 + n_dims] * scale[:, None, None] + centre[:, None]
     labels = np.where(n_components[:, None] > 0, labels, np.int8(-1))
     return status, index, lower_bound, n_iter, converged, n_components, labels, mixtures[..., 0], means, covariances
+
+
+def _check_shape(scores: Any) -> None:
+    shape, dtype = tuple(scores.shape), str(scores.dtype).removeprefix("torch.")
+    if len(shape) != 3 or 0 in shape[1:] or shape[2] > MAX_DIMS or shape[1] * shape[2] >= 2**31:
+        raise ValueError(f"scores have shape {shape}: expected (F, N, d), d from 1 to {MAX_DIMS}, N x d below 2^31")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"scores are {dtype}: expected float32 or float64")
+
+
+def _check_finite(scores: Any, first_filter: int) -> None:
+    """Raise CaptureError where scores on the device are not finite; one sum tells whether to look closer."""
+    if math.isfinite(float(scores.sum(dtype=np.float64))):
+        return
+    bad = np.argwhere(~np.isfinite(gpu.require().asnumpy(scores)))
+    if len(bad):
+        raise CaptureError(f"scores of filter {first_filter + bad[0][0]}, sample {bad[0][1]} hold NaN or infinity")
 
 
 def _empty(n_samples: int, n_dims: int, settings: MixtureSettings) -> SweepResult:

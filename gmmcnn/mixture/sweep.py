@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 
+from gmmcnn import gpu
 from gmmcnn.config import ENGINES
 from gmmcnn.constants import MAX_COMPONENTS, MAX_DIMS, MAX_STARTS
-from gmmcnn.errors import CaptureError, ConfigurationError, ConvergenceWarning, EngineError
+from gmmcnn.errors import CaptureError, ConfigurationError, ConvergenceWarning
 from gmmcnn.mixture import cpu, reference
 from gmmcnn.mixture.problem import STATUSES, MixtureSettings, SweepResult
 
@@ -111,7 +112,8 @@ class GaussianMixtureSweep(BaseEstimator):
         Parameters
         ----------
         scores : (F, N, d) float32 or float64
-            PCA scores; d ≤ 8 for the compiled engines.
+            PCA scores; d ≤ 8 for the compiled engines. For ``engine="cuda"`` they may lie on the device (a CuPy array
+            or a torch tensor), where they are used without a copy.
         initial_labels : {k: (F, N) int}, optional
             Hard labels 0 … k - 1 from which EM starts for those k; one start replaces ``n_init``.
         keys : (F,) uint64, optional
@@ -141,10 +143,12 @@ class GaussianMixtureSweep(BaseEstimator):
         """
         settings = self._settings()
         engine = mixture_engine(self.engine)
-        scores = _checked_scores(scores)
-        n_filters, n_samples, _ = scores.shape
+        array: Any = scores
+        if not (gpu.is_device_array(scores) and self.engine in ("auto", "cuda")):  # the CUDA engine checks its own
+            array = _checked_scores(scores)
+        n_filters, n_samples, _ = array.shape
         result = engine(
-            scores,
+            array,
             _checked_keys(keys, n_filters),
             settings,
             _checked_labels(initial_labels or {}, settings, n_filters, n_samples),
@@ -178,7 +182,7 @@ class GaussianMixtureSweep(BaseEstimator):
 
     def _require(self, name: str, kind: type[Integral] | type[Real], low: float, high: float) -> None:
         value: Any = getattr(self, name)
-        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+        if not isinstance(value, kind) or isinstance(value, bool) or not low <= float(value) <= high:
             noun = "a whole number" if kind is Integral else "a number"
             raise ConfigurationError(f"{name}={value!r}: expected {noun} from {low} to {high}")
 
@@ -215,27 +219,12 @@ def mixture_engine(name: str) -> MixtureEngine:
         raise ConfigurationError(f"engine={name!r}: expected one of {', '.join(ENGINES)}")
     if name == "reference":
         return reference.fit_mixtures
-    if name == "cuda" or (name == "auto" and _cuda_answers()):
-        return _cuda_engine()
+    if name == "cuda" or (name == "auto" and gpu.is_available()):
+        gpu.require()
+        from gmmcnn.mixture import cuda  # loads CuPy
+
+        return cuda.fit_mixtures
     return cpu.fit_mixtures
-
-
-def _cuda_answers() -> bool:
-    try:
-        from gmmcnn.mixture import cuda
-    except ImportError:
-        return False
-    return bool(cuda.is_available())
-
-
-def _cuda_engine() -> MixtureEngine:
-    try:
-        from gmmcnn.mixture import cuda
-    except ImportError as error:
-        raise EngineError(
-            f"engine=cuda cannot be loaded ({error}): install gmmcnn[gpu-cu12] or gmmcnn[gpu-cu13]"
-        ) from error
-    return cuda.fit_mixtures
 
 
 def _checked_scores(scores: ArrayLike) -> NDArray:
