@@ -65,15 +65,10 @@ def fit(job: Run, checkpoint: Checkpoint) -> None:
     if _fits(job, checkpoint) is not None:
         return
     store = ActivationStore.open(checkpoint.maps)
-    n_filters = sum(tap.n_filters for tap in store.layers.values())
-    with job.timed("fit"), progress(f"{checkpoint.name}: fits", n_filters, "filters") as advance:
-        fitting.fit_store(
-            store,
-            checkpoint.fits,
-            batch_samples=_record(checkpoint)["batch_samples"],
-            settings=job.settings,
-            advance=advance,
-        )
+    batch_samples = _record(checkpoint)["batch_samples"]
+    n_fits = fitting.n_fits(store, batch_samples)
+    with job.timed("fit"), progress(f"{checkpoint.name}: fits", n_fits, "fits") as advance:
+        fitting.fit_store(store, checkpoint.fits, batch_samples=batch_samples, settings=job.settings, advance=advance)
 
 
 def analysis(job: Run, checkpoint: Checkpoint) -> Analysis:

@@ -83,7 +83,7 @@ def analyze(
                 block_samples=chosen.probe.samples,
                 advance=advance,
             )
-        with progress("fits", sum(tap.n_filters for tap in store.layers.values()), "filters") as advance:
+        with progress("fits", fitting.n_fits(store, chosen.probe.samples), "fits") as advance:
             fits = fitting.fit_store(
                 store, Path(scratch) / "fits", batch_samples=chosen.probe.samples, settings=chosen, advance=advance
             )

@@ -66,9 +66,9 @@ class LayerFits:
             return cls(**{f.name: arrays[f.name] for f in fields(cls)})
 
     @classmethod
-    def concatenate(cls, parts: Sequence["LayerFits"]) -> "LayerFits":
-        """Join blocks of filters, in order."""
-        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+    def concatenate(cls, parts: Sequence["LayerFits"], axis: int = 0) -> "LayerFits":
+        """Join blocks of filters (axis 0) or of probe batches (axis 1), in order."""
+        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts], axis) for f in fields(cls)})
 
 
 @dataclass(frozen=True)

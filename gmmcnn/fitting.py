@@ -1,12 +1,14 @@
 """From stored maps to fits: PCA, mixture sweep and CH index for every filter, block by block.
 
-A block is as many filters of one layer as fit into memory comfortably, each with all its probe batches; while one
-block is computed the next is read. No result depends on where blocks begin.
+A block is as many filters of one layer as fit into memory comfortably, each with all its probe batches (or some of
+them, where the maps are very large); while one block is computed the next is read. No result depends on where blocks
+begin.
 """
 
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,7 +49,7 @@ def fit_store(
     settings : config.Settings
         Its ``pca``, ``gmm``, ``engine`` and ``seed``.
     advance : Advance
-        Called with the number of filters just done.
+        Called with the number of fits just done, one for each filter and probe batch.
 
     Returns
     -------
@@ -67,6 +69,11 @@ def fit_store(
         layer: _fit_layer(store, layer, fitted_in / layer, batch_samples, settings, advance) for layer in store.layers
     }
     return Fits(layers, settings.gmm.k_min, settings.gmm.k_max)
+
+
+def n_fits(store: ActivationStore, batch_samples: int) -> int:
+    """Number of fits that a store asks for: one for each filter and probe batch."""
+    return sum(tap.n_filters for tap in store.layers.values()) * (store.n_samples // batch_samples)
 
 
 def load_fits(folder: Path, layers: list[str], batch_samples: int, settings: config.Settings) -> Fits | None:
@@ -93,22 +100,39 @@ def _fit_layer(
     settings: config.Settings,
     advance: Advance,
 ) -> LayerFits:
-    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "complete").exists():
-        for filters, maps in filter_blocks(store, layer, bytes_per_block=BYTES_PER_BLOCK):
-            part = folder / f"{filters.start:06d}.npz"
+        for filters, batches, maps in _blocks(store, layer, batch_samples):
+            part = folder / f"batch-{batches.start:04d}" / f"filter-{filters.start:06d}.npz"
             if not part.exists():
-                fit_maps(maps, layer, filters, batch_samples, settings).save(part)
-            advance(filters.stop - filters.start)
+                part.parent.mkdir(parents=True, exist_ok=True)
+                fit_maps(maps, layer, filters, batches, settings).save(part)
+            advance(len(filters) * len(batches))
         (folder / "complete").touch()
     return _gather(folder)
 
 
+def _blocks(store: ActivationStore, layer: str, batch_samples: int) -> Iterator[tuple[range, range, NDArray]]:
+    """Filters, probe batches and their maps (F, B * N, P); all batches at once unless one filter's are too large."""
+    tap = store.layers[layer]
+    n_batches = store.n_samples // batch_samples
+    at_once = min(n_batches, max(1, BYTES_PER_BLOCK // (batch_samples * tap.height * tap.width * 4)))
+    for first in range(0, n_batches, at_once):
+        batches = range(first, min(first + at_once, n_batches))
+        samples = slice(batches.start * batch_samples, batches.stop * batch_samples)
+        for filters, maps in filter_blocks(store, layer, samples=samples, bytes_per_block=BYTES_PER_BLOCK):
+            yield range(filters.start, filters.stop), batches, maps
+
+
 def _gather(folder: Path) -> LayerFits:
-    return LayerFits.concatenate([LayerFits.load(part) for part in sorted(folder.glob("*.npz"))])
+    """Join the parts of a layer: filters along the first axis, probe batches along the second."""
+    by_batches = [
+        LayerFits.concatenate([LayerFits.load(part) for part in sorted(batches.glob("*.npz"))])
+        for batches in sorted(folder.glob("batch-*"))
+    ]
+    return LayerFits.concatenate(by_batches, axis=1)
 
 
-def fit_maps(maps: NDArray, layer: str, filters: slice, batch_samples: int, settings: config.Settings) -> LayerFits:
+def fit_maps(maps: NDArray, layer: str, filters: range, batches: range, settings: config.Settings) -> LayerFits:
     """Reduce and cluster the maps of some filters of a layer.
 
     Parameters
@@ -117,19 +141,15 @@ def fit_maps(maps: NDArray, layer: str, filters: slice, batch_samples: int, sett
         Feature maps.
     layer : str
         Name of the layer; with the filter and the batch it names the random stream of a fit.
-    filters : slice
+    filters : range
         Which filters of the layer these are.
-    batch_samples : int
-        N.
+    batches : range
+        Which probe batches; the samples are divided equally among them.
     settings : config.Settings
         Its ``pca``, ``gmm``, ``engine`` and ``seed``.
     """
-    n_filters, n_samples, n_pixels = maps.shape
-    n_batches = n_samples // batch_samples
-    problems = maps.reshape(n_filters * n_batches, batch_samples, n_pixels)
-    keys = [
-        stream_key(layer, index, batch) for index in range(filters.start, filters.stop) for batch in range(n_batches)
-    ]
+    problems = maps.reshape(len(filters) * len(batches), -1, maps.shape[-1])
+    keys = [stream_key(layer, filter, batch) for filter in filters for batch in batches]
     engine, threads = settings.engine.name, settings.engine.threads
     mean_activation, active_share = activation_statistics(problems)
     reduced = pca(problems, settings.pca.dims, engine=engine, threads=threads)
@@ -139,7 +159,7 @@ def fit_maps(maps: NDArray, layer: str, filters: slice, batch_samples: int, sett
         sweep.fit(reduced.scores, keys=np.array(keys, np.uint64))
 
     def by_batch(flat: NDArray) -> NDArray:
-        return flat.reshape(n_filters, n_batches, *flat.shape[1:])
+        return flat.reshape(len(filters), len(batches), *flat.shape[1:])
 
     return LayerFits(
         scores=by_batch(reduced.scores.astype(np.float32)),

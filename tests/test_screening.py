@@ -77,22 +77,10 @@ def test_a_filter_is_anomalous_when_all_three_criteria_hold():
 
 
 def test_the_table_has_the_documented_columns():
-    expected = [
-        "layer",
-        "filter",
-        "status",
-        "n_components",
-        "calinski_harabasz",
-        "smallest_cluster",
-        "n_small_clusters",
-        "mean_activation",
-        "unbalanced",
-        "separated",
-        "active",
-        "anomalous",
-        "flag_frequency",
-    ]
-    assert set(expected) <= set(screened(ONE_OF_EACH).filters.columns)
+    about = {"layer", "filter", "status"}
+    measured = {"n_components", "calinski_harabasz", "smallest_cluster", "n_small_clusters", "mean_activation"}
+    verdict = {"unbalanced", "separated", "active", "anomalous", "flag_frequency"}
+    assert about | measured | verdict <= set(screened(ONE_OF_EACH).filters.columns)
 
 
 @pytest.mark.parametrize(("small_cluster", "flagged"), [(2, 0), (3, 1), (19, 1)])
