@@ -234,10 +234,10 @@ def leading_components(
                 projected[i, j] = projected[j, i] = dot(basis, i * width, images, j * width, width)
         if n_passes >= FIRST_CHECK or alive == 0:
             values, vectors = np.linalg.eigh(projected[:n_rows, :n_rows])
-            residual = worst_residual(values, vectors, n_components, n_rows, width, basis, images)
-            if residual >= 0 or alive == 0:
+            residual, converged = worst_residual(values, vectors, n_components, n_rows, width, basis, images)
+            if converged or alive == 0:  # nothing new was left to find: the space is complete
                 project(values, vectors, n_components, n_rows, width, basis, krylov_scores, scores, variance)
-                return max(residual, 0.0)
+                return residual
         if n_passes < MAX_PASSES:
             for row in range(n_directions):
                 for p in range(width):
@@ -250,11 +250,11 @@ def leading_components(
 def worst_residual(
     values: Any, vectors: Any, n_components: Any, n_rows: Any, width: Any, basis: Any, images: Any
 ) -> Any:
-    """Largest residual of the wanted eigenpairs over the largest eigenvalue; -1 if one is too large for its gap."""
+    """Largest residual of the wanted eigenpairs over the largest eigenvalue; whether all are small for their gaps."""
     largest = values[n_rows - 1]
     if largest <= 0:
-        return 0.0
-    worst = 0.0
+        return 0.0, True
+    worst, converged = 0.0, True
     difference = np.empty(width, dtype=basis.dtype)
     for j in range(n_components):
         e = n_rows - 1 - j
@@ -269,10 +269,9 @@ def worst_residual(
         gap = values[e] - values[e - 1] if e > 0 else values[e]
         if e < n_rows - 1:
             gap = min(gap, values[e + 1] - values[e])
-        if residual > TOLERANCE * gap:
-            return -1.0
+        converged &= residual <= TOLERANCE * gap
         worst = max(worst, residual / largest)
-    return worst
+    return worst, converged
 
 
 @kernel

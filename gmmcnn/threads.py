@@ -5,10 +5,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 BLOCKS_PER_THREAD = 32
-MAX_ITEMS_PER_BLOCK = 64
 
 
-def for_blocks(function: Callable[[int, int], None], n_items: int, threads: int | None) -> None:
+def for_blocks(
+    function: Callable[[int, int], None], n_items: int, threads: int | None, *, largest_block: int = 64
+) -> None:
     """Call ``function(first, last)`` on blocks that cover the items, each thread taking the next block when it is done.
 
     Parameters
@@ -18,6 +19,8 @@ def for_blocks(function: Callable[[int, int], None], n_items: int, threads: int 
     n_items : int
     threads : int or None
         None takes one for each core this process may use.
+    largest_block : int
+        Items in a block, at most: what an interrupt has to wait for.
 
     Raises
     ------
@@ -25,7 +28,7 @@ def for_blocks(function: Callable[[int, int], None], n_items: int, threads: int 
         Whatever ``function`` raises. After that, as after Ctrl-C, blocks not yet begun are left undone.
     """
     threads = threads or available_cores()
-    block = max(1, min(MAX_ITEMS_PER_BLOCK, n_items // (threads * BLOCKS_PER_THREAD)))
+    block = max(1, min(largest_block, n_items // (threads * BLOCKS_PER_THREAD)))
     blocks = [(first, min(first + block, n_items)) for first in range(0, n_items, block)]
     if threads == 1 or len(blocks) < 2:
         for first, last in blocks:

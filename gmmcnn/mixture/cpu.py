@@ -30,6 +30,9 @@ from gmmcnn.mixture.problem import DEAD, OK, TOO_FEW_DISTINCT, UNDEFINED, Mixtur
 from gmmcnn.mixture.vectors import aligned_empty, compiled_entry, kernel, lanes
 from gmmcnn.threads import for_blocks
 
+SAMPLES_PER_BLOCK = 64_000
+"""Samples times starts that a thread fits before it looks for an interrupt."""
+
 
 def fit_mixtures(
     scores: NDArray, keys: NDArray[np.uint64], settings: MixtureSettings, initial_labels: Mapping[int, NDArray]
@@ -79,7 +82,8 @@ def fit_mixtures(
             index, lower_bound, n_iter, converged, labels, weights, means, factors,
         )  # fmt: skip
 
-    for_blocks(fit, len(pairs), settings.threads)
+    largest_block = SAMPLES_PER_BLOCK // (n_samples * settings.n_init)
+    for_blocks(fit, len(pairs), settings.threads, largest_block=largest_block)
     lower_bound -= n_dims * np.log(scale)[:, None]
     chosen = choose_n_components(index, settings.k_min)
     status = np.where(chosen > 0, OK, np.where(n_distinct == 0, DEAD, np.where(fitted, UNDEFINED, TOO_FEW_DISTINCT)))

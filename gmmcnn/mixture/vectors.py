@@ -41,11 +41,10 @@ def compiled_entry(*modules: ModuleType) -> Callable[[Callable], Any]:
     """
 
     def decorate(function: Callable) -> Any:
-        dispatcher = njit(nogil=True, error_model="numpy", cache=True)(function)
+        dispatcher: Any = njit(nogil=True, error_model="numpy", cache=True)(function)
         sources = [Path(str(source)) for source in (function.__code__.co_filename, *(m.__file__ for m in modules))]
-        dispatcher._cache._cache_file._source_stamp = [
-            (source.stat().st_mtime, source.stat().st_size) for source in sources
-        ]
+        stamps = [(source.stat().st_mtime, source.stat().st_size) for source in sources]
+        dispatcher._cache._cache_file._source_stamp = stamps
         return dispatcher
 
     return decorate

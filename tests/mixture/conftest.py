@@ -40,4 +40,3 @@ def lenet_on_digits_maps(digits: Splits) -> dict[str, NDArray]:
             if isinstance(module, nn.ReLU):
                 maps[name] = x.flatten(2).transpose(0, 1).contiguous().numpy()
     return maps
-

@@ -1,0 +1,170 @@
+"""What every engine owes its callers: degenerate input, errors, scikit-learn's habits."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+from gmmcnn.errors import CaptureError, ConfigurationError, ConvergenceWarning, EngineError
+from gmmcnn.mixture.sweep import GaussianMixtureSweep
+
+pytestmark = pytest.mark.filterwarnings("ignore::gmmcnn.errors.ConvergenceWarning")
+
+engines = pytest.mark.parametrize("engine", ["cpu", "reference"])
+
+
+@engines
+@pytest.mark.parametrize("value", [0.0, 5.3, -1e30])
+def test_constant_scores_are_dead(engine, value):
+    sweep = GaussianMixtureSweep(engine=engine).fit(np.full((2, 30, 2), value))
+    assert list(sweep.status_) == ["dead", "dead"]
+    assert (sweep.n_components_ == 0).all()
+    assert (sweep.labels_ == -1).all()
+    assert np.isnan(sweep.calinski_harabasz_).all()
+    assert np.isnan(sweep.lower_bound_).all()
+    assert np.isnan(sweep.means_).all()
+    assert not sweep.n_iter_.any()
+
+
+@engines
+def test_fewer_distinct_points_than_components(engine):
+    scores = np.repeat(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]]), [20, 5, 1], axis=0)[None]
+    sweep = GaussianMixtureSweep(k_max=6, engine=engine).fit(scores)
+    assert sweep.status_[0] == "ok"
+    assert sweep.n_components_[0] == 2  # K = 3 has no spread within clusters, more cannot be fitted
+    assert (sweep.n_iter_[0] > 0).tolist() == [True, True, False, False, False]
+    assert np.isnan(sweep.calinski_harabasz_[0, 1:]).all()
+    assert np.isfinite(sweep.lower_bound_[0, :2]).all()
+    assert np.isnan(sweep.lower_bound_[0, 2:]).all()
+    few = GaussianMixtureSweep(k_min=4, k_max=6, engine=engine).fit(scores)
+    assert few.status_[0] == "too_few_distinct"
+
+
+@engines
+def test_two_distinct_points_have_no_index(engine):
+    scores = np.repeat([[0.0], [1.0]], 10, axis=0)[None]
+    sweep = GaussianMixtureSweep(engine=engine).fit(scores)
+    assert sweep.status_[0] == "undefined"
+    assert (sweep.labels_ == -1).all()
+    assert np.isnan(sweep.weights_).all()
+
+
+@engines
+@pytest.mark.parametrize("n_samples", [1, 2, 3, 5])
+def test_fewer_samples_than_components(engine, n_samples):
+    scores = np.random.default_rng(0).normal(size=(1, n_samples, 2))
+    sweep = GaussianMixtureSweep(engine=engine).fit(scores)
+    expected = {1: "dead", 2: "undefined", 3: "ok", 5: "ok"}[n_samples]
+    assert sweep.status_[0] == expected
+    assert sweep.n_components_[0] < max(n_samples, 1)
+
+
+@engines
+def test_zero_columns_do_no_harm(engine):
+    """A map of one pixel has one component; the second score is zero throughout."""
+    scores = np.zeros((1, 60, 2))
+    scores[0, :, 0] = np.repeat([-5, 0, 5], 20) + np.random.default_rng(0).normal(size=60)
+    sweep = GaussianMixtureSweep(engine=engine).fit(scores)
+    assert sweep.n_components_[0] >= 3
+    assert len(np.unique(sweep.labels_[0])) == sweep.n_components_[0]
+    assert np.isfinite(sweep.lower_bound_).all()
+
+
+@engines
+def test_a_filter_active_on_one_sample(engine):
+    scores = np.zeros((1, 200, 2))
+    scores[0, 17] = [3.0, 1.0]
+    scores -= scores.mean(axis=1, keepdims=True)
+    assert GaussianMixtureSweep(engine=engine).fit(scores).status_[0] == "undefined"
+
+
+def test_no_filters():
+    sweep = GaussianMixtureSweep(engine="cpu").fit(np.empty((0, 10, 2)))
+    assert sweep.labels_.shape == (0, 10)
+    assert sweep.calinski_harabasz_.shape == (0, 9)
+
+
+@engines
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_named(engine, bad):
+    scores = np.random.default_rng(0).normal(size=(4, 20, 2))
+    scores[2, 7, 1] = bad
+    with pytest.raises(CaptureError, match=r"filter 2, sample 7 hold"):
+        GaussianMixtureSweep(engine=engine).fit(scores)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"k_min": 1}, "k_min=1: expected a whole number from 2 to 32"),
+        ({"k_min": 5, "k_max": 4}, "k_max=4: expected a whole number from 5 to 32"),
+        ({"k_max": 33}, "k_max=33"),
+        ({"n_init": 0}, "n_init=0"),
+        ({"n_init": 2.5}, r"n_init=2.5: expected a whole number"),
+        ({"max_iter": True}, "max_iter=True"),
+        ({"tol": -1e-3}, "tol=-0.001: expected a number from 0"),
+        ({"reg_covar": float("nan")}, "reg_covar=nan"),
+        ({"random_state": -1}, "random_state=-1"),
+        ({"threads": 0}, "threads=0"),
+        ({"engine": "gpu"}, "engine='gpu': expected one of auto, cpu, cuda, reference"),
+        ({"dtype": "float16"}, "dtype='float16': expected 'float32' or 'float64'"),
+    ],
+)
+def test_impossible_parameters_are_named(parameters, message):
+    with pytest.raises(ConfigurationError, match=message):
+        GaussianMixtureSweep(**parameters).fit(np.zeros((1, 5, 2)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scores": np.zeros((5, 2))}, r"shape \(5, 2\): expected \(F, N, d\)"),
+        ({"scores": np.zeros((5, 10, 9))}, "1 to 8 dimensions"),
+        ({"keys": np.arange(3)}, r"expected \(2,\) integers"),
+        ({"keys": np.zeros(2)}, "float64"),
+        ({"initial_labels": {11: np.zeros((2, 10), int)}}, "K=11: expected K from 2 to 10"),
+        ({"initial_labels": {2: np.zeros((2, 9), int)}}, r"expected \(2, 10\) integers"),
+        ({"initial_labels": {2: np.full((2, 10), 2)}}, "hold 2 to 2: expected 0 to 1"),
+    ],
+)
+def test_wrong_arrays_are_named(arguments, message):
+    scores = arguments.pop("scores", np.random.default_rng(0).normal(size=(2, 10, 2)))
+    with pytest.raises(ValueError, match=message):
+        GaussianMixtureSweep().fit(scores, **arguments)
+
+
+def test_cuda_without_a_device_says_so(monkeypatch):
+    monkeypatch.setattr("gmmcnn.gpu.why_unavailable", lambda: "no CUDA device is visible")
+    with pytest.raises(EngineError, match="no CUDA device is visible"):
+        GaussianMixtureSweep(engine="cuda").fit(np.zeros((1, 5, 2)))
+
+
+@engines
+def test_not_converging_is_a_warning_and_a_flag(engine):
+    scores = np.random.default_rng(0).normal(size=(3, 100, 2))
+    with pytest.warns(ConvergenceWarning, match="max_iter=2"):
+        sweep = GaussianMixtureSweep(max_iter=2, tol=0, engine=engine).fit(scores)
+    assert not sweep.converged_.any()
+    assert (sweep.n_iter_ == 2).all()
+
+
+def test_behaves_as_a_scikit_learn_estimator():
+    sweep = GaussianMixtureSweep(k_max=4, n_init=2)
+    assert clone(sweep.set_params(tol=1e-2)).get_params() == sweep.get_params()
+    assert sweep.get_params()["tol"] == 1e-2
+    assert sweep.fit(np.random.default_rng(0).normal(size=(2, 30, 2))) is sweep
+    assert sweep.calinski_harabasz_.shape == (2, 3)
+    assert sweep.means_.shape == (2, 4, 2)
+    with pytest.raises(AttributeError):
+        _ = clone(sweep).labels_
+
+
+@engines
+def test_groups_are_found(engine):
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(4), 25)
+    scores = 10 * np.array([[0, 0], [1, 0], [0, 1], [1, 1]])[groups] + rng.normal(size=(5, 100, 2))
+    sweep = GaussianMixtureSweep(n_init=5, engine=engine).fit(scores.astype(np.float32))
+    assert (sweep.n_components_ == 4).all()
+    for labels in sweep.labels_:
+        assert {tuple(np.unique(labels[groups == g])) for g in range(4)} == {(0,), (1,), (2,), (3,)}
+    np.testing.assert_allclose(sweep.weights_[:, :4], 0.25, atol=1e-3)
