@@ -8,10 +8,9 @@ import pandas as pd
 from gmmcnn.analysis import Analysis
 from gmmcnn.report.content import ClusterPlot, ReportContent
 from gmmcnn.report.page import render
+from gmmcnn.report.views import plural
 from gmmcnn.screening import cluster_sizes
 from gmmcnn.summary import findings
-
-MAX_PLOTS = 40
 
 
 def page_of(
@@ -41,23 +40,21 @@ def page_of(
         Warnings beyond those of the analysis.
     """
     history = metrics if metrics is None else metrics.dropna(subset="flagged_per_batch")
-    plots = list(_cluster_plots(analysis))
-    shown = sorted({int(s) for plot in plots for s in plot.samples} | set(analysis.outliers["sample"].tolist()))
     labels = analysis.samples["label"]
     content = ReportContent(
         title=analysis.name,
         facts=_own_facts(analysis) | (facts or {}),
         findings=findings(analysis, history, masking),
-        warnings=[analysis.saturation[1], *(notes or [])],
+        warnings=[f"Size of a small cluster over that of an average one: {analysis.saturation[1]}.", *(notes or [])],
         metrics=metrics,
         filters=analysis.filters,
         outliers=analysis.outliers,
-        clusters=plots,
-        images={sample: analysis.thumbnails[sample] for sample in shown},
+        clusters=list(_cluster_plots(analysis)),
+        images=dict(enumerate(analysis.thumbnails)),
         class_names=class_names,
         masking=masking,
         skipped=list(analysis.skipped),
-        targets={sample: int(labels[sample]) for sample in shown if pd.notna(labels[sample])},
+        targets={sample: int(label) for sample, label in labels.dropna().items()},
     )
     return render(content)
 
@@ -65,24 +62,24 @@ def page_of(
 def _own_facts(analysis: Analysis) -> dict[str, str]:
     fits, screen = analysis.fits, analysis.settings
     return {
-        "Filters": f"{fits.n_filters} in {len(fits.layers)} layers",
-        "Probe set": f"{fits.n_batches} × {fits.n_samples} samples",
-        "Components tried": f"K = {fits.k_min} … {fits.k_max}",
-        "Small cluster (λ)": f"at most {screen.small_cluster} samples",
-        "Small clusters needed (α)": str(screen.min_small_clusters),
-        "CH over average (β)": f"> {screen.ch_ratio} × {screen.average} of the {screen.scope}",
-        "Activation over average (θ)": f"> {screen.activation_ratio} × mean of the {screen.scope}",
-        "Flag frequency": f">= {screen.min_frequency} of the probe batches",
+        "Filters": f"{fits.n_filters:,} in {plural(len(fits.layers), 'layer')}",
+        "Probe set": f"{plural(fits.n_batches, 'batch', 'batches')} of {plural(fits.n_samples, 'sample')}",
+        "Clusters tried": f"{fits.k_min} to {fits.k_max} for each filter and batch",
+        "Small cluster (λ)": f"at most {plural(screen.small_cluster, 'sample')}",
+        "Unbalanced (α)": f"at least {plural(screen.min_small_clusters, 'small cluster')}",
+        "Separated (β)": f"CH index above {screen.ch_ratio:g} × the {screen.average} of the {screen.scope}",
+        "Active (θ)": f"mean activation above {screen.activation_ratio:g} × the mean of the {screen.scope}",
+        "Anomalous": f"flagged in at least {100 * screen.min_frequency:g} % of the batches",
     }
 
 
 def _cluster_plots(analysis: Analysis) -> Iterator[ClusterPlot]:
-    """One plot for each of the most flagged anomaly filters: the first batch that flags it."""
+    """One plot for each anomaly filter: the first batch that flags it."""
     filters = analysis.filters[analysis.filters["anomalous"]]
     flagged = analysis.screening.batches[analysis.screening.batches["flagged"]]
     first = flagged.drop_duplicates(["layer", "filter"]).set_index(["layer", "filter"])["batch"]
     fits = analysis.fits
-    for row in filters.nlargest(MAX_PLOTS, "flag_frequency").itertuples():
+    for row in filters.itertuples():
         layer, batch = fits.layers[row.layer], int(first[row.layer, row.filter])
         labels = layer.labels[row.filter, batch]
         sizes = cluster_sizes(labels, layer.weights.shape[2])

@@ -42,7 +42,7 @@ class ReportContent:
     """``sample, label, n_filters, filters`` and, optionally, ``planted, noisy_label`` (bool)."""
     clusters: list[ClusterPlot]
     images: dict[int, NDArray]
-    """Probe sample → (H, W) or (H, W, 3) uint8."""
+    """Probe sample → (H, W) or (H, W, 3) uint8; those that the page shows go into it."""
     class_names: list[str] | None
     masking: pd.DataFrame | None
     """One row per mask: ``mask`` (``none``, ``anomalous`` or ``random``), ``n_filters, train_accuracy, train_loss,
@@ -50,4 +50,4 @@ class ReportContent:
     skipped: list[tuple[str, str]]
     """Layers not analysed, each with its reason."""
     targets: dict[int, int] = field(default_factory=dict)
-    """Probe sample → class number, for the samples in ``clusters``."""
+    """Probe sample → class number, where known."""

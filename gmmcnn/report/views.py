@@ -1,4 +1,4 @@
-"""From the report's content to what its template and scripts need; pure functions."""
+"""From the report's content to what its template and filter table need; pure functions."""
 
 from typing import Any
 
@@ -53,14 +53,19 @@ def points_of_percent(difference: float) -> str:
     return f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")  # + 0.0: no negative zero
 
 
-def plural(count: int, noun: str) -> str:
-    """``1 filter``, ``1,200 filters``."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+def plural(count: int, noun: str, several: str | None = None) -> str:
+    """``1 filter``, ``1,200 filters``, ``2 batches``."""
+    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
 
 
 def finite(values: ArrayLike) -> list[float | None]:
     """Numbers for JSON: five significant digits, None for NaN and infinities."""
     return [float(f"{v:.5g}") if np.isfinite(v) else None for v in np.asarray(values, dtype=float).tolist()]
+
+
+def class_name(label: int, names: list[str] | None) -> str:
+    """Name of a class, or its number where it has no name."""
+    return names[label] if names and 0 <= label < len(names) else f"class {label}"
 
 
 def columns(frame: pd.DataFrame, names: list[str]) -> dict[str, list[Any]]:
@@ -101,33 +106,6 @@ def layers(filters: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def training(metrics: pd.DataFrame | None) -> dict[str, Any] | None:
-    """Curves over the epochs in two panels, or None where there are fewer than two epochs."""
-    if metrics is None or len(metrics) < 2:
-        return None
-    accuracy = [
-        ("training", "train_accuracy", "training"),
-        ("validation", "validation_accuracy", "validation"),
-    ]
-    counts = [
-        ("anomaly filters", "anomalous_filters", "anomalous"),
-        ("flagged per batch", "flagged_per_batch", "flagged"),
-    ]
-    panels = [
-        {"title": title, "unit": unit, "lines": _lines(metrics, wanted)}
-        for title, unit, wanted in [("Accuracy", "percent", accuracy), ("Number of filters", "count", counts)]
-    ]
-    return {"epoch": finite(metrics["epoch"]), "panels": [panel for panel in panels if panel["lines"]]}
-
-
-def _lines(metrics: pd.DataFrame, wanted: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "style": style, "values": finite(metrics[column])}
-        for name, column, style in wanted
-        if column in metrics and metrics[column].notna().any()
-    ]
-
-
 def chosen_plots(clusters: list[ClusterPlot], filters: pd.DataFrame) -> list[ClusterPlot]:
     """At most ``MOST_PLOTS``, most flagged filters first; every filter is seen once before one is seen twice."""
     if not clusters:
@@ -166,17 +144,6 @@ def figure(plot: ClusterPlot, known: dict[tuple[str, int], tuple[bool, float]]) 
         "n_samples": len(plot.samples),
         "n_clusters": int((sizes > 0).sum()),
         "members": list(members.values()),
-    }
-
-
-def points(plot: ClusterPlot) -> dict[str, Any]:
-    """One scatter for the browser; ``y`` is None where there is one dimension only."""
-    return {
-        "x": finite(plot.scores[:, 0]),
-        "y": finite(plot.scores[:, 1]) if plot.scores.shape[1] > 1 else None,
-        "cluster": plot.labels.tolist(),
-        "sample": plot.samples.tolist(),
-        "small": plot.small.tolist(),
     }
 
 

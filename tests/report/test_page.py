@@ -1,11 +1,13 @@
 import json
 import re
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
+from plotly.offline import get_plotlyjs
 
 from gmmcnn.report.page import ClusterPlot, ReportContent, render
 
@@ -64,8 +66,10 @@ def test_page_asks_for_nothing_outside_itself(content: ReportContent) -> None:
         assert attributes.get("href", "#").startswith("#")
     assert all(address.startswith("data:image/png") for address in re.findall(r"url\((.*?)\)", page.styles))
     assert "@import" not in page.styles
-    assert re.findall(r"https?://[^\"' ]+", html) == ["http://www.w3.org/2000/svg"]  # a namespace, never fetched
-    assert "default-src 'none'" in html
+    assert html.count(get_plotlyjs()) == 1
+    assert "http" not in html.replace(get_plotlyjs(), "").replace("http-equiv", "")
+    policy = next(attributes["content"] for _, attributes in page.elements if "http-equiv" in attributes)
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def test_page_shows_what_it_was_given(content: ReportContent) -> None:
@@ -89,10 +93,22 @@ def test_browser_gets_every_filter_and_point(content: ReportContent) -> None:
     assert data["filters"]["anomalous"] == content.filters["anomalous"].tolist()
     dead = content.filters["status"] != "ok"
     assert [value is None for value in data["filters"]["calinski_harabasz"]] == dead.tolist()
-    shown = {(tuple(plot["sample"]), tuple(plot["cluster"])) for plot in data["plots"]}
-    assert shown == {(tuple(plot.samples.tolist()), tuple(plot.labels.tolist())) for plot in content.clusters}
-    assert data["training"]["epoch"] == content.metrics["epoch"].tolist()
-    assert len(data["masking"][1]["random"]) == 20
+    assert set(data["figures"]) == {"training", "masking", *(f"clusters-{n}" for n in range(len(content.clusters)))}
+    shown = [samples_of(figure) for name, figure in data["figures"].items() if name.startswith("clusters")]
+    assert sorted(shown) == sorted(sorted(plot.samples.tolist()) for plot in content.clusters)
+
+
+def samples_of(figure: dict) -> list[int]:
+    return sorted(sample for trace in figure["data"] for sample in trace["customdata"])
+
+
+def test_every_figure_has_its_place_and_a_word_for_those_without_javascript(content: ReportContent) -> None:
+    page = Page(render(content))
+    places = [attributes for _, attributes in page.elements if "data-figure" in attributes]
+    assert {attributes["data-figure"] for attributes in places} == set(page.data["figures"])
+    assert all("scripted" in (attributes["class"] or "") and attributes["aria-label"] for attributes in places)
+    assert "The curves need JavaScript" in page.text
+    assert "The plots need JavaScript" in page.text
 
 
 def test_each_image_stands_in_the_page_once_and_only_if_used(content: ReportContent) -> None:
@@ -119,14 +135,16 @@ def test_every_text_is_escaped(content: ReportContent) -> None:
     assert not [tag for tag, attributes in page.elements if "onclick" in attributes]
     assert page.scripts == Page(render(content)).scripts
     assert set(page.data["filters"]["layer"]) == {HOSTILE}
-    assert page.data["class_names"] == [HOSTILE] * 10
+    hovers = {text for trace in page.data["figures"]["clusters-0"]["data"] for text in trace["hovertext"]}
+    assert hovers == {"<br>" + escape(HOSTILE)}
     labels = [attributes["aria-label"] for _, attributes in page.elements if "data-sample" in attributes]
     assert labels
     assert all(label is not None and label.endswith(HOSTILE) for label in labels)
 
 
 def test_an_empty_result_is_a_page_that_says_so(bare: ReportContent) -> None:
-    page = Page(render(bare))
+    html = render(bare)
+    page = Page(html)
     for sentence in [
         "a single checkpoint",
         "no clusters of flagged filters to show",
@@ -134,8 +152,8 @@ def test_an_empty_result_is_a_page_that_says_so(bare: ReportContent) -> None:
         "There is no anomaly filter to switch off",
     ]:
         assert sentence in page.text
-    assert page.data["training"] is None
-    assert page.data["masking"] is None
+    assert page.data["figures"] == {}
+    assert len(html) < 100_000  # plotly alone has millions
     assert "Layers not analysed" not in page.text
 
 
@@ -146,7 +164,7 @@ def test_nothing_analysed_at_all(bare: ReportContent) -> None:
 
 def test_a_single_epoch_has_a_table_but_no_curve(content: ReportContent) -> None:
     page = Page(render(replace(content, metrics=content.metrics.iloc[:1])))
-    assert page.data["training"] is None
+    assert "training" not in page.data["figures"]
     assert "The same as a table" in page.text
 
 
@@ -154,7 +172,8 @@ def test_one_dimension_and_no_images_or_labels(content: ReportContent) -> None:
     flat = [replace(plot, scores=plot.scores[:, :1]) for plot in content.clusters]
     unlabelled = content.outliers.assign(label=pd.NA)
     page = Page(render(replace(content, clusters=flat, images={}, targets={}, class_names=None, outliers=unlabelled)))
-    assert all(plot["y"] is None for plot in page.data["plots"])
+    assert all(hover == "" for trace in page.data["figures"]["clusters-0"]["data"] for hover in trace["hovertext"])
+    assert "to see its" not in page.text
     assert not re.search(r"\.i\d+\{", page.styles)
     assert page.count("outlier") == len(content.outliers)
 
@@ -162,14 +181,14 @@ def test_one_dimension_and_no_images_or_labels(content: ReportContent) -> None:
 def test_many_plots_are_cut_to_the_most_flagged_and_it_says_so(content: ReportContent) -> None:
     plots = [replace(plot, batch=batch) for plot in content.clusters for batch in range(10)]
     page = Page(render(replace(content, clusters=plots)))
-    assert page.count("cluster") == len(page.data["plots"]) == 40
+    assert page.count("cluster") == sum(name.startswith("clusters") for name in page.data["figures"]) == 40
     assert f"of {len(plots)} in all" in page.text
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 def test_thousands_of_filters_stay_a_small_page(content: ReportContent, dtype: type) -> None:
     many = pd.concat([content.filters] * 200, ignore_index=True).astype({"filter": dtype})
-    html = render(replace(content, filters=many, clusters=[], images={}))
+    html = render(replace(content, filters=many, clusters=[], images={}, metrics=None, masking=None))
     assert len(Page(html).data["filters"]["layer"]) == len(many)
     assert len(html) < 1_000_000  # characters; about 150 a filter
 
@@ -183,6 +202,5 @@ def test_points_without_a_cluster_or_a_finite_score_are_no_obstacle(content: Rep
     scores, labels = plot.scores.copy(), plot.labels.copy()
     scores[0], labels[1] = np.nan, -1
     odd = ClusterPlot(plot.layer, plot.filter, plot.batch, scores, labels, plot.samples, plot.small)
-    data = Page(render(replace(content, clusters=[odd]))).data
-    assert data["plots"][0]["x"][0] is None
-    assert data["plots"][0]["cluster"][1] == -1
+    figure = Page(render(replace(content, clusters=[odd]))).data["figures"]["clusters-0"]
+    assert samples_of(figure) == plot.samples[1:].tolist()

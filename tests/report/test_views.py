@@ -109,14 +109,6 @@ def test_without_an_anomaly_mask_there_is_no_masking_result() -> None:
     assert views.masking(None) is None
 
 
-def test_curves_need_two_epochs_and_skip_what_was_not_measured() -> None:
-    metrics = pd.DataFrame({"epoch": [1, 2], "train_accuracy": [0.5, np.nan], "anomalous_filters": [np.nan, np.nan]})
-    assert views.training(metrics.iloc[:1]) is None
-    shown = views.training(metrics)
-    assert shown is not None
-    assert [(panel["title"], panel["lines"][0]["values"]) for panel in shown["panels"]] == [("Accuracy", [0.5, None])]
-
-
 def test_gallery_is_ranked_and_reads_missing_badges_as_none() -> None:
     table = pd.DataFrame(
         {
