@@ -1,7 +1,7 @@
 # Every target builds the .venv it needs, from nothing. PYTHON picks the interpreter (3.11 to 3.13).
 # On a machine with an NVIDIA driver the newest torch that pip finds is installed, elsewhere TORCH, a version known to work.
 # Where a plain torch brings gigabytes of CUDA libraries that nobody will use, point pip at PyTorch's CPU wheels:
-#     make demo PIP_ARGS="--index-url <the CPU index that pytorch.org's installer names> --extra-index-url <your usual index>"
+#     make demo PIP_ARGS="--index-url <the CPU index that PyTorch's installation page names> --extra-index-url <your usual index>"
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=

@@ -41,10 +41,7 @@ def main() -> None:
         _complain(one_line(error))
         sys.exit(2)
     sys.argv = [sys.argv[0], *arguments]
-    try:
-        _job()
-    except KeyboardInterrupt:
-        sys.exit("\ngmmcnn: interrupted; the same command with run=FOLDER goes on where it stopped")
+    _job()
     if _failed_jobs:
         sys.exit(1)
 
@@ -58,6 +55,9 @@ def _job(composed: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         pipeline.execute(settings, folder)
+    except KeyboardInterrupt:
+        _complain(f"interrupted; goes on where it stopped with: gmmcnn task={settings.task} run={folder}")
+        sys.exit(130)
     except Exception as error:
         _failed_jobs.append(str(folder))
         unexpected = "" if isinstance(error, GmmcnnError) else f"unexpected {type(error).__name__}: "

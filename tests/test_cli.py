@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gmmcnn import cli
+
 TINY = ["debug=tiny", "train.epochs=2", "engine.threads=1"]
 
 
@@ -21,6 +23,23 @@ def gmmcnn(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess
     command = [sys.executable, "-W", "error", "-m", "gmmcnn", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=environment, **options)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """Run the command line in this process and an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gmmcnn", *arguments])
+        monkeypatch.setattr(cli, "_failed_jobs", [])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return int(stop.code or 0), *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +127,20 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(tiny_run, tmp_path):
         assert (tmp_path / "killed" / name).read_bytes() == (tiny_run / name).read_bytes()
 
 
+def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "gmmcnn", "task=train", "train.epochs=500", "run=folder"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "folder" / "checkpoints" / "last.pt").exists():
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; goes on where it stopped with: gmmcnn task=train run=" in stderr
+    assert "Traceback" not in stderr
+    assert json.loads((tmp_path / "folder" / "run.json").read_text())["status"] == "interrupted"
+
+
 def test_a_sweep_runs_every_job_in_a_folder_of_its_own(tmp_path):
     done = gmmcnn("-m", "seed=0,1", *TINY, "task=train", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -118,9 +151,9 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(tmp_path):
 
 def test_runs_started_at_once_do_not_collide(tmp_path):
     command = [sys.executable, "-m", "gmmcnn", "task=screen"]  # fails for want of a training, after making its folder
-    started = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) for _ in range(3)]
-    assert [process.wait() for process in started] == [1, 1, 1]
-    assert len(list((tmp_path / "runs").glob("*/*"))) == 3
+    started = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in started] == [1, 1]
+    assert len(list((tmp_path / "runs").glob("*/*"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -139,12 +172,12 @@ def test_runs_started_at_once_do_not_collide(tmp_path):
         (["task=fly"], "task=fly: expected one of run, train, extract, fit, screen, prune, report"),
     ],
 )
-def test_a_wrong_configuration_ends_with_2_before_any_work(arguments, message, tmp_path):
-    done = gmmcnn(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"gmmcnn: {message}")
-    assert done.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+def test_a_wrong_configuration_ends_with_2_before_any_work(arguments, message, here):
+    code, _, stderr = here(*arguments)
+    assert code == 2
+    assert stderr.startswith(f"gmmcnn: {message}")
+    assert stderr.count("\n") == 1
+    assert not list(Path.cwd().iterdir())
 
 
 @pytest.mark.parametrize(
@@ -159,25 +192,46 @@ def test_a_wrong_configuration_ends_with_2_before_any_work(arguments, message, t
         (["extract.source=none.npy"], "none.npy"),
     ],
 )
-def test_a_failed_run_ends_with_1_and_one_line(arguments, message, tmp_path):
-    done = gmmcnn("train.epochs=1", "data.train_samples=60", *arguments, "debug=false", cwd=tmp_path)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert message in done.stderr
-    assert done.stderr.startswith("gmmcnn: ")
-    assert done.stderr.count("\n") == 1
-    record = json.loads(next((tmp_path / "runs").rglob("run.json")).read_text())
+def test_a_failed_run_ends_with_1_and_one_line(arguments, message, here):
+    code, _, stderr = here("train.epochs=1", "data.train_samples=60", *arguments, "debug=false")
+    assert code == 1
+    assert stderr.startswith("gmmcnn: ")
+    assert message in stderr
+    assert stderr.count("\n") == 1
+    record = json.loads(next(Path("runs").rglob("run.json")).read_text())
     assert record["status"] == "failed"
     assert message in record["error"]
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    done = gmmcnn("task=extract", "debug=true", cwd=tmp_path)
+def test_debug_shows_the_traceback(here):
+    code, _, stderr = here("task=extract", "debug=true")
+    assert code == 1
+    assert "Traceback" in stderr
+
+
+def test_a_failure_nobody_foresaw_says_how_to_see_more(here, monkeypatch):
+    monkeypatch.setattr("gmmcnn.pipeline.execute", lambda *_: {}["key"])
+    code, _, stderr = here("task=train")
+    assert code == 1
+    assert stderr.startswith("gmmcnn: unexpected KeyError: 'key'; see the traceback with debug=true run=")
+    assert stderr.count("\n") == 1
+
+
+def test_one_failed_job_does_not_stop_a_sweep(here):
+    code, _, stderr = here("-m", "probe.samples=5000,20", "task=extract", "train.epochs=1", "data.train_samples=60")
+    assert code == 1
+    assert stderr.count("train first") == 2
+
+
+def test_the_same_in_a_process_of_its_own(tmp_path):
+    assert gmmcnn("gmm.kmax=3", cwd=tmp_path).returncode == 2
+    done = gmmcnn("task=extract", cwd=tmp_path)
     assert done.returncode == 1
-    assert "Traceback" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
-def test_help_lists_what_exists(tmp_path):
-    text = gmmcnn("--help", cwd=tmp_path).stdout
+def test_help_lists_what_exists(here):
+    _, text, _ = here("--help")
     for task in ("run", "train", "extract", "fit", "screen", "prune", "report"):
         assert re.search(rf"^ +{task} ", text, re.MULTILINE)
     assert "model: alexnet, lenet5, resnet20, resnet8, simple_cnn" in text
