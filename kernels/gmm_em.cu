@@ -157,6 +157,7 @@ __device__ inline double expect(const Problem& problem, int start, int count) {
 
 // work = label of the tile's samples: the given one, or the component nearest to the sample.
 __device__ inline void assign(const Problem& problem, const signed char* given, int start, int count) {
+#pragma unroll 1
     for (int n = threadIdx.x; n < count; n += blockDim.x) {
         real x[D];
         load_sample(problem, start + n, x);
@@ -256,7 +257,7 @@ __device__ inline real nearest_distance(const real (&x)[D], int n_centres) {
 }
 
 // First sample at which the cumulative sum of distances exceeds `target`, found by one warp: first the segment, then the sample.
-__device__ inline int find_sample(const Problem& problem, double target, const double* segments, int n_segments, int segment_size, int n_centres) {
+__device__ __noinline__ int find_sample(Problem problem, double target, const double* segments, int n_segments, int segment_size, int n_centres) {
     double before = 0;
     int start = 0;
     for (int first = 0; first < n_segments; first += WARP) {
@@ -444,7 +445,7 @@ __device__ __noinline__ void maximise(Problem problem, int k, double reg_covar, 
 
 // One block a filter. Centred scores divided by the root of their mean variance, and the number of distinct samples up to
 // k_max; 0 for a filter whose scores do not vary.
-extern "C" __global__ void __launch_bounds__(MAX_THREADS) standardise(
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2) standardise(
     const score* __restrict__ scores,  // (F, N, D)
     int n_samples,                     // N
     int k_max,

@@ -193,7 +193,6 @@ __device__ inline void orthonormalise() {
         }
         double pivot = __shfl_sync(ALL_LANES, value, j);
         pivot = pivot > MIN_PIVOT ? sqrt(pivot) : 0;
-        __syncwarp();
         if (i < M && i >= j) small.gram[i][j] = i == j ? pivot : pivot > 0 ? value / pivot : 0;
         __syncwarp();
     }
