@@ -129,7 +129,7 @@ def _known_names() -> set[str]:
     """All keys of the settings, groups included."""
     schema = OmegaConf.to_container(OmegaConf.structured(Settings))
     assert isinstance(schema, dict)
-    nested = {f"{group}.{key}" for group, keys in schema.items() if isinstance(keys, dict) for key in keys}
+    nested = {f"{group!s}.{key!s}" for group, keys in schema.items() if isinstance(keys, dict) for key in keys}
     return {str(key) for key in schema} | nested
 
 

@@ -266,5 +266,5 @@ class Settings:
         _require(self.seed >= 0, "seed", self.seed, ">= 0")
 
 
-GROUPS = {f.name: f.default_factory for f in fields(Settings) if isinstance(f.default_factory, type)}
+GROUPS: dict[str, Any] = {f.name: f.default_factory for f in fields(Settings) if isinstance(f.default_factory, type)}
 """Config group → its dataclass."""
