@@ -1,7 +1,7 @@
 """Bugs planted in the real kernels and in the host code, and the rung of the ladder that must catch each.
 
-``parity``: on the emulated device results are wrong, differ between schedules, or the launch is refused. ``check``: the check
-mode names the fault. Both are tried on every bug, and the table says which must see it.
+``parity``: on the emulated device results are wrong under some schedule, or the launch is refused. ``check``: the check
+mode names the fault. The table says which must see it.
 """
 
 from collections.abc import Callable
@@ -29,12 +29,14 @@ PLANTED = {
         "maximise(problem, threadIdx.x, reg_covar, false);\n", "check", "race"),
     "barrier in a branch": (
         "gmm_em", "        if (lane() == 0) shared.partial[0] = moved;\n    }\n    __syncthreads();",
-        "        if (lane() == 0) shared.partial[0] = moved;\n        __syncthreads();\n    }", "parity check", "divergent|uninitialised"),
+        "        if (lane() == 0) shared.partial[0] = moved;\n        __syncthreads();\n    }", "parity check",
+        "divergent|uninitialised"),
     "one sample too many from global memory": (
-        "gmm_em", "n < D * n_samples; n += blockDim.x", "n <= D * n_samples; n += blockDim.x", "check", "out of bounds"),
+        "gmm_em", "n < D * n_samples; n += blockDim.x", "n <= D * n_samples; n += blockDim.x",
+        "check", "out of bounds"),
     "one component too many": (
-        "gmm_em", "for (int k = 0; k < problem.n_components; k++) {", "for (int k = 0; k <= problem.n_components; k++) {",
-        "parity check", "uninitialised"),
+        "gmm_em", "for (int k = 0; k < problem.n_components; k++) {",
+        "for (int k = 0; k <= problem.n_components; k++) {", "parity check", "uninitialised"),
     "component never initialised": (
         "gmm_em", "set_centre(shared.components[threadIdx.x]);", ";", "parity check", "uninitialised"),
     "nearest distance starts at zero": (
