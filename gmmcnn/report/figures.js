@@ -26,7 +26,7 @@ function link(host, figure) {
     const curveNumber = host.data.findIndex(({ customdata }) => customdata.includes(sample));
     if (curveNumber < 0) continue;
     const pointNumber = host.data[curveNumber].customdata.indexOf(sample);
-    image.onpointerenter = () => Plotly.Fx.hover(host, [{ curveNumber, pointNumber }]);
+    image.onpointerenter = () => { Plotly.Fx.hover(host, [{ curveNumber, pointNumber }]); show(sample); };
     image.onpointerleave = () => { Plotly.Fx.unhover(host); show(); };
   }
 }

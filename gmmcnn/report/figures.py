@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gmmcnn.report.content import ClusterPlot
 
@@ -20,7 +20,7 @@ CLOUD_COLOURS = 10
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Inter, sans-serif'
 _GOLDEN_RATIO = 0.618034
 _CURVES = [  # axis, column of the metrics, name, colour, dash
-    ("y", "anomalous_filters", "anomaly filters", "accent", "solid"),
+    ("y", "anomalous_filters", "anomalous", "accent", "solid"),
     ("y", "flagged_per_batch", "flagged per batch", "quiet", "dash"),
     ("y2", "validation_accuracy", "validation", "validation", "solid"),
     ("y2", "train_accuracy", "training", "training", "dash"),
@@ -39,17 +39,19 @@ def training(metrics: pd.DataFrame | None) -> go.Figure | None:
         return None
     drawn = [curve for curve in _CURVES if curve[1] in metrics and metrics[curve[1]].notna().any()]
     both = {axis for axis, *_ in drawn} == {"y", "y2"}
+    first, last = metrics["epoch"].min(), metrics["epoch"].max()
+    epochs = {"range": [first - 0.02 * (last - first), last + 0.02 * (last - first)], **_whole([first, last])}
     figure = _figure(
         hovermode="x unified",
         hoversubplots="axis",
         margin={"l": 52, "r": 12, "t": 34, "b": 44},
-        xaxis=_axis(title="epoch", anchor=drawn[-1][0] if drawn else "y", tickformat="d", **_whole(metrics["epoch"])),
+        xaxis=_axis(title="epoch", anchor=drawn[-1][0] if drawn else "y", showgrid=False, **epochs),
     )
     counts = [metrics[column].max() for axis, column, *_ in drawn if axis == "y"]
     if counts:
         steps = _whole([0, *counts])
         figure.update_layout(yaxis=_axis(domain=[0.6, 1] if both else [0, 1], rangemode="tozero", **steps))
-        figure.update_layout(legend=_legend("Number of filters", top=1))
+        figure.update_layout(legend=_legend("Filters", top=1))
     if len(drawn) > len(counts):
         figure.update_layout(yaxis2=_axis(domain=[0, 0.42] if both else [0, 1], ticksuffix=" %", nticks=6))
         figure.update_layout(legend2=_legend("Accuracy", top=0.42 if both else 1))
@@ -84,7 +86,7 @@ def clusters(plot: ClusterPlot, class_of: dict[int, str]) -> go.Figure:
     y = np.arange(len(plot.scores)) * _GOLDEN_RATIO % 1 if flat else plot.scores[:, 1]
     points = np.column_stack([plot.scores[:, 0], y]).astype(np.float32)
     known = np.isfinite(points).all(axis=1)
-    bare = {"showgrid": False, "showline": True, "showticklabels": False}
+    bare = {"showgrid": False, "zeroline": False, "showline": True, "showticklabels": False}
     figure = _figure(
         hovermode="closest",
         showlegend=False,
@@ -120,7 +122,7 @@ def masking(lanes: list[dict[str, Any]]) -> go.Figure:
         showlegend=False,
         margin={"l": 78, "r": 30, "t": 12, "b": 46},
         xaxis=_axis(title="change of accuracy in points, against no mask", tickformat="+~g", nticks=8),
-        yaxis=_axis(autorange="reversed", showgrid=False, tickfont={"size": 13, "color": "var(--ink)"}),
+        yaxis=_axis(autorange="reversed", showgrid=False, zeroline=False, tickfont={"size": 13, "color": "var(--ink)"}),
     )
     figure.add_vline(0, line={"color": "var(--quiet)", "width": 1}, layer="below")
     for lane in lanes:
@@ -171,8 +173,9 @@ def _figure(**layout: Any) -> go.Figure:
 
 
 def _axis(title: str | None = None, **settings: Any) -> dict[str, Any]:
-    lines = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False}
-    return lines | {"title": {"text": title, "standoff": 6, "font": {"size": 12}}} | settings
+    lines = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zerolinecolor": "var(--line)"}
+    spike = {"spikecolor": "var(--quiet)", "spikethickness": 1}
+    return lines | spike | {"title": {"text": title, "standoff": 6, "font": {"size": 12}}} | settings
 
 
 def _legend(title: str, top: float) -> dict[str, Any]:
@@ -186,7 +189,7 @@ def _legend(title: str, top: float) -> dict[str, Any]:
     }
 
 
-def _whole(values: Any) -> dict[str, int]:
+def _whole(values: ArrayLike) -> dict[str, Any]:
     """Ticks at whole numbers only, at most about eight."""
     return {"dtick": 1} if np.ptp(np.asarray(values)) < 8 else {"nticks": 8}
 
@@ -200,7 +203,7 @@ def _cluster_name(cluster: int, size: int, small: bool) -> str:
 def _small_mark(turn: int) -> dict[str, Any]:
     symbols = list(SMALL_CLUSTER_MARKS)
     outline = {"color": "var(--card)", "width": 1.25}
-    return {"symbol": symbols[turn % len(symbols)], "size": 12, "color": "var(--accent)", "line": outline}
+    return {"symbol": symbols[turn % len(symbols)], "size": 13, "color": "var(--accent)", "line": outline}
 
 
 def _cloud_mark(cluster: int) -> dict[str, Any]:

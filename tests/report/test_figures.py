@@ -58,11 +58,11 @@ def test_counts_stand_above_accuracies_on_one_epoch_axis(content: ReportContent)
     assert figure is not None
     assert {trace.xaxis for trace in figure.data} == {None}
     by_name = {trace.name: trace for trace in figure.data}
-    assert by_name["anomaly filters"].yaxis == by_name["flagged per batch"].yaxis == "y"
+    assert by_name["anomalous"].yaxis == by_name["flagged per batch"].yaxis == "y"
     assert by_name["training"].yaxis == by_name["validation"].yaxis == "y2"
     assert figure.layout.yaxis.domain[0] > figure.layout.yaxis2.domain[1]
     assert by_name["training"].y == pytest.approx((100 * content.metrics["train_accuracy"]).tolist())
-    assert by_name["anomaly filters"].x == tuple(content.metrics["epoch"])
+    assert by_name["anomalous"].x == tuple(content.metrics["epoch"])
 
 
 def test_curves_need_two_epochs_and_leave_out_what_was_not_measured() -> None:
