@@ -27,7 +27,7 @@ from gmmcnn.mixture.cpu_em import (
 )  # fmt: skip
 from gmmcnn.mixture.cpu_start import add_up, kmeans_plusplus, lloyd
 from gmmcnn.mixture.problem import DEAD, OK, TOO_FEW_DISTINCT, UNDEFINED, MixtureSettings, SweepResult
-from gmmcnn.mixture.vectors import aligned_empty, compiled_entry, kernel, lanes
+from gmmcnn.mixture.vectors import aligned_empty, compiled_entry, flush_denormals, kernel, lanes, restore_mode
 from gmmcnn.threads import for_blocks
 
 SAMPLES_PER_BLOCK = 64_000
@@ -180,6 +180,7 @@ def fit_pairs(
     best_constants = np.empty(k_max * n_numbers, dtype=points.dtype)
     weight, mean, factor = np.empty(k_max), np.empty(k_max * n_dims), np.empty(k_max * n_dims * n_dims)
     min_pivot = max(reg_covar, MIN_VARIANCE)
+    mode = flush_denormals()
     for p in range(len(pairs)):
         f, k = pairs[p]
         i = k - k_min
@@ -216,6 +217,7 @@ def fit_pairs(
         for n in range(n_samples):
             labels[f, i, n] = np.int8(label_row[n])
         index[f, i] = calinski_harabasz(samples, n_samples, stride, dims, k, labels[f, i], sums)
+    restore_mode(mode)
 
 
 @kernel

@@ -478,3 +478,45 @@ def exponent(typingctx: Any, x: Any) -> Any:
         return builder.sitofp(builder.sub(biased, _integer_constant(x, _EXPONENT_BIAS[width])), _llvm(x))
 
     return x(x), codegen
+
+
+# --- numbers too small to be normal ---
+
+_FLUSH_TO_ZERO, _DENORMALS_ARE_ZERO = 1 << 15, 1 << 6
+
+
+def _exchange_mode(context: Any, builder: Any, new: Callable[[Any], Any]) -> Any:
+    """Replace the control word of the SSE unit; return what it was. On other processors there is none: 0."""
+    if not context.codegen()._tm_features.count("+sse"):
+        return ir.Constant(ir.IntType(32), 0)
+    word = cgutils.alloca_once(builder, ir.IntType(32))
+    _call(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), word)
+    old = builder.load(word)
+    builder.store(new(old), word)
+    _call(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), word)
+    return old
+
+
+@intrinsic
+def flush_denormals(typingctx: Any) -> Any:
+    """Let this thread treat denormal numbers as 0, which spares it a hundred cycles for each; return the mode before.
+
+    Densities far from a component underflow all the time.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        mode = ir.Constant(ir.IntType(32), _FLUSH_TO_ZERO | _DENORMALS_ARE_ZERO)
+        return _exchange_mode(context, builder, lambda old: builder.or_(old, mode))
+
+    return types.int32(), codegen
+
+
+@intrinsic
+def restore_mode(typingctx: Any, mode: Any) -> Any:
+    """Undo :func:`flush_denormals`, given what it returned."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _exchange_mode(context, builder, lambda old: args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int32), codegen

@@ -1,6 +1,7 @@
 """The CPU engine against the reference, and against itself: threads, subsets, order, interruption.
 
-Tolerances. float32 carries 1e-7 of a standardised score; lower bounds agree to 1e-4, a tenth of ``tol``. Labels may differ where two components claim a sample alike.
+Tolerances. float32 carries 1e-7 of a standardised score; lower bounds agree to 1e-4, a tenth of ``tol``.
+Labels may differ where two components claim a sample alike.
 """
 
 import subprocess
