@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 
 from gmmcnn.report.content import ClusterPlot
+from gmmcnn.report.views import points_of_percent
 
 SMALL_CLUSTER_MARKS = {"diamond": "◆", "triangle-up": "▲", "square": "■", "triangle-down": "▼", "cross": "✚"}
 """Plotly's symbols for small clusters, in turn, and the characters that stand for them in text."""
@@ -41,11 +42,13 @@ def training(metrics: pd.DataFrame | None) -> go.Figure | None:
     both = {axis for axis, *_ in drawn} == {"y", "y2"}
     first, last = metrics["epoch"].min(), metrics["epoch"].max()
     epochs = {"range": [first - 0.02 * (last - first), last + 0.02 * (last - first)], **_whole([first, last])}
+    cursor = {"spikecolor": "var(--quiet)", "spikethickness": 1}
     figure = _figure(
         hovermode="x unified",
         hoversubplots="axis",
+        plot_bgcolor="var(--paper)",  # the cursor is outlined in this colour
         margin={"l": 52, "r": 12, "t": 34, "b": 44},
-        xaxis=_axis(title="epoch", anchor=drawn[-1][0] if drawn else "y", showgrid=False, **epochs),
+        xaxis=_axis(title="epoch", anchor=drawn[-1][0] if drawn else "y", showgrid=False, **epochs, **cursor),
     )
     counts = [metrics[column].max() for axis, column, *_ in drawn if axis == "y"]
     if counts:
@@ -121,10 +124,14 @@ def masking(lanes: list[dict[str, Any]]) -> go.Figure:
         hovermode="closest",
         showlegend=False,
         margin={"l": 78, "r": 30, "t": 12, "b": 46},
-        xaxis=_axis(title="change of accuracy in points, against no mask", tickformat="+~g", nticks=8),
+        xaxis=_axis(
+            title="change of accuracy in points, against no mask",
+            rangemode="tozero",
+            zerolinecolor="var(--quiet)",
+            nticks=8,
+        ),
         yaxis=_axis(autorange="reversed", showgrid=False, zeroline=False, tickfont={"size": 13, "color": "var(--ink)"}),
     )
-    figure.add_vline(0, line={"color": "var(--quiet)", "width": 1}, layer="below")
     for lane in lanes:
         figure.add_box(
             x=[100 * change for change in lane["random"] if change is not None],
@@ -144,11 +151,11 @@ def masking(lanes: list[dict[str, Any]]) -> go.Figure:
         y=[lane["name"] for lane in lanes],
         mode="markers+text",
         marker=_small_mark(0) | {"size": 15},
-        texttemplate="<b>%{x:+.1f}</b>",
+        text=[f"<b>{points_of_percent(lane['anomalous'])}</b>" for lane in lanes],
         textposition="top center",
         textfont={"color": "var(--accent)"},
         cliponaxis=False,
-        hovertemplate="anomaly filters off: %{x:+.1f}<extra></extra>",
+        hovertemplate="anomaly filters off: %{text}<extra></extra>",
     )
     return figure
 
@@ -174,8 +181,7 @@ def _figure(**layout: Any) -> go.Figure:
 
 def _axis(title: str | None = None, **settings: Any) -> dict[str, Any]:
     lines = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zerolinecolor": "var(--line)"}
-    spike = {"spikecolor": "var(--quiet)", "spikethickness": 1}
-    return lines | spike | {"title": {"text": title, "standoff": 6, "font": {"size": 12}}} | settings
+    return lines | {"title": {"text": title, "standoff": 6, "font": {"size": 12}}} | settings
 
 
 def _legend(title: str, top: float) -> dict[str, Any]:
