@@ -99,7 +99,7 @@ def train(
         The loss became NaN or infinite, or the folder holds a training from other settings, data or initial weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _modes_restored(model):
+    with modes_restored(model):
         rows = _train(model, data, settings, folder, seed, advance or (lambda n=1, /: None))
     return TrainingResult(folder, settings.kept_epochs, _write_metrics(folder, rows))
 
@@ -130,7 +130,7 @@ def _train(
 
 
 @contextmanager
-def _modes_restored(model: nn.Module) -> Iterator[None]:
+def modes_restored(model: nn.Module) -> Iterator[None]:
     """Give every submodule its own training or eval mode back after the block."""
     modes = {module: module.training for module in model.modules()}
     try:
@@ -161,7 +161,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: in
     """
     device = _device(model)
     loss, n_right = 0.0, 0
-    with _modes_restored(model), torch.no_grad():
+    with modes_restored(model), torch.no_grad():
         model.eval()
         for batch, expected in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             logits, expected = model(batch.to(device)), expected.to(device)
