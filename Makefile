@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick lint bench clean
+.PHONY: help demo test test-quick kernels lint bench clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,10 @@ test: .venv/dev ## Run all tests.
 
 test-quick: .venv/dev ## Run the tests that take less than ten seconds each.
 	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+kernels: .venv/dev .venv/nvrtc ## Compile the CUDA kernels for every supported GPU; needs no GPU and no driver.
+	LD_LIBRARY_PATH=$(CURDIR)/.venv/nvrtc/nvidia/cu13/lib PYTHONPATH=.venv/nvrtc GMMCNN_REQUIRE_NVRTC=1 \
+		$(BIN)/python -m pytest -q tests/kernels/test_compile.py $(ARGS)
 
 lint: .venv/dev ## Check format, style and types.
 	$(BIN)/ruff format --check .
@@ -47,6 +51,10 @@ clean: ## Remove the environment and what tools left behind.
 .venv/run: .venv/torch pyproject.toml
 	$(PIP) install $(PIP_ARGS) -e .
 	touch $@
+
+# A folder of its own: the environment that runs all other tests has no CuPy.
+.venv/nvrtc: .venv/torch
+	$(PIP) install $(PIP_ARGS) --no-deps --target $@ cupy-cuda13x nvidia-cuda-nvrtc cuda-pathfinder
 
 .venv/dev: .venv/torch pyproject.toml
 	$(PIP) install $(PIP_ARGS) -e ".[dev]"
