@@ -49,12 +49,12 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")
 def _job(composed: DictConfig) -> None:
     """Run one job: the whole of a single run, or one cell of a sweep."""
-    from gmmcnn import pipeline  # torch and numba load only when there is work to do
+    from gmmcnn import tasks  # torch and numba load only when there is work to do
 
     settings = settings_of(composed)
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        pipeline.execute(settings, folder)
+        tasks.execute(settings, folder)
     except KeyboardInterrupt:
         _complain(f"interrupted; goes on where it stopped with: gmmcnn task={settings.task} run={folder}")
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""The method, top to bottom: train, extract, fit, screen, mask, report.
+"""The method, top to bottom: train, extract, fit, screen, mask.
 
 Each task reads what the one before it left in the run folder and writes its own part, so a run can stop after any of
 them, go on later, or start over from any of them with other settings::
@@ -8,30 +8,17 @@ them, go on later, or start over from any of them with other settings::
     RUN/activations/epoch-0030/fits/KEY/LAYER/      fit
     RUN/filters.csv, outliers.csv, metrics.csv      screen
     RUN/mask.json, masking.csv                      prune
-    RUN/report.html                                 report
 """
 
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
-import pandas as pd
 from torch import nn
 
 from gmmcnn import activations, pruning, tables, training
-from gmmcnn.config import Settings
 from gmmcnn.console import say
 from gmmcnn.progress import progress
-from gmmcnn.report.compose import page_of
-from gmmcnn.run_folder import Checkpoint, Run, settings_as_facts
+from gmmcnn.run_folder import Checkpoint, Run
 from gmmcnn.summary import findings
-
-
-def execute(settings: Settings, folder: Path) -> None:
-    """Carry out ``settings.task`` in a run folder, and record there how it went."""
-    job = Run(settings, folder)
-    with job.recorded():
-        TASKS[settings.task](job)
 
 
 def run(job: Run) -> None:
@@ -43,7 +30,6 @@ def run(job: Run) -> None:
         _tidy(job, checkpoint)
     screen(job)
     prune(job)
-    report(job)
 
 
 def train(job: Run) -> None:
@@ -80,7 +66,7 @@ def screen(job: Run) -> None:
     tables.write(job, analyses)
     latest = analyses[job.checkpoints[-1]]
     say(tables.layers(latest))
-    for sentence in findings(latest, _history(job)):
+    for sentence in findings(latest, job.metrics):
         say(sentence)
     say(latest.saturation[1])
     for layer, reason in latest.skipped:
@@ -118,45 +104,8 @@ def prune(job: Run) -> None:
     say(findings(activations.analysis(job, checkpoint), masking=masking)[-1])
 
 
-def report(job: Run) -> None:
-    """Write the page on the network as it is now."""
-    masking = job.folder / "masking.csv"
-    page = page_of(
-        activations.analysis(job, job.checkpoints[-1]),
-        facts=settings_as_facts(job.settings),
-        metrics=_metrics(job),
-        masking=pd.read_csv(masking) if masking.exists() else None,
-        class_names=None if job.settings.extract.source else list(job.data.class_names),
-    )
-    path = job.folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    say(f"Report: {path}")
-
-
-def _metrics(job: Run) -> pd.DataFrame | None:
-    path = job.folder / "metrics.csv"
-    return pd.read_csv(path) if path.exists() else None
-
-
-def _history(job: Run) -> pd.DataFrame | None:
-    """Metrics of the analysed epochs."""
-    metrics = _metrics(job)
-    return None if metrics is None else metrics.dropna(subset="flagged_per_batch")
-
-
 def _tidy(job: Run, checkpoint: Checkpoint) -> None:
     """Delete feature maps that are not to be kept once they are fitted; the network's own are the last."""
     keep = job.settings.extract.keep_maps
     if keep == "none" or (keep == "last" and checkpoint != job.checkpoints[-1]):
         shutil.rmtree(checkpoint.maps, ignore_errors=True)
-
-
-TASKS: dict[str, Callable[[Run], None]] = {
-    "run": run,
-    "train": train,
-    "extract": extract,
-    "fit": fit,
-    "screen": screen,
-    "prune": prune,
-    "report": report,
-}

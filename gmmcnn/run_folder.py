@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -130,6 +130,12 @@ class Run:
         """Losses and accuracies by epoch."""
         return pd.read_csv(self.folder / "checkpoints" / "metrics.csv")
 
+    @property
+    def metrics(self) -> pd.DataFrame | None:
+        """Losses, accuracies and counts by epoch; None for a network that was not trained here."""
+        metrics = pd.read_csv(self.folder / "metrics.csv")
+        return metrics if metrics["epoch"].notna().all() else None
+
     def _checkpoint(self, name: str, epoch: int | None, weights: Path | None) -> Checkpoint:
         return Checkpoint(name, epoch, weights, self.folder / "activations" / name)
 
@@ -192,17 +198,3 @@ def _git_commit() -> str | None:
         return None
     done = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def settings_as_facts(settings: config.Settings) -> dict[str, str]:
-    """Settings that a reader of the report asks for."""
-    train = settings.train
-    facts = {"Seed": str(settings.seed), "Engine": settings.engine.name, "Feature maps": settings.extract.tap}
-    if not (settings.model.checkpoint or settings.extract.source):
-        facts["Training"] = (
-            f"{train.epochs} epochs of {train.optimizer}, "
-            f"learning rate {train.learning_rate:g}, batches of {train.batch_size}"
-        )
-    gmm = {key: value for key, value in asdict(settings.gmm).items() if key not in ("k_min", "k_max")}
-    facts["Mixtures"] = ", ".join(f"{key} {value:g}" for key, value in gmm.items())
-    return facts | {name: version(name) for name in ("gmmcnn", "torch")}

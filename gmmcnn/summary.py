@@ -7,15 +7,15 @@ import pandas as pd
 from gmmcnn.analysis import Analysis
 
 
-def findings(analysis: Analysis, history: pd.DataFrame | None = None, masking: pd.DataFrame | None = None) -> list[str]:
+def findings(analysis: Analysis, metrics: pd.DataFrame | None = None, masking: pd.DataFrame | None = None) -> list[str]:
     """Sum up an analysis; the first sentence is the headline.
 
     Parameters
     ----------
     analysis : Analysis
         Of the network as it is now.
-    history : DataFrame, optional
-        One row per analysed epoch with ``epoch`` and ``flagged_per_batch``.
+    metrics : DataFrame, optional
+        One row per epoch with ``epoch`` and ``flagged_per_batch``, NaN where it was not analysed.
     masking : DataFrame, optional
         What :func:`gmmcnn.pruning.compare_masks` returns.
     """
@@ -23,7 +23,7 @@ def findings(analysis: Analysis, history: pd.DataFrame | None = None, masking: p
         _headline(analysis),
         *_outliers(analysis),
         *_planted(analysis),
-        *_over_training(history),
+        *_over_training(metrics),
         *_masking(masking),
     ]
 
@@ -69,10 +69,11 @@ def _planted(analysis: Analysis) -> Iterator[str]:
     )
 
 
-def _over_training(history: pd.DataFrame | None) -> Iterator[str]:
-    if history is None or len(history) < 2:
+def _over_training(metrics: pd.DataFrame | None) -> Iterator[str]:
+    analysed = pd.DataFrame() if metrics is None else metrics.dropna(subset="flagged_per_batch")
+    if len(analysed) < 2:
         return
-    first, last = history.iloc[0], history.iloc[-1]
+    first, last = analysed.iloc[0], analysed.iloc[-1]
     yield (
         f"Filters flagged per probe batch: {first['flagged_per_batch']:.1f} after epoch {first['epoch']:.0f}, "
         f"{last['flagged_per_batch']:.1f} after epoch {last['epoch']:.0f}. "

@@ -210,7 +210,7 @@ def test_debug_shows_the_traceback(here):
 
 
 def test_a_failure_nobody_foresaw_says_how_to_see_more(here, monkeypatch):
-    monkeypatch.setattr("gmmcnn.pipeline.execute", lambda *_: {}["key"])
+    monkeypatch.setattr("gmmcnn.tasks.execute", lambda *_: {}["key"])
     code, _, stderr = here("task=train")
     assert code == 1
     assert stderr.startswith("gmmcnn: unexpected KeyError: 'key'; see the traceback with debug=true run=")
@@ -235,6 +235,17 @@ def test_help_lists_what_exists(here):
     for task in ("run", "train", "extract", "fit", "screen", "prune", "report"):
         assert re.search(rf"^ +{task} ", text, re.MULTILINE)
     assert "model: alexnet, lenet5, resnet20, resnet8, simple_cnn" in text
+
+
+def test_a_network_given_by_its_weights_is_analysed_and_not_trained(here, digits_training):
+    weights = digits_training.checkpoints[-1][1]
+    quick = ["probe.samples=100", "probe.batches=2", "gmm.k_max=3", "gmm.n_init=1", "prune.controls=2", "run=out"]
+    code, stdout, stderr = here(f"model.checkpoint={weights}", *quick)
+    assert code == 0, stderr
+    assert "Trained" not in stdout
+    assert set(pd.read_csv("out/filters.csv")["checkpoint"]) == {"given"}
+    assert not Path("out/checkpoints").exists()
+    assert "Report: " in stdout
 
 
 def test_feature_maps_from_elsewhere_become_tables_and_a_page(tmp_path):

@@ -1,16 +1,36 @@
-"""From an analysis to the content of its page."""
+"""From an analysis, or a whole run, to its page."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 
+from gmmcnn import activations, config
 from gmmcnn.analysis import Analysis
+from gmmcnn.console import say
 from gmmcnn.report.content import ClusterPlot, ReportContent
 from gmmcnn.report.page import render
 from gmmcnn.report.views import plural
+from gmmcnn.run_folder import Run, write_aside
 from gmmcnn.screening import cluster_sizes
 from gmmcnn.summary import findings
+
+
+def write(job: Run) -> None:
+    """Write the page on a run's network as it is now."""
+    masking = job.folder / "masking.csv"
+    page = page_of(
+        activations.analysis(job, job.checkpoints[-1]),
+        facts=_settings_as_facts(job.settings),
+        metrics=job.metrics,
+        masking=pd.read_csv(masking) if masking.exists() else None,
+        class_names=None if job.settings.extract.source else list(job.data.class_names),
+    )
+    path = job.folder / "report.html"
+    write_aside(path, page)
+    say(f"Report: {path}")
 
 
 def page_of(
@@ -39,12 +59,11 @@ def page_of(
     notes : list of str, optional
         Warnings beyond those of the analysis.
     """
-    history = metrics if metrics is None else metrics.dropna(subset="flagged_per_batch")
     labels = analysis.samples["label"]
     content = ReportContent(
         title=analysis.name,
         facts=_own_facts(analysis) | (facts or {}),
-        findings=findings(analysis, history, masking),
+        findings=findings(analysis, metrics, masking),
         warnings=[f"Size of a small cluster over that of an average one: {analysis.saturation[1]}.", *(notes or [])],
         metrics=metrics,
         filters=analysis.filters,
@@ -92,3 +111,17 @@ def _cluster_plots(analysis: Analysis) -> Iterator[ClusterPlot]:
             samples=batch * fits.n_samples + np.arange(fits.n_samples),
             small=(sizes > 0) & (sizes <= analysis.settings.small_cluster),
         )
+
+
+def _settings_as_facts(settings: config.Settings) -> dict[str, str]:
+    """Settings that a reader of the report asks for."""
+    train = settings.train
+    facts = {"Seed": str(settings.seed), "Engine": settings.engine.name, "Feature maps": settings.extract.tap}
+    if not (settings.model.checkpoint or settings.extract.source):
+        facts["Training"] = (
+            f"{train.epochs} epochs of {train.optimizer}, "
+            f"learning rate {train.learning_rate:g}, batches of {train.batch_size}"
+        )
+    gmm = {key: value for key, value in asdict(settings.gmm).items() if key not in ("k_min", "k_max")}
+    facts["Mixtures"] = ", ".join(f"{key} {value:g}" for key, value in gmm.items())
+    return facts | {name: version(name) for name in ("gmmcnn", "torch")}
