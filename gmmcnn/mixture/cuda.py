@@ -196,6 +196,37 @@ def _in_units_of_scores(
     return status, index, lower_bound, n_iter, converged, n_components, labels, mixtures[..., 0], means, covariances
 
 
+def cuml_labels(scores: Any, settings: MixtureSettings) -> dict[int, NDArray[np.int8]]:
+    """Starts by cuML's k-means, for filters of very many samples; to be given as ``initial_labels``.
+
+    One block runs k-means++ and Lloyd's iteration for one problem, which is what thousands of small problems want. A
+    single filter of a hundred thousand samples and more leaves the device idle that way; cuML spreads one problem over
+    all of it. Its random numbers are its own, so that these starts are not those of the other engines: they are taken
+    on request only.
+
+    Parameters
+    ----------
+    scores : (F, N, d) float32 or float64
+        In host or device memory.
+    settings : MixtureSettings
+        Its ``k_min``, ``k_max`` and ``seed``.
+
+    Returns
+    -------
+    {K: (F, N) int8}
+    """
+    cupy = gpu.require()
+    from cuml import KMeans
+
+    starts: dict[int, list[NDArray]] = {k: [] for k in settings.component_counts}
+    for filter_scores in scores:
+        on_device = cupy.asarray(filter_scores)
+        for k, labels in starts.items():
+            model = KMeans(n_clusters=k, n_init=1, random_state=settings.seed % 2**32, output_type="cupy")
+            labels.append(cupy.asnumpy(model.fit_predict(on_device)).astype(np.int8))
+    return {k: np.stack(labels) for k, labels in starts.items()}
+
+
 def _check_shape(scores: Any) -> None:
     shape, dtype = tuple(scores.shape), str(scores.dtype).removeprefix("torch.")
     if len(shape) != 3 or 0 in shape[1:] or shape[2] > MAX_DIMS or shape[1] * shape[2] >= 2**31:
