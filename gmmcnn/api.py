@@ -70,29 +70,49 @@ def analyze(
     chosen = _settings(settings, n_samples=len(pixels))
     n_batches = len(pixels) // chosen.probe.samples
     pixels = pixels[: n_batches * chosen.probe.samples]
+    batch = np.repeat(np.arange(n_batches), chosen.probe.samples)
+    samples = pd.DataFrame({"batch": batch, "label": pd.NA if known_labels is None else known_labels[: len(batch)]})
+    return analyze_samples(model, pixels, samples, chosen, layers=layers)
+
+
+def analyze_samples(
+    model: nn.Module, pixels: Tensor, samples: pd.DataFrame, settings: config.Settings, *, layers: list[str] | None
+) -> Analysis:
+    """Do :func:`analyze`'s work on a probe set of whole batches.
+
+    Parameters
+    ----------
+    model : nn.Module
+    pixels : (B * N, C, H, W) float Tensor
+    samples : DataFrame
+        What is known about each of them; at least ``batch``.
+    settings : config.Settings
+        Its ``probe.samples`` (N), ``extract``, ``pca``, ``gmm``, ``screen``, ``engine`` and ``seed``.
+    layers : list of str, optional
+        Dotted names of the Conv2d layers to analyse; None takes all.
+    """
     with tempfile.TemporaryDirectory(prefix="gmmcnn-") as scratch:
         with progress("feature maps", len(pixels), "samples") as advance:
             store = extract(
                 model,
                 pixels,
                 Path(scratch) / "maps.zarr",
-                tap=chosen.extract.tap,
+                tap=settings.extract.tap,
                 layers=layers,
-                dtype=chosen.extract.dtype,
-                batch_samples=chosen.extract.batch_samples,
-                block_samples=chosen.probe.samples,
+                dtype=settings.extract.dtype,
+                batch_samples=settings.extract.batch_samples,
+                block_samples=settings.probe.samples,
                 advance=advance,
             )
-        with progress("fits", fitting.n_fits(store, chosen.probe.samples), "fits") as advance:
+        with progress("fits", fitting.n_fits(store, settings.probe.samples), "fits") as advance:
             fits = fitting.fit_store(
-                store, Path(scratch) / "fits", batch_samples=chosen.probe.samples, settings=chosen, advance=advance
+                store, Path(scratch) / "fits", batch_samples=settings.probe.samples, settings=settings, advance=advance
             )
-    batch = np.repeat(np.arange(n_batches), chosen.probe.samples)
     return Analysis(
         fits=fits,
-        samples=pd.DataFrame({"batch": batch, "label": pd.NA if known_labels is None else known_labels[: len(batch)]}),
+        samples=samples,
         thumbnails=thumbnails(pixels),
-        settings=chosen.screen,
+        settings=settings.screen,
         skipped=tuple(skipped_layers(store)),
         name=type(model).__name__,
     )

@@ -10,7 +10,9 @@ from typing import Any
 
 from gmmcnn.errors import ConfigurationError
 
-TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report")
+TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report", "experiment")
+EXPERIMENTS = ("overfitting",)
+SIZES = ("smoke", "quick", "full")
 ENGINES = ("auto", "cpu", "cuda", "reference")
 
 
@@ -240,6 +242,30 @@ class Demo:
 
 
 @dataclass
+class Experiment:
+    """A question about the method and its answer beside controls; what is None, the size decides."""
+
+    name: str = "overfitting"
+    size: str = "quick"
+    """``smoke`` (seconds, proves nothing), ``quick`` (minutes) or ``full``."""
+    seeds: int | None = None
+    """Networks trained from different initial weights: ``seed`` and the next ones."""
+    train_samples: int | None = None
+    """Training set of the overfitting network, in place of ``data.train_samples``."""
+    factor: int | None = None
+    """The control network has so many times the samples, and sees each so many times less often."""
+    rounds: int | None = None
+    """Checkpoints; the overfitting network trains ``factor * rounds`` epochs in place of ``train.epochs``."""
+
+    def __post_init__(self) -> None:
+        _require_one_of("experiment", self.name, EXPERIMENTS)
+        _require_one_of("experiment.size", self.size, SIZES)
+        for key in ("seeds", "train_samples", "factor", "rounds"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"experiment.{key}", value, ">= 1")
+
+
+@dataclass
 class Settings:
     """Everything a run depends on; the groups stand in the order of the method."""
 
@@ -260,6 +286,7 @@ class Settings:
     prune: Prune = field(default_factory=Prune)
     engine: Engine = field(default_factory=Engine)
     demo: Demo = field(default_factory=Demo)
+    experiment: Experiment = field(default_factory=Experiment)
 
     def __post_init__(self) -> None:
         _require_one_of("task", self.task, TASKS)

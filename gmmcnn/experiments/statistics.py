@@ -65,11 +65,15 @@ class Estimate:
         return self.made and self.low > self.null
 
     def __str__(self) -> str:
-        interval = "no interval" if np.isnan(self.low) else f"[{self.low:+.3g}, {self.high:+.3g}]"
+        if self.n == 0:
+            return f"{self.name} undefined"
+        interval = "without interval" if np.isnan(self.low) else f"[{self.low:+.3g}, {self.high:+.3g}]"
         return f"{self.name} {self.value:+.3g} {interval} over {self.n} seeds, p = {self.p:.2g}"
 
 
-def over_seeds(name: str, values: ArrayLike, null: float = 0.0) -> Estimate:
+def over_seeds(
+    name: str, values: ArrayLike, null: float = 0.0, *, possible: tuple[float, float] = (-np.inf, np.inf)
+) -> Estimate:
     """Estimate a mean over seeds, with Student's interval and test.
 
     Where all seeds give the very same number, their spread says nothing about the next seed: the test is then that of
@@ -83,6 +87,8 @@ def over_seeds(name: str, values: ArrayLike, null: float = 0.0) -> Estimate:
         One number a seed; NaN where a seed gives none.
     null : float
         Value without an effect.
+    possible : (low, high)
+        Values that the mean can have; the interval ends there.
     """
     known = np.asarray(values, float)
     known = known[np.isfinite(known)]
@@ -97,7 +103,8 @@ def over_seeds(name: str, values: ArrayLike, null: float = 0.0) -> Estimate:
         return Estimate(name, mean, *limits, p, n, null)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
     p = float(2 * stats.t.sf(abs(mean - null) / error, n - 1))
-    return Estimate(name, mean, mean - half, mean + half, p, n, null)
+    low, high = np.clip([mean - half, mean + half], *possible)
+    return Estimate(name, mean, float(low), float(high), p, n, null)
 
 
 @dataclass(frozen=True)
@@ -222,14 +229,15 @@ def judge_over_training(table: pd.DataFrame, column: str, claim: str) -> Verdict
     control = table[table["condition"] == "control"]
     association = by_seed(overfitting, lambda rows: spearman(rows[column], rows["gap"]))
     given_epoch = by_seed(overfitting, lambda rows: partial_spearman(rows[column], rows["gap"], rows["epoch"]))
-    checks = [over_seeds("given the epoch", given_epoch)]
+    checks = [over_seeds("given the epoch", given_epoch, possible=(-1, 1))]
     paired = sorted(set(overfitting["seed"]) & set(control["seed"]))
     excess = [
         rise(overfitting[overfitting["seed"] == seed], column) - rise(control[control["seed"] == seed], column)
         for seed in paired
     ]
     checks.append(over_seeds("rise beyond the control's", excess))
-    return judge(claim, [over_seeds("Spearman with the gap within seeds", association)], checks)
+    effect = over_seeds("Spearman with the gap within seeds", association, possible=(-1, 1))
+    return judge(claim, [effect], checks)
 
 
 def auc(values: ArrayLike, others: ArrayLike) -> float:

@@ -197,3 +197,12 @@ def test_permutation_p_counts_the_observed_among_the_controls():
     assert permutation_p(5, [1, 2, 3]) == 0.25
     assert permutation_p(2, [1, 2, 3]) == 0.75
     assert np.isnan(permutation_p(2, []))
+
+
+def test_an_interval_ends_where_values_do():
+    assert over_seeds("rho", [0.2, 0.9, 0.9], possible=(-1, 1)).high == 1
+
+
+def test_an_estimate_says_what_it_does_not_know():
+    assert str(over_seeds("x", [np.nan])) == "x undefined"
+    assert "without interval" in str(over_seeds("x", [1.0]))

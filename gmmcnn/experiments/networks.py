@@ -1,0 +1,220 @@
+"""The networks that the experiments look at: trained once, analysed once, and kept.
+
+For every seed there are two. The *overfitting* one sees few samples again and again. Its *control* is the same network
+with the same initial weights, trained for as many updates on ``factor`` times the samples, so that each of them is
+seen ``factor`` times less often. Both keep their weights after every ``factor`` epochs of the first, which are one
+epoch of the second: after round r both have made the same number of updates. The probe images are the same for both,
+and training images of both: the smaller training set is part of the larger one.
+
+Weights and fits lie under names that tell what they depend on. Whoever asks again, in this experiment or another one
+in the same run folder, gets them from there; an interrupted experiment goes on where it stopped.
+"""
+
+import csv
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from gmmcnn import config, data, models, training
+from gmmcnn.analysis import Analysis, load
+from gmmcnn.api import analyze_samples
+from gmmcnn.data.splits import Images, Splits
+from gmmcnn.probe import ProbeSet, draw_probe
+from gmmcnn.training import TrainingResult, checkpoint_path
+
+CONDITIONS = ("overfitting", "control")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much work an experiment is."""
+
+    seeds: int
+    train_samples: int
+    """Of the overfitting network."""
+    factor: int
+    """The control has so many times the samples."""
+    rounds: int
+    """Checkpoints, evenly spaced in updates; the overfitting network is trained for ``factor * rounds`` epochs."""
+    validation_samples: int | None
+    """At most so many held-out images; None takes all."""
+    controls: int
+    """Random masks, or random draws of filters, for each comparison."""
+
+
+SIZES = {
+    "smoke": Size(seeds=3, train_samples=200, factor=3, rounds=4, validation_samples=200, controls=5),
+    "quick": Size(seeds=3, train_samples=1000, factor=10, rounds=6, validation_samples=2000, controls=20),
+    "full": Size(seeds=5, train_samples=2000, factor=20, rounds=8, validation_samples=None, controls=100),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """One training."""
+
+    seed: int
+    condition: str
+
+
+class Laboratory:
+    """Trained networks, their probe sets and their analyses, made when first asked for.
+
+    Parameters
+    ----------
+    settings : config.Settings
+        Of the experiment; data, model, training and clustering follow them but for what the size decides.
+    folder : Path
+        Where ``networks/`` lies, and ``log.csv``, one line for each piece of work done.
+    """
+
+    def __init__(self, settings: config.Settings, folder: Path) -> None:
+        given = {key: getattr(settings.experiment, key) for key in ("seeds", "train_samples", "factor", "rounds")}
+        size = SIZES[settings.experiment.size]
+        self.size = replace(size, **{key: value for key, value in given.items() if value is not None})
+        self.settings = settings
+        self.folder = folder
+        self.data = lru_cache(maxsize=2)(self._data)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the networks, from the run's own upwards."""
+        return [self.settings.seed + number for number in range(self.size.seeds)]
+
+    @property
+    def rounds(self) -> list[int]:
+        """Numbers of the checkpoints, from 1."""
+        return list(range(1, self.size.rounds + 1))
+
+    def networks(self) -> Iterator[Network]:
+        """Every seed under both conditions."""
+        for seed in self.seeds:
+            for condition in CONDITIONS:
+                yield Network(seed, condition)
+
+    def settings_of(self, network: Network) -> config.Settings:
+        """Settings of one network's training and clustering."""
+        size, scale = self.size, 1 if network.condition == "overfitting" else self.size.factor
+        epochs_a_round = size.factor // scale
+        return replace(
+            self.settings,
+            seed=network.seed,
+            data=replace(self.settings.data, train_samples=size.train_samples * scale),
+            train=replace(
+                self.settings.train,
+                epochs=epochs_a_round * size.rounds,
+                checkpoint_epochs=[epochs_a_round * number for number in self.rounds],
+            ),
+        )
+
+    def _data(self, network: Network) -> Splits:
+        """Training and held-out images of a network (kept for the last two asked for)."""
+        splits = data.load(self.settings_of(network).data, network.seed)
+        limit = self.size.validation_samples
+        held_out = Images(splits.validation.images[:limit], splits.validation.labels[:limit])
+        return replace(splits, validation=held_out)
+
+    def trained(self, network: Network) -> TrainingResult:
+        """Train a network, or read the training that is there."""
+        started = time.perf_counter()
+        settings = self.settings_of(network)
+        model = self._untrained(network)
+        folder = self._folder(network) / "checkpoints"
+        already = folder.exists()
+        result = training.train(model, self.data(network), settings.train, folder, seed=network.seed)
+        if not already:
+            self._log("train", network, started)
+        return result
+
+    def metrics(self, network: Network) -> pd.DataFrame:
+        """Losses and accuracies at the end of each round, with ``seed``, ``condition``, ``round`` and ``epoch``.
+
+        ``epoch`` counts those of the overfitting network; the control has made as many updates.
+        """
+        kept = self.settings_of(network).train.kept_epochs
+        metrics = self.trained(network).metrics.set_index("epoch").loc[kept].reset_index(drop=True)
+        metrics.insert(0, "seed", network.seed)
+        metrics.insert(1, "condition", network.condition)
+        metrics.insert(2, "round", self.rounds)
+        metrics.insert(3, "epoch", [number * self.size.factor for number in self.rounds])
+        metrics["gap"] = metrics["validation_loss"] - metrics["train_loss"]
+        return metrics
+
+    def model(self, network: Network, number: int) -> nn.Module:
+        """Network with its weights after a round, in eval mode."""
+        self.trained(network)
+        model = self._untrained(network)
+        epoch = self.settings_of(network).train.kept_epochs[number - 1]
+        models.load_checkpoint(model, checkpoint_path(self._folder(network) / "checkpoints", epoch))
+        return model.eval()
+
+    def probe(self, network: Network, source: str = "training") -> ProbeSet:
+        """Probe images: ``training`` images, the same under both conditions, or ``held_out`` ones."""
+        splits = self.data(Network(network.seed, "overfitting"))
+        if source == "held_out":
+            none = torch.empty(0, dtype=torch.int64)
+            splits = replace(
+                splits, train=splits.validation, train_indices=torch.arange(len(splits.validation)), noisy=none
+            )
+        return draw_probe(splits, self.settings.probe, self.settings.demo, seed=network.seed)
+
+    def analysis(self, network: Network, number: int, source: str = "training") -> Analysis:
+        """Clustering of a network after a round on its probe images, screened by the thresholds in force."""
+        settings = self.settings_of(network)
+        path = self._folder(network) / f"fits-{_fits_name(settings)}" / f"{source}-{number:03d}.npz"
+        if not path.exists():
+            model, probe = self.model(network, number), self.probe(network, source)
+            started = time.perf_counter()
+            found = analyze_samples(model, probe.images, probe.samples, settings, layers=settings.extract.layers)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace(found, thumbnails=found.thumbnails[:0]).save(path)
+            self._log(f"analyse {source} {number}", network, started)
+        return replace(load(path), settings=self.settings.screen)
+
+    def _untrained(self, network: Network) -> nn.Module:
+        splits = self.data(network)
+        return models.build(
+            self.settings.model,
+            in_channels=splits.in_channels,
+            image_size=splits.image_size,
+            n_classes=splits.n_classes,
+            seed=network.seed,
+        )
+
+    def _folder(self, network: Network) -> Path:
+        settings = self.settings_of(network)
+        depends_on = [asdict(settings.model), asdict(settings.data), asdict(settings.train)]
+        name = _name([*depends_on, self.size.validation_samples])
+        return self.folder / "networks" / f"{network.condition}-{network.seed}-{name}"
+
+    def _log(self, what: str, network: Network, started: float) -> None:
+        path = self.folder / "log.csv"
+        header = not path.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if header:
+                writer.writerow(["finished", "work", "condition", "seed", "seconds"])
+            finished = datetime.now(UTC).isoformat(timespec="seconds")
+            seconds = round(time.perf_counter() - started, 2)
+            writer.writerow([finished, what, network.condition, network.seed, seconds])
+
+
+def _fits_name(settings: config.Settings) -> str:
+    """Name of everything but the network that fits depend on."""
+    groups: tuple[Any, ...] = (settings.probe, settings.demo, settings.extract, settings.pca, settings.gmm)
+    return _name([*(asdict(group) for group in groups), settings.engine.name])
+
+
+def _name(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]

@@ -1,0 +1,96 @@
+"""H1: whether the number of anomaly filters rises because a network overfits.
+
+The count is followed over training beside the generalisation gap (validation minus training loss). Two controls: the
+same network trained for as many updates on so much data that it does not overfit, and held-out images in the probe set
+in place of training images. A count that says something about memorised samples should rise in neither.
+"""
+
+import pandas as pd
+import plotly.express as px
+
+from gmmcnn.analysis import Analysis
+from gmmcnn.experiments.networks import Laboratory
+from gmmcnn.experiments.outcome import Outcome
+from gmmcnn.experiments.statistics import Estimate, judge_over_training, over_seeds, rise
+from gmmcnn.progress import progress
+
+COUNTS = ("flagged", "unbalanced", "separated", "active")
+"""What is counted: filters that meet all criteria, and each of them, in a probe batch on average."""
+
+
+def run(laboratory: Laboratory) -> Outcome:
+    """Follow the counts over training, and judge."""
+    table = measure(laboratory)
+    verdicts = tuple(
+        judge_over_training(table, column, f"H1, {_CLAIMS[column]} rise with the generalisation gap")
+        for column in COUNTS
+    )
+    remark = f"Held-out images as probe: {beyond_held_out(table)} (above 0: training images are singled out more)."
+    return Outcome(table, verdicts, (_trainings(table), remark), _figures(table))
+
+
+_CLAIMS = {
+    "flagged": "filters that meet all criteria",
+    "unbalanced": "unbalanced filters",
+    "separated": "separated filters",
+    "active": "active filters",
+}
+
+
+def measure(laboratory: Laboratory) -> pd.DataFrame:
+    """Tabulate counts beside losses and accuracies.
+
+    Returns
+    -------
+    DataFrame
+        One row per network and round: the columns of :meth:`Laboratory.metrics`, the :data:`COUNTS` on training images
+        and, ending in ``_held_out``, on held-out ones; means over probe batches.
+    """
+    networks = list(laboratory.networks())
+    tables = []
+    with progress("analyses", len(networks) * laboratory.size.rounds * 2, "analyses") as advance:
+        for network in networks:
+            metrics = laboratory.metrics(network)
+            for source, ending in (("training", ""), ("held_out", "_held_out")):
+                counted = []
+                for number in laboratory.rounds:
+                    counted.append(counts(laboratory.analysis(network, number, source)))
+                    advance()
+                for column in COUNTS:
+                    metrics[column + ending] = [count[column] for count in counted]
+            tables.append(metrics)
+    return pd.concat(tables, ignore_index=True)
+
+
+def counts(analysis: Analysis) -> dict[str, float]:
+    """Mean over probe batches of the number of filters that meet each criterion, and all of them."""
+    batches = analysis.screening.batches
+    return {column: float(batches.groupby("batch")[column].sum().mean()) for column in COUNTS}
+
+
+def beyond_held_out(table: pd.DataFrame) -> Estimate:
+    """How much more the count rises on training images than on held-out ones, in the overfitting networks."""
+    overfitting = table[table["condition"] == "overfitting"]
+    excess = [rise(rows, "flagged") - rise(rows, "flagged_held_out") for _, rows in overfitting.groupby("seed")]
+    return over_seeds("rise beyond the held-out images'", excess)
+
+
+def _trainings(table: pd.DataFrame) -> str:
+    last = table[table["round"] == table["round"].max()].groupby("condition")[["gap", "flagged"]].mean()
+    parts = [f"{condition} {row['gap']:.2f} nats, {row['flagged']:.1f} filters" for condition, row in last.iterrows()]
+    return "Gap and count at the end, means over seeds: " + "; ".join(parts) + "."
+
+
+def _figures(table: pd.DataFrame) -> dict[str, object]:
+    shown = {
+        "flagged": "filters flagged, training images",
+        "flagged_held_out": "filters flagged, held-out images",
+        "gap": "validation − training loss (nats)",
+    }
+    long = table.rename(columns=shown).melt(["seed", "condition", "epoch"], list(shown.values()), "measure")
+    figure = px.line(
+        long, x="epoch", y="value", color="condition", line_group="seed", facet_col="measure", markers=True,
+        labels={"value": ""}, title="Counts beside the generalisation gap, a line a seed",
+    )  # fmt: skip
+    figure.update_yaxes(matches=None, showticklabels=True)
+    return {"over_training": figure}
