@@ -1,1 +1,1 @@
-"""Configuration of the command line: one folder per config group, ``config.yaml`` naming the parts in the order of the method."""
+"""Configuration of the command line: one folder per config group, ``config.yaml`` naming them in the method's order."""
