@@ -216,7 +216,7 @@ def fit_pairs(
         predict(samples, n_samples, stride, dims, best_constants, k, label_row)
         for n in range(n_samples):
             labels[f, i, n] = np.int8(label_row[n])
-        index[f, i] = calinski_harabasz(samples, n_samples, stride, dims, k, labels[f, i], sums)
+        index[f, i] = calinski_harabasz(samples, n_samples, stride, dims, k, label_row, centres, constants, sums)
     restore_mode(mode)
 
 
@@ -262,34 +262,37 @@ def expectation_maximisation(
 
 @kernel
 def calinski_harabasz(
-    points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, labels: Any, sums: Any
-) -> Any:
-    """Index of one clustering, in float64; NaN where :func:`gmmcnn.mixture.calinski_harabasz.calinski_harabasz` is."""
+    points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, labels: Any, centres: Any, constants: Any,
+    sums: Any,
+) -> Any:  # fmt: skip
+    """Index of one clustering; NaN where :func:`gmmcnn.mixture.calinski_harabasz.calinski_harabasz` is.
+
+    Offsets from the cluster means, nearly, are what is squared and added up; what is left of their means is put right
+    after. ``centres`` (K d) and ``constants`` are scratch.
+    """
     n_dims = len(dims)
-    width = n_dims + 1
-    for i in range(n_components * width):
-        sums[i] = 0.0
-    for n in range(n_samples):
-        at = labels[n] * width
-        sums[at] += 1.0
-        for j in range(n_dims):
-            sums[at + 1 + j] += points[j * stride + n]
-    n_clusters = 0
-    grand = np.zeros(n_dims)
-    for k in range(n_components):
-        size = sums[k * width]
-        n_clusters += size > 0
-        for j in range(n_dims):
-            grand[j] += sums[k * width + 1 + j] / n_samples
-            sums[k * width + 1 + j] /= max(size, 1.0)
-    between, within = 0.0, 0.0
+    n_numbers = 1 + n_dims + n_dims * (n_dims + 1) // 2
+    add_up(points, n_samples, stride, dims, n_components, labels, sums)
     for k in range(n_components):
         for j in range(n_dims):
-            between += sums[k * width] * (sums[k * width + 1 + j] - grand[j]) ** 2
-    for n in range(n_samples):
-        at = labels[n] * width
-        for j in range(n_dims):
-            within += (points[j * stride + n] - sums[at + 1 + j]) ** 2
+            centres[k * n_dims + j] = sums[k * (n_dims + 1) + 1 + j] / max(sums[k * (n_dims + 1)], 1.0)
+    centre_constants(dims, n_components, centres, constants)
+    hard_sums(points, n_samples, stride, dims, constants, n_components, labels, sums)
+    n_clusters, within, between = 0, 0.0, 0.0
+    for k in range(n_components):
+        n_clusters += sums[k * n_numbers] > 0
+    for j in range(n_dims):
+        diagonal = 1 + n_dims + j * (j + 1) // 2 + j
+        grand = 0.0
+        for k in range(n_components):
+            grand += sums[k * n_numbers] * centres[k * n_dims + j] + sums[k * n_numbers + 1 + j]
+        grand /= n_samples
+        for k in range(n_components):
+            size = sums[k * n_numbers]
+            if size > 0:
+                correction = sums[k * n_numbers + 1 + j] / size
+                within += sums[k * n_numbers + diagonal] - size * correction * correction
+                between += size * (centres[k * n_dims + j] + correction - grand) ** 2
     if n_clusters < 2 or n_clusters >= n_samples or within <= CH_MIN_WITHIN * (within + between):
         return np.nan
     return between * (n_samples - n_clusters) / (within * (n_clusters - 1))

@@ -48,8 +48,11 @@ from gmmcnn.mixture.vectors import (
 CACHE_BYTES = 24 * 1024
 """Kept between the E-step and the M-step of a block: half a first-level cache."""
 
-LOG2_LEAST_DENSITY = {4: -60.0, 8: -900.0}
-"""Samples whose density is below this, by size of number, are computed anew relative to their largest term."""
+LOG2_LEAST_DENSITY = (-60.0, -900.0)
+"""Samples whose density is below this, in float32 and in float64, are computed anew relative to their largest term."""
+
+TILE, SINGLE = (0.0,) * 4, (0.0,)
+"""Their lengths are the numbers of vectors that the E-step works on at once."""
 
 _LOG2_2PI = math.log2(2 * math.pi)
 _ROOT_HALF_LOG2_E = math.sqrt(0.5 * math.log2(math.e))
@@ -62,7 +65,7 @@ def n_constants(n_dims: int) -> int:
 
 def work_size(n_dims: int, max_components: int, itemsize: int) -> int:
     """Numbers in the scratch array of :func:`expect_and_maximise`."""
-    vectors = FOLD_VECTORS * (2 + max_components * 0) + max_components * n_constants(n_dims)
+    vectors = 2 * FOLD_VECTORS + max_components * n_constants(n_dims)
     block = CACHE_BYTES // VECTOR_BYTES + 2 * max_components * (n_dims + 1)
     return (vectors + block) * (VECTOR_BYTES // itemsize)
 
@@ -88,7 +91,8 @@ def expect_and_maximise(
     inverse_at = likelihood_at + row
     partial_at = inverse_at + row
     zero, one = splat(points.dtype.type(0)), splat(points.dtype.type(1))
-    least = exp2(splat(points.dtype.type(-60.0 if points.itemsize == 4 else -900.0)))
+    log2_least = LOG2_LEAST_DENSITY[0] if points.itemsize == 4 else LOG2_LEAST_DENSITY[1]
+    least = exp2(splat(points.dtype.type(log2_least)))
     log2_likelihood = 0.0
     for i in range(n_sums):
         sums[i] = 0.0
@@ -126,28 +130,49 @@ def expect_block(
 ) -> None:  # fmt: skip
     """For ``width`` samples from ``first``: density and u of every component, (d + 1) rows each, and the likelihood."""
     n_lanes = VECTOR_BYTES // points.itemsize
+    at = 0
+    while at + len(TILE) * n_lanes <= width:
+        expect_tile(points, stride, dims, first, at, TILE, constants, n_components, row, likelihood_at, work)
+        at += len(TILE) * n_lanes
+    while at < width:
+        expect_tile(points, stride, dims, first, at, SINGLE, constants, n_components, row, likelihood_at, work)
+        at += n_lanes
+
+
+@kernel
+def expect_tile(
+    points: Any, stride: Any, dims: Any, first: Any, at: Any, tile: Any, constants: Any, n_components: Any, row: Any,
+    likelihood_at: Any, work: Any,
+) -> None:  # fmt: skip
+    """The same for as many vectors as ``tile`` is long; samples and likelihoods stay in registers."""
+    n_lanes = VECTOR_BYTES // points.itemsize
     n_dims = len(dims)
     n_numbers = 1 + n_dims + n_dims * (n_dims + 1) // 2
-    c = registers(load(points, 0))
+    zero = splat(points.dtype.type(0))
+    c, x, likelihood = registers(zero), registers(zero), registers(zero)
+    for v in range(len(tile)):
+        likelihood[v] = zero
+        for j in range(n_dims):
+            x[v * n_dims + j] = load(points, first + at + v * n_lanes + j * stride)
     for k in range(n_components):
-        base = k * (n_dims + 1) * row
+        base = k * (n_dims + 1) * row + at
         for i in range(n_numbers):
             c[i] = splat(constants[k * n_numbers + i])
-        for at in range(0, width, n_lanes):
+        for v in range(len(tile)):
             exponent_ = c[0]
             a = 1 + n_dims
             for j in range(n_dims):
                 u = c[1 + j]
                 for i in range(j + 1):
-                    u = fma(c[a + i], load(points, first + at + i * stride), u)
+                    u = fma(c[a + i], x[v * n_dims + i], u)
                 a += j + 1
-                store(work, base + (1 + j) * row + at, u)
+                store(work, base + (1 + j) * row + v * n_lanes, u)
                 exponent_ = fnma(u, u, exponent_)
             density = exp2(exponent_)
-            store(work, base + at, density)
-            if k > 0:
-                density = density + load(work, likelihood_at + at)
-            store(work, likelihood_at + at, density)
+            store(work, base + v * n_lanes, density)
+            likelihood[v] = likelihood[v] + density
+    for v in range(len(tile)):
+        store(work, likelihood_at + at + v * n_lanes, likelihood[v])
 
 
 @kernel
@@ -372,10 +397,11 @@ def write_constants(factor: Any, means: Any, k: Any, dims: Any, inverse: Any, co
 def predict(
     points: Any, n_samples: Any, stride: Any, dims: Any, constants: Any, n_components: Any, labels: Any
 ) -> None:
-    """Component of largest responsibility for every sample, as a number of the kind of ``labels`` (stride)."""
+    """Component of largest responsibility for every sample, as a number of the kind of ``labels``; -1 beyond them."""
     n_lanes = VECTOR_BYTES // points.itemsize
     n_dims = len(dims)
     n_numbers = 1 + n_dims + n_dims * (n_dims + 1) // 2
+    lane = lane_numbers(load(points, 0))
     for at in range(0, n_samples, n_lanes):
         largest = splat(points.dtype.type(-np.inf))
         label = splat(points.dtype.type(0))
@@ -391,4 +417,5 @@ def predict(
             larger = exponent_ > largest
             largest = where(larger, exponent_, largest)
             label = where(larger, splat(points.dtype.type(k)), label)
-        store(labels, at, label)
+        valid = lane < splat(points.dtype.type(n_samples - at))
+        store(labels, at, where(valid, label, splat(points.dtype.type(-1))))

@@ -147,7 +147,8 @@ def test_cached_code_starts_quickly(tmp_path):
 
 def test_interrupt_stops_between_blocks():
     program = (
-        "import numpy as np, sys; from gmmcnn.mixture.sweep import GaussianMixtureSweep as S\n"
+        "import numpy as np, signal; from gmmcnn.mixture.sweep import GaussianMixtureSweep as S\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored\n"
         "S(k_max=3).fit(np.random.default_rng(0).normal(size=(1, 50, 2))); print('ready', flush=True)\n"
         "S(n_init=200, tol=0).fit(np.random.default_rng(0).normal(size=(500, 1000, 2)))"
     )
@@ -158,6 +159,9 @@ def test_interrupt_stops_between_blocks():
     assert process.stdout.readline() == "ready\n"
     time.sleep(1)
     process.send_signal(2)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert "KeyboardInterrupt" in errors
     assert process.returncode != 0

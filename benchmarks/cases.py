@@ -1,0 +1,87 @@
+"""What is measured: sizes named once, and maps of a network trained for real."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gmmcnn import config
+from gmmcnn.data import load
+from gmmcnn.featuremaps import ActivationStore, extract, filter_blocks
+from gmmcnn.models import build
+from gmmcnn.pca import pca
+from gmmcnn.training import train
+
+K_MIN, K_MAX, DIMS = 2, 10, 2
+LARGE_BATCH = 1000
+"""N of the comparison with scikit-learn on one large probe batch."""
+
+DEFAULT_BATCH = 200
+"""N of a probe batch by default."""
+
+FILTERS = 256
+"""Filters in the comparison of sweeps."""
+
+EPOCHS, TRAIN_SAMPLES = 10, 4000
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Options that every benchmark has."""
+    arguments = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--json", type=Path, help="write the result to this file")
+    arguments.add_argument("--rounds", type=int, default=3, help="times each contestant runs")
+    return arguments
+
+
+def cache_folder() -> Path:
+    """Where trained maps are kept between benchmarks."""
+    return Path(tempfile.gettempdir()) / "gmmcnn-benchmarks"
+
+
+def trained_store() -> ActivationStore:
+    """Maps of a LeNet-5, trained on Fashion-MNIST (on the digits where its files are missing), of its training
+    images."""
+    name = "fashion_mnist"
+    try:
+        data = load(config.Data(name=name, train_samples=TRAIN_SAMPLES), seed=0)
+    except FileNotFoundError:
+        name = "digits"
+        data = load(config.Data(name=name), seed=0)
+    folder = cache_folder() / name
+    images = data.train.images
+    model = build(
+        config.Model(name="lenet5"),
+        in_channels=images.shape[1],
+        image_size=tuple(images.shape[2:]),
+        n_classes=len(data.class_names),
+        seed=0,
+    )
+    train(model, data, config.Train(epochs=EPOCHS), folder / "train", seed=0)
+    return extract(model, images[: len(images) // 1000 * 1000], folder / "maps", block_samples=1000)
+
+
+def trained_maps(n_samples: int, store: ActivationStore | None = None) -> list[NDArray[np.float32]]:
+    """For each layer: maps (F, n_samples, P) of live filters, each probe batch as a filter of its own."""
+    store = store or trained_store()
+    layers = []
+    for layer in store.layers:
+        blocks = [maps for _, maps in filter_blocks(store, layer)]
+        maps = np.concatenate(blocks)
+        problems = maps.reshape(-1, n_samples, maps.shape[2])
+        layers.append(problems[problems.std(axis=(1, 2)) > 0])
+    return layers
+
+
+def trained_scores(n_samples: int, n_filters: int) -> NDArray[np.float32]:
+    """Scores (n_filters, n_samples, 2) of trained maps, layers in turn, repeated where there are too few."""
+    scores = np.concatenate([pca(maps, DIMS).scores for maps in trained_maps(n_samples)])
+    order = np.random.default_rng(0).permutation(len(scores))
+    return np.ascontiguousarray(scores[np.resize(order, n_filters)])
+
+
+def limit_torch_threads(threads: int) -> None:
+    """Give torch as many threads as everybody has."""
+    torch.set_num_threads(threads)
