@@ -8,6 +8,7 @@ import pytest
 import torch
 from cuda_shim import device as fiber_device
 from cuda_shim import fake_cupy
+from cuda_shim.fixtures import cupy, fibers
 from torch import nn
 
 from gmmcnn import gpu
@@ -18,6 +19,9 @@ from gmmcnn.mixture.initialise import kmeans_labels
 from gmmcnn.mixture.problem import MixtureSettings, SweepResult
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 from gmmcnn.pca import pca
+
+
+__all__ = ["cupy", "fibers"]
 
 
 def scores_of(n_filters: int, n_samples: int = 150, n_dims: int = 2, seed: int = 0) -> np.ndarray:
