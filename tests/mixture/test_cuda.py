@@ -20,7 +20,6 @@ from gmmcnn.mixture.problem import MixtureSettings, SweepResult
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 from gmmcnn.pca import pca
 
-
 __all__ = ["cupy", "fibers"]
 
 
