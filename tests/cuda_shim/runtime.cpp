@@ -61,7 +61,11 @@ struct Array { char* base; size_t bytes; bool writable; };
 // Who touched a byte last, and when.
 struct Access { int block, thread; unsigned interval, warp_interval; };
 constexpr int NOBODY = -1, SEVERAL = -2;  // SEVERAL: readers in more than one warp; -3 - w: several in warp w
-struct Byte { Access write{0, NOBODY, 0, 0}, read{0, NOBODY, 0, 0}; bool atomic = false; };
+struct Byte {
+    Access write{0, NOBODY, 0, 0}, read{0, NOBODY, 0, 0};
+    bool atomic = false;
+    int block = -1;  // of shared memory: whose it was last
+};
 
 struct Launch {
     void (*kernel)(void**);
@@ -193,9 +197,6 @@ void poison_shared_memory() {
     Block* mine = block;  // lives in thread-local storage itself
     memset(mine->statics, 0xff, (char*)mine->statics_end - (char*)mine->statics);
     *(Block* volatile*)&block = mine;
-    if (!block->launch->check) return;
-    std::fill(block->shared_bytes.begin(), block->shared_bytes.end(), Byte());
-    std::fill(block->static_bytes.begin(), block->static_bytes.end(), Byte());
 }
 
 void run_block(unsigned linear) {
@@ -272,11 +273,13 @@ bool ordered(const Access& before, const Access& now) {
     return warp == now.thread / WARP && before.warp_interval < now.warp_interval;
 }
 
+// Shared memory must be written before it is read, and belongs to one block.
 void check_bytes(Byte* bytes, int size, bool is_write, bool is_atomic, bool must_be_written, const char* where, size_t offset) {
     int thread = block->current->linear;
     Access now{block->linear, thread, block->interval, block->warps[thread / WARP].interval};
     for (int i = 0; i < size; i++) {
         Byte& byte = bytes[i];
+        if (must_be_written && byte.block != block->linear) byte = Byte(), byte.block = block->linear;
         bool both_atomic = is_atomic && byte.atomic;
         if (!is_write && must_be_written && byte.write.thread == NOBODY)
             fail("uninitialised read: block %d thread %d reads byte %zu of %s, which no thread has written", block->linear, thread,
