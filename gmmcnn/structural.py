@@ -90,12 +90,18 @@ def remove_filters(model: nn.Module, mask: Mask, example: Tensor) -> Removal:
     return Removal(smaller, removed, silenced)
 
 
-def _group(model: nn.Module, layer: str, filters: list[int], example: Tensor) -> Any:
-    """What is to be cut together with these filters, by its ``prune()``; None where their channels are coupled."""
+def require_torch_pruning() -> Any:
+    """Import Torch-Pruning; raises EngineError where it is not installed."""
     try:
         import torch_pruning
     except ImportError:
         raise EngineError("structural removal needs Torch-Pruning: pip install 'gmmcnn[prune]'") from None
+    return torch_pruning
+
+
+def _group(model: nn.Module, layer: str, filters: list[int], example: Tensor) -> Any:
+    """What is to be cut together with these filters, by its ``prune()``; None where their channels are coupled."""
+    torch_pruning = require_torch_pruning()
     try:
         with torch.enable_grad():
             graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example)

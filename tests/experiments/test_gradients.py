@@ -115,6 +115,13 @@ def test_a_seed_without_outliers_says_nothing():
     assert verdict.label == NOT_SUPPORTED
 
 
+def test_networks_without_outliers_end_in_a_verdict_too(laboratory, tmp_path):
+    screen = replace(laboratory.settings.screen, ch_ratio=1e9)
+    found = gradients.run(Laboratory(replace(laboratory.settings, screen=screen), laboratory.folder))
+    found.write(tmp_path)
+    assert {verdict.label for verdict in found.verdicts} == {NOT_SUPPORTED}
+
+
 def test_everything_is_written(outcome, tmp_path):
     outcome.write(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"table.csv", "estimates.csv", "verdict.txt", "auc.html"}

@@ -1,0 +1,133 @@
+"""H3 from trained to verdict, at its smallest; verdicts on tables whose truth is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import gmmcnn
+from gmmcnn.experiments import pruning
+from gmmcnn.experiments.networks import Laboratory, Network
+from gmmcnn.experiments.pruning import CONTROLS, distances, l1_norms, masks, verdict_on
+from gmmcnn.experiments.statistics import NOT_SPECIFIC, NOT_SUPPORTED, SUPPORTED
+from gmmcnn.training import evaluate
+
+
+@pytest.fixture(scope="module")
+def lenient(laboratory):
+    """The same networks with thresholds under which there are anomaly filters at this size."""
+    screen = replace(laboratory.settings.screen, small_cluster=15, activation_ratio=0.0)
+    return Laboratory(replace(laboratory.settings, screen=screen), laboratory.folder)
+
+
+@pytest.fixture(scope="module")
+def outcome(lenient):
+    return pruning.run(lenient)
+
+
+def test_every_chosen_mask_has_its_controls(outcome):
+    table = outcome.table
+    chosen = table[table["mask"] == "chosen"]
+    assert len(chosen) >= 3
+    for row in chosen.itertuples():
+        beside = table[(table["seed"] == row.seed) & (table["rule"] == row.rule)]
+        counted = beside["mask"].value_counts()
+        assert counted["none"] == 1
+        assert counted["random"] == 5
+        assert counted["single"] == row.n_filters
+        assert set(beside[beside["mask"].isin(CONTROLS)]["n_filters"]) == {row.n_filters}
+
+
+def test_changes_are_those_of_masking(outcome, lenient):
+    network = Network(0, "overfitting")
+    model, splits = lenient.model(network, lenient.rounds[-1]), lenient.data(network)
+    mask = lenient.analysis(network, lenient.rounds[-1]).screening.anomalous
+    _, before = evaluate(model, splits.validation.images, splits.validation.labels)
+    with gmmcnn.masked(model, mask):
+        _, after = evaluate(model, splits.validation.images, splits.validation.labels)
+    row = outcome.table.query("seed == 0 and rule == 'anomalous' and mask == 'chosen'").iloc[0]
+    assert row["validation_accuracy"] == after
+    assert row["change_validation_accuracy"] == pytest.approx(after - before)
+
+
+def test_structural_removal_agrees_with_masking(outcome):
+    chosen = outcome.table[outcome.table["mask"] == "chosen"]
+    assert (chosen["logit_difference"] < 1e-5).all()
+    assert (chosen["removed"] + chosen["silenced"] == chosen["n_filters"]).all()
+
+
+def test_masks_take_as_many_of_every_layer_and_never_dead_ones(lenient):
+    network = Network(0, "overfitting")
+    model = lenient.model(network, 4)
+    screening = lenient.analysis(network, 4).screening
+    screening.filters.loc[screening.filters["filter"] == 0, "status"] = "dead"
+    chosen = {layer: len(filters) for layer, filters in screening.anomalous.items()}
+    for kind, _, mask in masks(model, screening, 4, seed=0):
+        if kind in CONTROLS:
+            assert {layer: len(filters) for layer, filters in mask.items()} == chosen
+            assert all(0 not in filters for filters in mask.values())
+
+
+def test_without_anomaly_filters_there_is_nothing_to_mask(laboratory):
+    network = Network(0, "overfitting")
+    none = laboratory.analysis(network, 4).with_thresholds(ch_ratio=1e9).screening
+    assert list(masks(laboratory.model(network, 4), none, 4, seed=0)) == [("none", 0, {})]
+
+
+def test_importances_are_those_of_the_literature():
+    convolution = nn.Conv2d(1, 3, 1, bias=False)
+    with torch.no_grad():
+        convolution.weight[:] = torch.tensor([-3.0, 1.0, 2.0]).reshape(3, 1, 1, 1)
+    np.testing.assert_allclose(l1_norms(convolution.weight), [3, 1, 2])
+    np.testing.assert_allclose(distances(convolution.weight), [9, 5, 6])
+
+
+def table_of(chosen: float, controls: dict[str, float], train: float = -0.02) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"seed": seed, "rule": "anomalous", "mask": mask, "change_train_accuracy": train + 0.001 * rng.normal(),
+         "change_validation_accuracy": change + 0.001 * rng.normal()}
+        for seed in range(5)
+        for mask, change in ({"chosen": chosen} | controls).items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+NO_HELP = dict.fromkeys(CONTROLS, -0.01)
+
+
+@pytest.mark.parametrize(
+    ("table", "label"),
+    [
+        (table_of(0.02, NO_HELP), SUPPORTED),
+        (table_of(0.02, NO_HELP | {"random": 0.02}), NOT_SPECIFIC),
+        (table_of(0.02, NO_HELP | {"l1": 0.03}), NOT_SPECIFIC),
+        (table_of(-0.005, NO_HELP), NOT_SUPPORTED),
+        (table_of(0.02, NO_HELP, train=0.01), NOT_SUPPORTED),
+    ],
+    ids=["true", "random masks help as much", "magnitude helps more", "masking hurts", "training accuracy rises"],
+)
+def test_the_verdict_asks_for_both_effects_and_for_more_than_every_control_shows(table, label):
+    assert verdict_on(table, "anomalous").label == label
+
+
+def test_a_rule_that_chooses_nothing_is_not_supported():
+    table = table_of(0.02, NO_HELP)
+    assert verdict_on(table, "strict").label == NOT_SUPPORTED
+
+
+def test_networks_without_anomaly_filters_end_in_a_verdict_too(laboratory, tmp_path):
+    screen = replace(laboratory.settings.screen, ch_ratio=1e9)
+    found = pruning.run(Laboratory(replace(laboratory.settings, screen=screen), laboratory.folder))
+    found.write(tmp_path)
+    assert {verdict.label for verdict in found.verdicts} == {NOT_SUPPORTED}
+    assert "seed 2: no anomaly filter" in (tmp_path / "verdict.txt").read_text()
+
+
+def test_everything_is_written(outcome, tmp_path):
+    outcome.write(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"table.csv", "estimates.csv", "verdict.txt", "masks.html"}
+    assert "random masks" in (tmp_path / "verdict.txt").read_text()
