@@ -1,0 +1,46 @@
+"""Every combination of criteria is counted as the screening counts, and judged as H1 is."""
+
+import pandas as pd
+import pytest
+
+from gmmcnn.experiments import ablation, overfitting
+from gmmcnn.experiments.ablation import COMBINATIONS
+from gmmcnn.experiments.networks import Network
+from gmmcnn.screening import rules_of, screen
+
+
+@pytest.fixture(scope="module")
+def outcome(laboratory):
+    return ablation.run(laboratory)
+
+
+def test_there_are_seven_combinations():
+    assert len(COMBINATIONS) == 7
+    assert COMBINATIONS["unbalanced + active"] == ["unbalanced", "active"]
+
+
+def test_counts_are_those_of_a_screening_by_these_criteria_alone(laboratory):
+    analysis = laboratory.analysis(Network(0, "overfitting"), 3)
+    counted = ablation.counts(analysis)
+    for name, columns in COMBINATIONS.items():
+        rules = [rule for rule in rules_of(analysis.settings) if rule.name in columns]
+        assert counted[name] == screen(analysis.fits, analysis.settings, rules).flagged_per_batch
+
+
+def test_criteria_together_flag_no_more_than_apart(outcome):
+    table = outcome.table
+    for name, columns in COMBINATIONS.items():
+        assert (table[name] <= table[columns].min(axis=1)).all()
+
+
+def test_all_together_are_judged_as_in_the_experiment_on_overfitting(outcome, laboratory):
+    together = outcome.verdicts[-1]
+    first = overfitting.run(laboratory).verdicts[0]
+    assert together.label == first.label
+    assert together.effects[0].value == first.effects[0].value
+
+
+def test_everything_is_written(outcome, tmp_path):
+    outcome.write(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"table.csv", "estimates.csv", "verdict.txt", "criteria.html"}
+    assert pd.read_csv(tmp_path / "estimates.csv")["claim"].nunique() == 7
