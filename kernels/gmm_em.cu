@@ -1,14 +1,16 @@
-// Gaussian mixtures for every (filter, K, start) at once: one block fits one mixture, from its k-means start to the last M-step,
-// in one launch. What it computes is written down in gmmcnn/mixture/reference.py and gmmcnn/mixture/initialise.py.
+// Gaussian mixtures for every (filter, K, start) at once: one block fits one mixture, from its k-means start to the last
+// M-step, in one launch. What it computes is written down in gmmcnn/mixture/reference.py and gmmcnn/mixture/initialise.py.
 //
-// Division of labour. A pass over the samples goes tile by tile. First every thread serves samples of its own and leaves one number
-// for each in `work` (its label, or the log of its density); after a barrier every warp serves components of its own, its
-// lanes add over the tile's samples, and the sums of a component never leave its warp. Nothing is kept for (sample, component)
-// pairs: a density computed twice is cheaper than one stored. A sum is `real` within a lane and a tile, double beyond.
+// Division of labour. A pass over the samples goes tile by tile. First every thread serves samples of its own and leaves
+// one number for each in `work` (its label, or the log of its density); after a barrier every warp serves components of
+// its own, its lanes add over the tile's samples, and the sums of a component never leave its warp. Nothing is kept for
+// (sample, component) pairs: a density computed twice is cheaper than one stored. A sum is `real` within a lane and a
+// tile, double beyond.
 //
-// Whitened sums. A component's sums are taken of u = g L⁻¹ (x − μ), g = √(log2(e) / 2), with the mean μ and the Cholesky factor L of the
-// step before: 2^(−|u|²) is its density up to a factor, and near the fixed point u has mean 0 and a round covariance, so that
-// nothing cancels in float32 even for a needle or a far spike. Lloyd's iteration is the same pass with L = g I, where u = x − μ.
+// Whitened sums. A component's sums are taken of u = g L⁻¹ (x − μ), g = √(log2(e) / 2), with the mean μ and the Cholesky
+// factor L of the step before: 2^(−|u|²) is its density up to a factor, and near the fixed point u has mean 0 and a round
+// covariance, so that nothing cancels in float32 even for a needle or a far spike. Lloyd's iteration is the same pass with
+// L = g I, where u = x − μ.
 //
 // Twins: gmmcnn.mixture.reference.standardise, expectation_maximisation (after initialise.kmeans_labels) and predict.
 #include "common.cuh"
@@ -25,10 +27,10 @@
 
 using score = SCORE;
 
-constexpr int N_SUMS = 1 + D + TRIANGLE;        // Σr, Σru, Σruuᵀ of a component
+constexpr int N_SUMS = 1 + D + TRIANGLE;           // Σr, Σru, Σruuᵀ of a component
 constexpr int MIXTURE_NUMBERS = 1 + D + TRIANGLE;  // weight, mean and Cholesky factor of a component
-constexpr int SAMPLES = D <= 4 ? 2 : 1;         // samples a thread serves at once: a component's constants are loaded once for them
-// Registers bound how many blocks run at once: 64 a thread serve where a component is small, and are too few where it is large.
+constexpr int SAMPLES = D <= 4 ? 2 : 1;            // that a thread serves with a component's constants loaded once
+// Registers bound how many blocks run at once: 64 a thread serve where a component is small, and are too few elsewhere.
 constexpr int MIN_BLOCKS = sizeof(real) > 4 || D > 4 ? 1 : D > 2 ? 2 : RESIDENT ? 4 : 3;
 constexpr int MAX_WARPS = MAX_THREADS / WARP;
 constexpr int MAX_ITEMS = MAX_K > MAX_WARPS ? MAX_K : MAX_WARPS;
@@ -206,7 +208,8 @@ __device__ inline void accumulate(const Problem& problem, int start, int count) 
     }
 }
 
-// Sums of all components over all samples and, for SOFT, each warp's part of Σ log2 density in `partial`. Ends with a barrier.
+// Sums of all components over all samples and, for SOFT, each warp's part of Σ log2 density in `partial`. Ends with a
+// barrier.
 template <Membership MEMBERSHIP, int COUNT>
 __device__ inline void pass(const Problem& problem, const signed char* given) {
     double log2_likelihood = 0;
@@ -256,8 +259,9 @@ __device__ inline real nearest_distance(const real (&x)[D], int n_centres) {
     return nearest;
 }
 
-// First sample at which the cumulative sum of distances exceeds `target`, found by one warp: first the segment, then the sample.
-__device__ __noinline__ int find_sample(Problem problem, double target, const double* segments, int n_segments, int segment_size, int n_centres) {
+// First sample at which the cumulative sum of distances exceeds `target`, found by one warp: first its segment.
+__device__ __noinline__ int find_sample(
+    Problem problem, double target, const double* segments, int n_segments, int segment_size, int n_centres) {
     double before = 0;
     int start = 0;
     for (int first = 0; first < n_segments; first += WARP) {
@@ -331,13 +335,14 @@ __device__ inline void seed_centres(const Problem& problem, const Stream& stream
         __syncthreads();
         best = 0;
         for (int t = 1; t < trials; t++) best = seeding.left[t] < seeding.left[best] ? t : best;
-        if (threadIdx.x < D) shared.components[c].mean[threadIdx.x] = coordinate(problem, seeding.candidates[best], threadIdx.x);
+        int j = threadIdx.x;
+        if (j < D) shared.components[c].mean[j] = coordinate(problem, seeding.candidates[best], j);
         __syncthreads();
     }
 }
 
-// Each centre moves to the mean of its samples, one without samples stays. Lane k of the first warp moves centre k; returns, in
-// every thread, the sum of the squared moves.
+// Each centre moves to the mean of its samples, one without samples stays. Lane k of the first warp moves centre k;
+// returns, in every thread, the sum of the squared moves.
 __device__ inline double move_centres(const Problem& problem) {
     if (warp() == 0) {
         double moved = 0;
@@ -355,8 +360,9 @@ __device__ inline double move_centres(const Problem& problem) {
     return shared.partial[0];
 }
 
-// Sums of the components over hard labels: the given ones, or those of Lloyd's iteration from k-means++ centres. Given labels
-// settle Lloyd's iteration after one round, at their means. A function apart, so that EM has the registers to itself.
+// Sums of the components over hard labels: the given ones, or those of Lloyd's iteration from k-means++ centres. Given
+// labels settle Lloyd's iteration after one round, at their means. A function apart, so that EM has the registers to
+// itself.
 __device__ __noinline__ void start_from_labels(Problem problem, Stream stream, const signed char* given) {
     if (threadIdx.x < problem.n_components) set_centre(shared.components[threadIdx.x]);
     __syncthreads();

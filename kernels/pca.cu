@@ -2,9 +2,10 @@
 //
 // A filter's maps X are (N, P). From an orthonormal basis V (P, M) one round computes, with X centred as it is read,
 //     Y = X V  (project),   Z = Xᵀ Y  (backproject),   and from YᵀY = Q Λ Qᵀ  (rotate)
-// the Ritz vectors V Q, their residuals Z Q − V Q Λ, the scores Y Q, and the next basis, which spans Z. The two passes read the maps
-// once each, at the speed of memory; all else is small. A filter whose leading residuals are small is done and skipped from then
-// on, so that its result does not depend on its neighbours. M exceeds the number of components wanted, for speed of convergence.
+// the Ritz vectors V Q, their residuals Z Q − V Q Λ, the scores Y Q, and the next basis, which spans Z. The two passes read
+// the maps once each, at the speed of memory; all else is small. A filter whose leading residuals are small is done and
+// skipped from then on, so that its result does not depend on its neighbours. M exceeds the number of components wanted,
+// for speed of convergence.
 //
 // Twin: gmmcnn.pca.pca (engine="reference"), a singular value decomposition.
 #include "common.cuh"
@@ -53,7 +54,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS) project(
     basis += (size_t)blockIdx.y * n_pixels * M;
     const real* rows[ROWS];
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) rows[r] = maps + ((size_t)blockIdx.y * n_samples + min(first + r, n_samples - 1)) * n_pixels;
+    for (int r = 0; r < ROWS; r++)
+        rows[r] = maps + ((size_t)blockIdx.y * n_samples + min(first + r, n_samples - 1)) * n_pixels;
 
     real sums[ROWS * M] = {};
     for (int p = lane(); p < n_pixels; p += WARP) {
@@ -118,13 +120,14 @@ struct Small {
 };
 __shared__ Small small;
 
-// small.gram = AᵀA of a matrix (n_rows, M). A thread serves one pair of columns, and where threads are many a slice of rows.
+// small.gram = AᵀA of a matrix (n_rows, M). A thread serves one pair of columns, where threads are many a slice of rows.
 __device__ inline void gram(const real* matrix, int n_rows) {
     int n_slices = max(1, (int)blockDim.x / (M * M));
     for (int item = threadIdx.x; item < M * M * n_slices; item += blockDim.x) {
         int i = item % (M * M) / M, j = item % M;
         double sum = 0;
-        for (int row = item / (M * M); row < n_rows; row += n_slices) sum += (double)matrix[(size_t)row * M + i] * matrix[(size_t)row * M + j];
+        for (int row = item / (M * M); row < n_rows; row += n_slices)
+            sum += (double)matrix[(size_t)row * M + i] * matrix[(size_t)row * M + j];
         if (n_slices == 1) small.gram[i][j] = sum;
         else small.slices[item] = sum;
     }
@@ -175,14 +178,17 @@ __device__ inline void diagonalise() {
         if (!rotated) break;
     }
     int rank = 0;  // of this lane's eigenvalue
-    for (int j = 0; j < M && i < M; j++) rank += small.gram[j][j] > small.gram[i][i] || (small.gram[j][j] == small.gram[i][i] && j < i);
+    for (int j = 0; j < M && i < M; j++) {
+        double other = small.gram[j][j], own = small.gram[i][i];
+        rank += other > own || (other == own && j < i);
+    }
     if (i < M) small.eigenvalues[rank] = max(small.gram[i][i], 0.0);
     for (int j = 0; j < M && i < M; j++) small.slices[j * M + rank] = small.rotation[j][i];
     __syncwarp();
     for (int j = 0; j < M && i < M; j++) small.rotation[j][i] = small.slices[j * M + i];
 }
 
-// small.rotation = (L⁻¹)ᵀ with small.gram = L Lᵀ, by the first warp; a column that depends on those before it becomes zero.
+// small.rotation = (L⁻¹)ᵀ with small.gram = L Lᵀ, by the first warp; a column that depends on earlier ones becomes zero.
 __device__ inline void orthonormalise() {
     int i = lane();
     for (int j = 0; j < M; j++) {  // lane i takes row i of L, in place
@@ -225,7 +231,8 @@ __device__ inline void column_sums(double x, double* sums) {
 }
 
 // Scores Y Q of component i, with the sign that makes the largest entry of its Ritz vector, the first of several, positive.
-__device__ inline void write_scores(const real* projected, const real* basis, int n_samples, int n_pixels, int n_components, int i, real* scores) {
+__device__ inline void write_scores(
+    const real* projected, const real* basis, int n_samples, int n_pixels, int n_components, int i, real* scores) {
     double size = -1, sign = 1;
     int where = n_pixels;
     for (int p = threadIdx.x; p < n_pixels; p += blockDim.x) {
@@ -239,8 +246,8 @@ __device__ inline void write_scores(const real* projected, const real* basis, in
         scores[(size_t)n * n_components + i] = sign * rotated(projected + (size_t)n * M, i);
 }
 
-// One block a filter, its threads a multiple of M: Ritz values and residuals from Y, V and Z, and then the scores, where these
-// residuals are small, or the next basis. In the first round there is no V yet and the basis is all that is made.
+// One block a filter, its threads a multiple of M: Ritz values and residuals from Y, V and Z, and then the scores, where
+// these residuals are small, or the next basis. In the first round there is no V yet and the basis is all that is made.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2) rotate(
     const real* __restrict__ projected,  // (F, N, M) Y
     real* __restrict__ partial,          // (F, chunks, P, M) Z by chunks; the first becomes Z
@@ -265,9 +272,11 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2) rotate(
     image += f * n_pixels * M;
     int column = threadIdx.x % M, n_rows = blockDim.x / M;
     for (int chunk = 1; chunk < n_chunks; chunk++)
-        for (int item = threadIdx.x; item < n_pixels * M; item += blockDim.x) partial[item] += partial[(size_t)chunk * n_pixels * M + item];
+        for (int item = threadIdx.x; item < n_pixels * M; item += blockDim.x)
+            partial[item] += partial[(size_t)chunk * n_pixels * M + item];
     if (is_first) {
-        for (int item = threadIdx.x; item < M * M; item += blockDim.x) small.rotation[item / M][item % M] = item / M == item % M;
+        for (int item = threadIdx.x; item < M * M; item += blockDim.x)
+            small.rotation[item / M][item % M] = item / M == item % M;
         __syncthreads();
     } else {
         gram(projected, n_samples);
@@ -290,7 +299,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2) rotate(
         for (int i = 0; i < n_components; i++) largest = max(largest, sqrt(small.gram[0][i]));
         largest = leading > 0 ? largest / leading : 0;
         if (threadIdx.x == 0) residual[f] = largest;
-        if (threadIdx.x < n_components) variance[f * n_components + threadIdx.x] = small.eigenvalues[threadIdx.x] / max(n_samples - 1, 1);
+        int i = threadIdx.x;
+        if (i < n_components) variance[f * n_components + i] = small.eigenvalues[i] / max(n_samples - 1, 1);
         if (largest <= tol) {
             for (int i = 0; i < n_components; i++)
                 write_scores(projected, basis, n_samples, n_pixels, n_components, i, scores + f * n_samples * n_components);
@@ -301,11 +311,13 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2) rotate(
     }
 
     // The next basis: the columns of Z Q at length 1, orthonormalised.
-    double scale = small.lengths[column] > MIN_EIGENVALUE * MIN_EIGENVALUE * small.lengths[0] ? 1 / sqrt(small.lengths[column]) : 0;
+    double negligible = MIN_EIGENVALUE * MIN_EIGENVALUE * small.lengths[0];
+    double scale = small.lengths[column] > negligible ? 1 / sqrt(small.lengths[column]) : 0;
     for (int p = threadIdx.x / M; p < n_pixels; p += n_rows) image[(size_t)p * M + column] *= scale;
     __syncthreads();
     gram(image, n_pixels);
     if (warp() == 0) orthonormalise();
     __syncthreads();
-    for (int p = threadIdx.x / M; p < n_pixels; p += n_rows) basis[(size_t)p * M + column] = rotated(image + (size_t)p * M, column);
+    for (int p = threadIdx.x / M; p < n_pixels; p += n_rows)
+        basis[(size_t)p * M + column] = rotated(image + (size_t)p * M, column);
 }
