@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick kernels lint bench clean
+.PHONY: help demo test test-quick kernels lint bench evidence clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,11 @@ lint: .venv/dev ## Check format, style and types.
 bench: .venv/dev ## Time the engine beside its rivals.
 	$(BIN)/python -m benchmarks.bench_sweep $(ARGS)
 	$(BIN)/python -m benchmarks.bench_pca $(ARGS)
+
+EVIDENCE ?= runs/evidence
+evidence: .venv/dev ## Run the experiments in the folder EVIDENCE; ARGS="experiment.size=full data=cifar10" and so on.
+	for name in overfitting gradients pruning ablation; do \
+		$(BIN)/gmmcnn task=experiment experiment=$$name run=$(EVIDENCE) $(ARGS) || exit 1; done
 
 clean: ## Remove the environment and what tools left behind.
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import plotly.express as px
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -90,14 +91,12 @@ def _compare(laboratory: Laboratory, network: Network) -> list[dict[str, object]
     number = laboratory.rounds[-1]
     analysis = laboratory.analysis(network, number)
     probe = laboratory.probe(network)
-    gradients = sample_gradients(
-        laboratory.model(network, number), probe.images, _labels(laboratory, network, probe.samples)
-    )
+    labels, noisy = trained_labels(laboratory, network, probe.samples)
+    gradients = sample_gradients(laboratory.model(network, number), probe.images, labels)
     flagged = list(flagged_selections(analysis))
     rng = np.random.default_rng(network.seed)
     draws = [list(random_selections(analysis, flagged, rng)) for _ in range(laboratory.size.controls)]
     outliers = _union(flagged, len(probe.samples))
-    noisy = probe.samples["noisy_label"].to_numpy()
     common = {
         "outliers": int(outliers.sum()),
         "noisy_outliers": noisy[outliers].mean() if outliers.any() else np.nan,
@@ -112,11 +111,14 @@ def _compare(laboratory: Laboratory, network: Network) -> list[dict[str, object]
     return [*rows, own | _mean([own_filter_auc(gradients, draw, analysis) for draw in draws]) | common]
 
 
-def _labels(laboratory: Laboratory, network: Network, samples: pd.DataFrame) -> Tensor:
-    """Labels that this network was trained with: wrong ones are drawn anew for each training set."""
+def trained_labels(laboratory: Laboratory, network: Network, samples: pd.DataFrame) -> tuple[Tensor, NDArray[np.bool_]]:
+    """Labels of probe samples as this network was trained with them, and which of those are wrong.
+
+    The wrong labels of the overfitting network and of its control are drawn apart.
+    """
     splits = laboratory.data(network)
-    position = {int(index): place for place, index in enumerate(splits.train_indices)}
-    return splits.train.labels[[position[int(index)] for index in samples["dataset_index"]]]
+    position = np.searchsorted(splits.train_indices.numpy(), samples["dataset_index"].to_numpy())
+    return splits.train.labels[torch.from_numpy(position)], np.isin(position, splits.noisy.numpy())
 
 
 def _mean(values: list[float]) -> dict[str, float]:

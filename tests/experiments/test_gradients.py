@@ -59,9 +59,12 @@ def test_a_network_is_asked_for_the_labels_that_it_was_trained_with(laboratory):
     for condition in NETWORKS:
         network = Network(0, condition)
         splits, samples = laboratory.data(network), laboratory.probe(network).samples
-        labels = gradients._labels(laboratory, network, samples)
-        for index, label in zip(samples["dataset_index"], labels, strict=True):
+        labels, noisy = gradients.trained_labels(laboratory, network, samples)
+        wrong = splits.train_indices[splits.noisy].tolist()
+        for index, label, is_noisy in zip(samples["dataset_index"], labels, noisy, strict=True):
             assert splits.train.labels[splits.train_indices == index].item() == label
+            assert is_noisy == (index in wrong)
+        assert 0 < noisy.sum() < len(noisy)
 
 
 def test_the_smallest_cluster_is_not_an_empty_one():
