@@ -74,9 +74,9 @@ def sketch(maps: Any, width: Any, n_groups: Any, sums: Any, mean: Any, basis: An
     sums[:] = 0.0
     varies = False
     for n in range(n_samples):
-        g = np.int64(((np.uint64(n) * _HASH) >> np.uint64(40)) % np.uint64(n_groups))
-        counts[g] += 1
-        row, target = maps[n], sums[g]
+        group: Any = np.int64(((np.uint64(n) * _HASH) >> np.uint64(40)) % np.uint64(n_groups))
+        counts[group] += 1
+        row, target = maps[n], sums[group]
         for p in range(n_pixels):
             target[p] += row[p]
         if not varies:
