@@ -11,7 +11,7 @@ from typing import Any
 from gmmcnn.errors import ConfigurationError
 
 TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report", "experiment")
-EXPERIMENTS = ("overfitting", "gradients", "pruning", "ablation")
+EXPERIMENTS = ("overfitting", "gradients", "pruning", "ablation", "planted")
 SIZES = ("smoke", "quick", "full")
 ENGINES = ("auto", "cpu", "cuda", "reference")
 

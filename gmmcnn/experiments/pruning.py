@@ -1,10 +1,11 @@
 """H3: whether masking the anomaly filters of an overfitted network lowers training and raises validation accuracy.
 
-Masked are all anomaly filters, those under a stricter rule (flagged in nine of ten probe batches) and a more lenient one
-(in one of five), and each single one of them. Masking any filter changes a network, so the effect is compared with that of as many filters of every layer
-drawn at random among the live ones (a permutation test for each seed), of those with the smallest weights (lowest L1
-norm: Li, Kadav, Durdanovic, Samet, Graf, *Pruning Filters for Efficient ConvNets*, 2017), and of those nearest to the
-others (FPGM: He, Liu, Wang, Hu, Yang, *Filter Pruning via Geometric Median*, 2019).
+Masked are all anomaly filters, those under a stricter rule (flagged in nine of ten probe batches) and under a more
+lenient one (in one of five), and each single one of them. Masking any filter changes a network, so the effect is
+compared with that of as many filters of every layer drawn at random among the live ones (a permutation test for each
+seed), of those with the smallest weights (lowest L1 norm: Li, Kadav, Durdanovic, Samet, Graf, *Pruning Filters for
+Efficient ConvNets*, 2017), and of those nearest to the others (FPGM: He, Liu, Wang, Hu, Yang, *Filter Pruning via
+Geometric Median*, 2019).
 
 The same filters are also removed structurally, and the largest difference that makes to a logit is reported.
 """

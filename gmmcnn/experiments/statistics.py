@@ -68,7 +68,7 @@ class Estimate:
         if self.n == 0:
             return f"{self.name} undefined"
         interval = "without interval" if np.isnan(self.low) else f"[{self.low:+.3g}, {self.high:+.3g}]"
-        return f"{self.name} {self.value:+.3g} {interval} over {self.n} seeds" + (
+        return f"{self.name} {self.value:+.3g} {interval} over {self.n} seed{'s' if self.n > 1 else ''}" + (
             "" if np.isnan(self.p) else f", p = {self.p:.2g}"
         )
 
