@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 from sklearn.decomposition import PCA
 
 from benchmarks import cases, rivals, timing
-from gmmcnn.pca import pca
+from gmmcnn.principal_components import pca
 
 
 def main() -> None:

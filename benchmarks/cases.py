@@ -12,7 +12,7 @@ from gmmcnn import config
 from gmmcnn.data import load
 from gmmcnn.featuremaps import ActivationStore, extract, filter_blocks
 from gmmcnn.models import build
-from gmmcnn.pca import pca
+from gmmcnn.principal_components import pca
 from gmmcnn.training import train
 
 K_MIN, K_MAX, DIMS = 2, 10, 2

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from gmmcnn.api import analyze as analyze
     from gmmcnn.errors import GmmcnnError as GmmcnnError
     from gmmcnn.mixture.sweep import GaussianMixtureSweep as GaussianMixtureSweep
-    from gmmcnn.pca import PCAResult as PCAResult
-    from gmmcnn.pca import pca as pca
+    from gmmcnn.principal_components import PCAResult as PCAResult
+    from gmmcnn.principal_components import pca as pca
     from gmmcnn.pruning import masked as masked
 
 _HOMES = {
     "Analysis": "analysis",
     "GaussianMixtureSweep": "mixture.sweep",
     "GmmcnnError": "errors",
-    "PCAResult": "pca",
+    "PCAResult": "principal_components",
     "analyze": "api",
     "load": "analysis",
     "masked": "pruning",
-    "pca": "pca",
+    "pca": "principal_components",
 }
 __all__ = list(_HOMES)
 

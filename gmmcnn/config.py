@@ -10,7 +10,7 @@ from typing import Any
 
 from gmmcnn.errors import ConfigurationError
 
-TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report", "experiment")
+TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report", "experiment", "doctor")
 EXPERIMENTS = ("overfitting", "gradients", "pruning", "ablation", "planted")
 SIZES = ("smoke", "quick", "full")
 ENGINES = ("auto", "cpu", "cuda", "reference")
@@ -153,7 +153,8 @@ class Gmm:
 
     k_min: int = 2
     k_max: int = 10
-    n_init: int = 1
+    n_init: int = 10
+    """Starts for each K; the best is kept. With one, K differs from seed to seed for more than half of the filters."""
     tol: float = 1e-3
     max_iter: int = 100
     reg_covar: float = 1e-6
@@ -273,6 +274,8 @@ class Settings:
     run: str | None = None
     """Run folder: that of an earlier run to go on in, or a new one."""
     seed: int = 0
+    estimate: bool = False
+    """With ``task=doctor``: say how long fitting would take here."""
     debug: bool = False
     """Show the traceback of a failed run."""
     data: Data = field(default_factory=Data)

@@ -19,7 +19,7 @@ from gmmcnn import cost, gpu
 from gmmcnn.config import Settings
 from gmmcnn.errors import ConvergenceWarning, GmmcnnError, one_line
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
-from gmmcnn.pca import pca
+from gmmcnn.principal_components import pca
 
 PACKAGES = ("gmmcnn", "numpy", "torch", "numba", "scikit-learn", "cuml-cu12", "cuml-cu13")
 NOT_YET_RUN = (

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gmmcnn import config
-from gmmcnn.errors import ConfigurationError, ConvergenceWarning
+from gmmcnn import config, gpu
+from gmmcnn.errors import ConfigurationError, ConvergenceWarning, StoreError
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.stream import activation_statistics, filter_blocks
 from gmmcnn.fits import Fits, LayerFits
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
-from gmmcnn.pca import pca
+from gmmcnn.principal_components import pca
 from gmmcnn.progress import Advance
 
 BYTES_PER_BLOCK = 64 * 2**20
@@ -87,7 +87,7 @@ def load_fits(folder: Path, layers: list[str], batch_samples: int, settings: con
 
 def fit_key(settings: config.Settings, batch_samples: int) -> str:
     """Name of the settings that fits depend on: the same for equal settings, another for others."""
-    how = [_FORMAT, BYTES_PER_BLOCK, settings.engine.name]
+    how = [_FORMAT, BYTES_PER_BLOCK, gpu.resolved(settings.engine.name)]
     what = [asdict(settings.pca), asdict(settings.gmm), settings.seed, batch_samples, how]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -125,6 +125,8 @@ def _blocks(store: ActivationStore, layer: str, batch_samples: int) -> Iterator[
 
 def _gather(folder: Path) -> LayerFits:
     """Join the parts of a layer: filters along the first axis, probe batches along the second."""
+    if not any(folder.glob("batch-*/*.npz")):
+        raise StoreError(f"{folder}: holds no fits though it says that they are complete; delete it and fit again")
     by_batches = [
         LayerFits.concatenate([LayerFits.load(part) for part in sorted(batches.glob("*.npz"))])
         for batches in sorted(folder.glob("batch-*"))

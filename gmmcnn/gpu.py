@@ -37,6 +37,13 @@ def is_available() -> bool:
     return why_unavailable() is None
 
 
+def resolved(engine: str) -> str:
+    """Turn ``auto`` into ``cuda`` where a device answers and into ``cpu`` elsewhere; other names stay."""
+    if engine == "auto":
+        return "cuda" if is_available() else "cpu"
+    return engine
+
+
 def require() -> Any:
     """Import CuPy.
 

@@ -21,7 +21,7 @@ from gmmcnn import gpu
 from gmmcnn.constants import MAX_DIMS
 from gmmcnn.errors import CaptureError, ConfigurationError
 from gmmcnn.kernel_loader import kernel
-from gmmcnn.pca import PCAResult, component_signs, pca
+from gmmcnn.principal_components import PCAResult, component_signs, pca
 
 TOLERANCE = {"float32": 5e-6, "float64": 1e-10}
 """Residual ‖C v − λ v‖ / λ_1 at which an eigenpair is taken; float32 rounding leaves about 1e-6."""
@@ -43,7 +43,7 @@ SOLVERS = ("auto", "kernels", "cuml")
 
 
 def pca_on_device(maps: Any, n_components: int = 2, *, solver: str = "auto") -> PCAResult:
-    """Project every filter's maps on their first principal components, as :func:`gmmcnn.pca.pca` does.
+    """Project every filter's maps on their first principal components, as :func:`gmmcnn.principal_components.pca` does.
 
     Parameters
     ----------

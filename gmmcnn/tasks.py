@@ -5,6 +5,9 @@ from pathlib import Path
 
 from gmmcnn import experiments, pipeline
 from gmmcnn.config import Settings
+from gmmcnn.console import say
+from gmmcnn.doctor import run_doctor
+from gmmcnn.errors import EngineError
 from gmmcnn.report import compose
 from gmmcnn.run_folder import Run
 
@@ -22,6 +25,14 @@ def run(job: Run) -> None:
     compose.write(job)
 
 
+def doctor(job: Run) -> None:
+    """Say what this machine offers and whether its engines agree with the reference."""
+    text, exit_code = run_doctor(job.settings, estimate=job.settings.estimate)
+    say(text)
+    if exit_code:
+        raise EngineError("an engine that should run here does not, or disagrees with the reference: see above")
+
+
 TASKS: dict[str, Callable[[Run], None]] = {
     "run": run,
     "train": pipeline.train,
@@ -31,4 +42,5 @@ TASKS: dict[str, Callable[[Run], None]] = {
     "prune": pipeline.prune,
     "report": compose.write,
     "experiment": experiments.run,
+    "doctor": doctor,
 }

@@ -7,7 +7,7 @@
 // skipped from then on, so that its result does not depend on its neighbours. M exceeds the number of components wanted,
 // for speed of convergence.
 //
-// Twin: gmmcnn.pca.pca (engine="reference"), a singular value decomposition.
+// Twin: gmmcnn.principal_components.pca (engine="reference"), a singular value decomposition.
 #include "common.cuh"
 
 #ifndef COLUMNS

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gmmcnn import cli
+from gmmcnn import cli, config
 
 TINY = ["debug=tiny", "train.epochs=2", "engine.threads=1"]
 
@@ -169,7 +169,7 @@ def test_runs_started_at_once_do_not_collide(tmp_path):
         (["-m", "gmm.k_max=4,1"], "gmm.k_max=1: expected a whole number"),
         (["-m", "seed=0,1", "run=here"], "run= in a sweep"),
         (["nonsense"], "'nonsense' is not key=value"),
-        (["task=fly"], "task=fly: expected one of run, train, extract, fit, screen, prune, report"),
+        (["task=fly"], "task=fly: expected one of run, train, extract, fit, screen, prune, report, experiment, doctor"),
     ],
 )
 def test_a_wrong_configuration_ends_with_2_before_any_work(arguments, message, here):
@@ -232,7 +232,7 @@ def test_the_same_in_a_process_of_its_own(tmp_path):
 
 def test_help_lists_what_exists(here):
     _, text, _ = here("--help")
-    for task in ("run", "train", "extract", "fit", "screen", "prune", "report"):
+    for task in config.TASKS:
         assert re.search(rf"^ +{task} ", text, re.MULTILINE)
     assert "model: alexnet, lenet5, resnet20, resnet8, simple_cnn" in text
 

@@ -219,7 +219,7 @@ def mixture_engine(name: str) -> MixtureEngine:
         raise ConfigurationError(f"engine={name!r}: expected one of {', '.join(ENGINES)}")
     if name == "reference":
         return reference.fit_mixtures
-    if name == "cuda" or (name == "auto" and gpu.is_available()):
+    if gpu.resolved(name) == "cuda":
         gpu.require()
         from gmmcnn.mixture import cuda  # loads CuPy
 

@@ -13,7 +13,7 @@ from gmmcnn import pca_cuda
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.mixture import cuda
 from gmmcnn.mixture.problem import MixtureSettings
-from gmmcnn.pca import pca
+from gmmcnn.principal_components import pca
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from gmmcnn.mixture import cuda, reference
 from gmmcnn.mixture.initialise import kmeans_labels
 from gmmcnn.mixture.problem import MixtureSettings, SweepResult
 from gmmcnn.mixture.random_numbers import uniforms
-from gmmcnn.pca import pca
+from gmmcnn.principal_components import pca
 
 CASES: dict[str, Callable] = {}
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gmmcnn.data import Splits
-from gmmcnn.pca import pca
+from gmmcnn.principal_components import pca
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from gmmcnn.mixture import cpu, cuda, reference
 from gmmcnn.mixture.initialise import kmeans_labels
 from gmmcnn.mixture.problem import MixtureSettings, SweepResult
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
-from gmmcnn.pca import pca
+from gmmcnn.principal_components import pca
 
 __all__ = ["cupy", "fibers"]
 

@@ -1,7 +1,7 @@
 """Principal components of the feature maps of many filters, each filter on its own.
 
 >>> import numpy as np
->>> from gmmcnn.pca import pca
+>>> from gmmcnn.principal_components import pca
 >>> maps = np.random.default_rng(0).normal(size=(4, 100, 49))   # 4 filters, 100 samples, 7 x 7 pixels
 >>> pca(maps).scores.shape
 (4, 100, 2)
@@ -66,7 +66,7 @@ def pca(
         raise ConfigurationError(f"engine={engine!r}: expected one of {', '.join(ENGINES)}")
     if n_components < 1:
         raise ConfigurationError(f"n_components={n_components}: expected a whole number >= 1")
-    if engine == "cuda" or (engine == "auto" and gpu.is_available()):
+    if gpu.resolved(engine) == "cuda":
         from gmmcnn.pca_cuda import pca_on_device  # it names this module's results
 
         return pca_on_device(maps, n_components)

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 
 from gmmcnn import pca_cpu
 from gmmcnn.errors import CaptureError, ConfigurationError, EngineError
-from gmmcnn.pca import exact_pca, pca
+from gmmcnn.principal_components import exact_pca, pca
 
 SCORE_TOLERANCE = 1e-4
 """Relative to the scale of the scores: an angle of 3e-5, the iteration's own bound, and float32 rounding."""
@@ -116,7 +116,7 @@ def test_what_does_not_converge_is_decomposed_exactly(monkeypatch):
     """A flat spectrum, as of noise, is the iteration's worst case."""
     maps = np.random.default_rng(0).normal(size=(2, 400, 300)).astype(np.float32)
     calls = []
-    monkeypatch.setattr("gmmcnn.pca.exact_pca", lambda *a: calls.append(1) or exact_pca(*a))
+    monkeypatch.setattr("gmmcnn.principal_components.exact_pca", lambda *a: calls.append(1) or exact_pca(*a))
     result = pca(maps, threads=1)
     assert calls == [1, 1]
     assert_equals_scikit_learn(maps, 2, result)
