@@ -180,7 +180,7 @@ def fit_pairs(
     best_constants = np.empty(k_max * n_numbers, dtype=points.dtype)
     weight, mean, factor = np.empty(k_max), np.empty(k_max * n_dims), np.empty(k_max * n_dims * n_dims)
     min_pivot = max(reg_covar, MIN_VARIANCE)
-    mode: Any = flush_denormals()  # type: ignore[call-arg]  # Numba passes the context
+    mode: Any = flush_denormals()
     for p in range(len(pairs)):
         f, k = pairs[p]
         i = k - k_min
