@@ -39,7 +39,7 @@ def test_every_filter_gets_a_row_and_every_outlier_its_label(analysis, labels):
     }
     outliers = analysis.outliers
     assert len(outliers) > 0
-    assert outliers["label"].tolist() == labels[outliers["sample"].to_numpy()].tolist()
+    assert outliers["label"].tolist() == labels[outliers["sample"].tolist()].tolist()
 
 
 def test_all_images_are_one_batch_unless_samples_splits_them(digits_cnn, images):
