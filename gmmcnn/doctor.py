@@ -8,7 +8,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -34,15 +34,29 @@ MIN_EQUAL_LABELS = 0.999
 BENCHMARK_FILTERS = 1024
 
 
-def run_doctor(settings: Settings, *, estimate: bool = False) -> tuple[str, int]:
+@dataclass(frozen=True)
+class JobSize:
+    """What is to be fitted."""
+
+    layers: tuple[tuple[int, int], ...]
+    """Filters of each layer, and pixels of their maps."""
+    n_checkpoints: int
+
+    @property
+    def n_filters(self) -> int:
+        """Filters over all layers."""
+        return sum(filters for filters, _ in self.layers)
+
+
+def run_doctor(settings: Settings, *, job: JobSize | None = None) -> tuple[str, int]:
     """Examine the machine and test every engine that it can run.
 
     Parameters
     ----------
     settings : Settings
         ``engine``: an engine asked for by name must work. ``probe``, ``pca`` and ``gmm`` size the estimate.
-    estimate : bool
-        Say how long such a job takes here, from a probe of a second or so.
+    job : JobSize, optional
+        Say how long fitting it takes here, from a probe of a second or so.
 
     Returns
     -------
@@ -62,8 +76,8 @@ def run_doctor(settings: Settings, *, estimate: bool = False) -> tuple[str, int]
     if reason:
         lines += [f"cuda      not available: {reason}", f"          {NOT_YET_RUN}"]
         failures += ["cuda"] if settings.engine.name == "cuda" else []
-    if estimate:
-        lines += _estimate(settings, engines[-1] if settings.engine.name in ("auto", "cuda") else "cpu")
+    if job:
+        lines.append(_estimate(settings, engines[-1] if settings.engine.name in ("auto", "cuda") else "cpu", job))
     verdict = "all engines of this machine agree with the reference"
     if failures:
         verdict = f"FAILED: {', '.join(failures)}; please report this with the lines above"
@@ -173,35 +187,47 @@ def _benchmark() -> str:
     )
 
 
-def _estimate(settings: Settings, engine: str, n_filters: int = 1000) -> list[str]:
-    """Time for 1,000 filters: the cost model's unit of work, times what a short probe shows a unit to take here."""
+def _estimate(settings: Settings, engine: str, job: JobSize) -> str:
+    """Time to fit a whole job: what a short probe shows one fit to take here, times the number of fits.
+
+    The work of a mixture is the cost model's, so that few problems stand for many; that of the principal components is
+    probed for each size of map.
+    """
     n_samples, dims, gmm = settings.probe.samples, settings.pca.dims, settings.gmm
+    n_fits = settings.probe.batches * job.n_checkpoints  # of each filter
 
     def work(filters: int) -> float:
         sweep = cost.Sweep(filters, n_samples, dims, gmm.k_min, gmm.k_max, gmm.n_init)
         return sum(stage.instructions for stage in cost.sweep_stages(sweep))
 
-    few = np.random.default_rng(0).normal(size=(8, n_samples, dims)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    few = rng.normal(size=(8, n_samples, dims)).astype(np.float32)
     arguments: dict[str, Any] = asdict(gmm)
-    seconds, filters = _grow(lambda n: _fit(np.tile(few, (n, 1, 1)), engine, **arguments), len(few))
-    per_filter = seconds / work(filters) * work(n_filters) / n_filters
-    batches = settings.probe.batches
-    return [
-        f"estimate  {engine} engine, N = {n_samples}, d = {dims}, K = {gmm.k_min} … {gmm.k_max}, "
-        f"n_init = {gmm.n_init}: {per_filter * n_filters:.2g} s for {n_filters:,} filters of one probe batch, "
-        f"{per_filter * n_filters * batches:.2g} s for {batches} batches "
-        f"(mixtures only; from a probe of {seconds:.1f} s)"
-    ]
+    probed, filters = _grow(lambda n: _fit(np.tile(few, (n, 1, 1)), engine, **arguments), len(few))
+    mixtures = probed / work(filters) * work(job.n_filters) * n_fits
+
+    def seconds_for_components(pixels: int) -> float:
+        maps = rng.normal(size=(2, n_samples, pixels)).clip(0).astype(np.float32)
+        seconds, filters = _grow(lambda n: pca(np.tile(maps, (n, 1, 1)), dims, engine=engine), len(maps), 0.1)
+        return seconds / filters
+
+    of_each_size = {pixels: seconds_for_components(pixels) for _, pixels in job.layers}
+    components = n_fits * sum(filters * of_each_size[pixels] for filters, pixels in job.layers)
+    return (
+        f"estimate  {mixtures + components:.2g} s on the {engine} engine to fit {job.n_filters:,} filters in "
+        f"{settings.probe.batches} batches of N = {n_samples} at {job.n_checkpoints} checkpoints, K = {gmm.k_min} … "
+        f"{gmm.k_max}, n_init = {gmm.n_init}: mixtures {mixtures:.2g} s, principal components {components:.2g} s"
+    )
 
 
-def _grow(work: Callable[[int], object], size: int) -> tuple[float, int]:
-    """Run ``work(n)`` with n doubling until it takes half a second; seconds and ``n * size`` of the last run."""
+def _grow(work: Callable[[int], object], size: int, enough_s: float = 0.5) -> tuple[float, int]:
+    """Run ``work(n)`` with n doubling until it takes ``enough_s``; seconds and ``n * size`` of the last run."""
     n = 1
     work(n)  # compiles
     while True:
         start = time.perf_counter()
         work(n)
         seconds = time.perf_counter() - start
-        if seconds > 0.5 or n >= 1024:
+        if seconds > enough_s or n >= 1024:
             return seconds, n * size
         n *= 2

@@ -6,8 +6,9 @@ from pathlib import Path
 from gmmcnn import experiments, pipeline
 from gmmcnn.config import Settings
 from gmmcnn.console import say
-from gmmcnn.doctor import run_doctor
+from gmmcnn.doctor import JobSize, run_doctor
 from gmmcnn.errors import EngineError
+from gmmcnn.featuremaps import find_taps
 from gmmcnn.report import compose
 from gmmcnn.run_folder import Run
 
@@ -27,10 +28,18 @@ def run(job: Run) -> None:
 
 def doctor(job: Run) -> None:
     """Say what this machine offers and whether its engines agree with the reference."""
-    text, exit_code = run_doctor(job.settings, estimate=job.settings.estimate)
+    text, exit_code = run_doctor(job.settings, job=_size(job) if job.settings.estimate else None)
     say(text)
     if exit_code:
         raise EngineError("an engine that should run here does not, or disagrees with the reference: see above")
+
+
+def _size(job: Run) -> JobSize:
+    """What fitting this network at all its checkpoints comes to."""
+    settings = job.settings
+    taps = find_taps(job.model, job.data.train.images[:1], tap=settings.extract.tap, layers=settings.extract.layers)
+    layers = tuple((tap.n_filters, tap.height * tap.width) for tap in taps.analysed)
+    return JobSize(layers, 1 if settings.model.checkpoint else len(settings.train.kept_epochs))
 
 
 TASKS: dict[str, Callable[[Run], None]] = {

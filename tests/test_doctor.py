@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,13 @@ def test_an_engine_asked_for_by_name_must_work() -> None:
 
 @pytest.mark.usefixtures("no_cupy")
 def test_the_estimate_names_the_job() -> None:
-    text, _ = doctor.run_doctor(SMALL, estimate=True)
+    text, _ = doctor.run_doctor(SMALL, job=doctor.JobSize(layers=((6, 25), (16, 9)), n_checkpoints=4))
     (line,) = [line for line in text.splitlines() if line.startswith("estimate")]
-    assert "cpu engine, N = 50, d = 2, K = 2 … 3, n_init" in line
-    assert "for 1,000 filters of one probe batch" in line
-    assert "for 3 batches" in line
+    assert "on the cpu engine to fit 22 filters in 3 batches of N = 50 at 4 checkpoints, K = 2 … 3, n_init = 10" in line
+    total, mixtures, components = (float(number) for number in re.findall(r"(\S+) s\b", line))
+    assert mixtures > 0
+    assert components > 0
+    assert total == pytest.approx(mixtures + components, rel=0.15)  # each is rounded to two digits
 
 
 def test_every_engine_is_tested(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
