@@ -19,10 +19,10 @@ demo: .venv/run ## Train on digits with four noise images planted, find them, wr
 	$(BIN)/gmmcnn demo=digits $(ARGS)
 
 test: .venv/dev ## Run all tests.
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered -q $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered -q $(ARGS)
 
 test-quick: .venv/dev ## Run the tests that take less than ten seconds each.
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -q -m "not slow" $(ARGS)
 
 kernels: .venv/dev .venv/nvrtc ## Compile the CUDA kernels for every supported GPU; needs no GPU and no driver.
 	LD_LIBRARY_PATH=$(CURDIR)/.venv/nvrtc/nvidia/cu13/lib PYTHONPATH=.venv/nvrtc GMMCNN_REQUIRE_NVRTC=1 \
