@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,7 @@ def extract(job: Run, checkpoint: Checkpoint) -> None:
     model = job.load_weights(checkpoint)
     settings, probe = job.settings.extract, job.probe
     identity = _identity(job, model)
-    if _record(checkpoint).get("identity") != identity:
-        shutil.rmtree(checkpoint.folder, ignore_errors=True)
-    elif _fits(job, checkpoint) is not None:
+    if _is_done(job, checkpoint, identity):
         return
     with job.timed("extract"), progress(f"{checkpoint.name}: maps", len(probe.samples), "samples") as advance:
         store = stream_maps(
@@ -52,6 +51,14 @@ def extract(job: Run, checkpoint: Checkpoint) -> None:
             advance=advance,
         )
     _write_record(checkpoint, store, probe.batch_samples, identity)
+
+
+def _is_done(job: Run, checkpoint: Checkpoint, identity: str) -> bool:
+    """Whether these very maps are fitted already; what is left of other maps is removed, a half-made store is not."""
+    found = _record(checkpoint).get("identity", identity)
+    if found != identity:
+        shutil.rmtree(checkpoint.folder)
+    return _fits(job, checkpoint) is not None
 
 
 def fit(job: Run, checkpoint: Checkpoint) -> None:
@@ -85,6 +92,11 @@ def analysis(job: Run, checkpoint: Checkpoint) -> Analysis:
             f"{checkpoint.folder}: no fits for these settings; fit first: gmmcnn task=fit run={job.folder}"
         )
     imported = checkpoint.weights is None
+    if not imported and (fits.n_batches, fits.n_samples) != (job.probe.n_batches, job.probe.batch_samples):
+        raise ConfigurationError(
+            f"{checkpoint.folder}: holds fits of {fits.n_batches} batches of {fits.n_samples} samples; expected "
+            f"{job.probe.n_batches} of {job.probe.batch_samples}; extract again: gmmcnn task=extract run={job.folder}"
+        )
     return Analysis(
         fits=fits,
         samples=_unknown_samples(fits) if imported else job.probe.samples,
@@ -98,12 +110,21 @@ def analysis(job: Run, checkpoint: Checkpoint) -> Analysis:
 def _import(job: Run, checkpoint: Checkpoint) -> None:
     """Bring in feature maps that someone else made."""
     source = str(job.settings.extract.source)
+    identity = f"{Path(source).absolute()} {_modified(Path(source))} {job.settings.extract.dtype}"
+    if _is_done(job, checkpoint, identity):
+        return
     store = import_activations(
         source, checkpoint.maps, dtype=job.settings.extract.dtype, attributes={"source": source}, overwrite=True
     )
     n_samples = store.n_samples
     batch_samples = job.settings.probe.samples if n_samples % job.settings.probe.samples == 0 else n_samples
-    _write_record(checkpoint, store, batch_samples, source)
+    _write_record(checkpoint, store, batch_samples, identity)
+
+
+def _modified(source: Path) -> int:
+    """When a file, or any file of a Zarr array, was last written, in nanoseconds; 0 where there is none."""
+    files = source.rglob("*") if source.is_dir() else [source]
+    return max((path.stat().st_mtime_ns for path in files if path.is_file()), default=0)
 
 
 def _unknown_samples(fits: Fits) -> pd.DataFrame:

@@ -265,3 +265,30 @@ def test_feature_maps_from_elsewhere_become_tables_and_a_page(tmp_path):
     outliers = pd.read_csv(tmp_path / "out" / "outliers.csv")
     assert outliers.query("filters.str.contains('imported:2')")["sample"].tolist() == [0, 1, 2]
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+    maps[:3, 2] -= 50
+    maps[7:9, 4] += 50  # the same file with other content: no fit of the earlier one may be reused
+    np.save(tmp_path / "maps.npy", maps)
+    assert gmmcnn("run=out", cwd=tmp_path).returncode == 0
+    outliers = pd.read_csv(tmp_path / "out" / "outliers.csv")
+    assert outliers.query("filters.str.contains('imported:4')")["sample"].tolist() == [7, 8]
+
+
+def test_fits_of_another_probe_set_are_not_mistaken(tiny_run, tmp_path, here):
+    shutil.copytree(tiny_run, tmp_path / "first")
+    code, _, stderr = here("run=first", "task=screen", "probe.batches=1")
+    assert code == 1
+    assert "holds fits of 2 batches of 50 samples; expected 1 of 50; extract again" in stderr
+
+
+def test_a_half_made_store_is_gone_on_with(tiny_run, tmp_path, here):
+    folder = shutil.copytree(tiny_run, tmp_path / "first") / "activations" / "epoch-0002"
+    (folder / "taps.json").unlink()  # as when killed before the store was complete
+    shutil.rmtree(folder / "fits")
+    record = sorted((folder / "maps.zarr" / "complete").glob("*.json"))
+    record[-1].unlink()
+    kept = record[0].stat().st_mtime_ns
+    code, _, stderr = here("run=first", "task=extract")
+    assert code == 0, stderr
+    assert record[0].stat().st_mtime_ns == kept
+    assert record[-1].exists()
