@@ -75,6 +75,9 @@ class Train:
     weight_decay: float = 0.0
     checkpoint_epochs: list[int] | None = None
     """Epochs whose weights are kept and analysed; None: about ten, evenly spaced, the first and the last among them."""
+    evaluate: str = "all"
+    """Epochs after which loss and accuracy are measured: ``all``, or the ``kept`` ones only, for which alone
+    ``metrics.csv`` then has a row, and among which the best one is looked for."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "train.epochs", self.epochs, ">= 1")
@@ -83,6 +86,7 @@ class Train:
         _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "> 0")
         _require(0 <= self.momentum < 1, "train.momentum", self.momentum, "a number in [0, 1)")
         _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, ">= 0")
+        _require_one_of("train.evaluate", self.evaluate, ("all", "kept"))
         for epoch in self.checkpoint_epochs or []:
             _require(
                 1 <= epoch <= self.epochs,
@@ -257,11 +261,15 @@ class Experiment:
     """The control network has so many times the samples, and sees each so many times less often."""
     rounds: int | None = None
     """Checkpoints; the overfitting network trains ``factor * rounds`` epochs in place of ``train.epochs``."""
+    validation_samples: int | None = None
+    """Held-out images that accuracies are measured on, at most."""
+    controls: int | None = None
+    """Random masks, or random draws of filters, for each comparison."""
 
     def __post_init__(self) -> None:
         _require_one_of("experiment", self.name, EXPERIMENTS)
         _require_one_of("experiment.size", self.size, SIZES)
-        for key in ("seeds", "train_samples", "factor", "rounds"):
+        for key in ("seeds", "train_samples", "factor", "rounds", "validation_samples", "controls"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"experiment.{key}", value, ">= 1")
 

@@ -45,7 +45,7 @@ class TrainingResult:
     kept_epochs : list of int
         Epochs, counted from 1, whose weights were kept, ascending.
     metrics : DataFrame
-        One row per epoch, with the columns :data:`METRICS`.
+        One row per epoch that was measured, with the columns :data:`METRICS`.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class TrainingResult:
 
     @property
     def best_epoch(self) -> int:
-        """Epoch with the lowest validation loss, the first one on a tie."""
+        """Measured epoch with the lowest validation loss, the first one on a tie."""
         return int(self.metrics["epoch"].iloc[self.metrics["validation_loss"].argmin()])
 
 
@@ -110,20 +110,19 @@ def _train(
     """Train the epochs that the folder does not hold yet; return the metrics of all."""
     optimizer = _optimizer(model, settings)
     identity = _identity(model, data, settings, seed)
-    rows = _resume(folder, model, optimizer, identity)
-    if rows:
-        advance(len(rows))
-    for epoch in range(len(rows) + 1, settings.epochs + 1):
+    done, rows = _resume(folder, model, optimizer, identity)
+    if done:
+        advance(done)
+    for epoch in range(done + 1, settings.epochs + 1):
         _train_epoch(model, optimizer, data.train, settings.batch_size, seed, epoch)
-        rows.append(_measure(model, data, epoch))
+        if settings.evaluate == "all" or epoch in settings.kept_epochs:
+            rows.append(_measure(model, data, epoch))
+            if all(rows[-1]["validation_loss"] < row["validation_loss"] for row in rows[:-1]):
+                _save(folder / "best.pt", model.state_dict())
         if epoch in settings.kept_epochs:
             _save(checkpoint_path(folder, epoch), model.state_dict())
-        if all(rows[-1]["validation_loss"] < row["validation_loss"] for row in rows[:-1]):
-            _save(folder / "best.pt", model.state_dict())
-        _save(
-            folder / "last.pt",
-            {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows, "identity": identity},
-        )
+        state = {"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        _save(folder / "last.pt", state | {"rows": rows, "identity": identity})
         _write_metrics(folder, rows)
         advance(1)
     return rows
@@ -239,11 +238,11 @@ def _digest(tensors: Any) -> str:
 
 def _resume(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
-) -> list[dict[str, float]]:
-    """Bring model and optimiser to the state of ``last.pt``; return the metrics up to there."""
+) -> tuple[int, list[dict[str, float]]]:
+    """Bring model and optimiser to the state of ``last.pt``; return the epochs done and the metrics up to there."""
     path = folder / "last.pt"
     if not path.exists():
-        return []
+        return 0, []
     try:
         state = torch.load(path, map_location=_device(model), weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -257,16 +256,14 @@ def _resume(
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    rows: list[dict[str, float]] = state["rows"]
-    missing = [
-        e for e in identity["train.checkpoint_epochs"] if e <= len(rows) and not checkpoint_path(folder, e).exists()
-    ]
+    done: int = state["epoch"]
+    missing = [e for e in identity["train.checkpoint_epochs"] if e <= done and not checkpoint_path(folder, e).exists()]
     if missing:
         raise TrainingError(
-            f"{checkpoint_path(folder, missing[0])}: missing from a training that came to epoch {len(rows)}; "
+            f"{checkpoint_path(folder, missing[0])}: missing from a training that came to epoch {done}; "
             "delete the folder to train again"
         )
-    return rows
+    return done, state["rows"]
 
 
 def _save(path: Path, content: object) -> None:

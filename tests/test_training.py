@@ -379,3 +379,17 @@ def test_killed_before_any_of_its_files_training_ends_the_same(killed: Path) -> 
 def test_killed_from_outside_at_any_time_training_ends_the_same(killed: Path) -> None:
     assert 1 <= len(pd.read_csv(killed / "metrics-when-killed.csv")) < 60
     assert_same_training(killed / "many-killed", killed / "many-whole")
+
+
+def test_only_kept_epochs_are_measured_where_that_is_asked_for(few_digits: Splits, tmp_path: Path) -> None:
+    settings = config.Train(epochs=5, checkpoint_epochs=[2, 4], evaluate="kept")
+    everywhere = replace(settings, evaluate="all")
+
+    kept = train(Net(), few_digits, settings, tmp_path / "kept", seed=0)
+    both = train(Net(), few_digits, everywhere, tmp_path / "all", seed=0)
+    again = train(Net(), few_digits, settings, tmp_path / "kept", seed=0)
+
+    assert kept.metrics["epoch"].tolist() == [2, 4]
+    expected = both.metrics[both.metrics["epoch"].isin([2, 4])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept.metrics, expected)
+    pd.testing.assert_frame_equal(again.metrics, expected)

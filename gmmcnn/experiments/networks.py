@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -55,7 +55,7 @@ class Size:
 SIZES = {
     "smoke": Size(seeds=3, train_samples=200, factor=3, rounds=4, validation_samples=200, controls=5),
     "quick": Size(seeds=3, train_samples=1000, factor=10, rounds=6, validation_samples=2000, controls=20),
-    "full": Size(seeds=5, train_samples=2000, factor=20, rounds=8, validation_samples=None, controls=100),
+    "full": Size(seeds=5, train_samples=2000, factor=10, rounds=8, validation_samples=5000, controls=100),
 }
 
 
@@ -79,7 +79,7 @@ class Laboratory:
     """
 
     def __init__(self, settings: config.Settings, folder: Path) -> None:
-        given = {key: getattr(settings.experiment, key) for key in ("seeds", "train_samples", "factor", "rounds")}
+        given = {field.name: getattr(settings.experiment, field.name) for field in fields(Size)}
         size = SIZES[settings.experiment.size]
         self.size = replace(size, **{key: value for key, value in given.items() if value is not None})
         self.settings = settings
@@ -114,6 +114,7 @@ class Laboratory:
                 self.settings.train,
                 epochs=epochs_a_round * size.rounds,
                 checkpoint_epochs=[epochs_a_round * number for number in self.rounds],
+                evaluate="kept",
             ),
         )
 
@@ -141,8 +142,7 @@ class Laboratory:
 
         ``epoch`` counts those of the overfitting network; the control has made as many updates.
         """
-        kept = self.settings_of(network).train.kept_epochs
-        metrics = self.trained(network).metrics.set_index("epoch").loc[kept].reset_index(drop=True)
+        metrics = self.trained(network).metrics.drop(columns="epoch")
         metrics.insert(0, "seed", network.seed)
         metrics.insert(1, "condition", network.condition)
         metrics.insert(2, "round", self.rounds)

@@ -1,7 +1,7 @@
 """H3: whether masking the anomaly filters of an overfitted network lowers training and raises validation accuracy.
 
 Masked are all anomaly filters, those under a stricter rule (flagged in nine of ten probe batches) and under a more
-lenient one (in one of five), and each single one of them. Masking any filter changes a network, so the effect is
+lenient one (in one of five), and each single anomaly filter. Masking any filter changes a network, so the effect is
 compared with that of as many filters of every layer drawn at random among the live ones (a permutation test for each
 seed), of those with the smallest weights (lowest L1 norm: Li, Kadav, Durdanovic, Samet, Graf, *Pruning Filters for
 Efficient ConvNets*, 2017), and of those nearest to the others (FPGM: He, Liu, Wang, Hu, Yang, *Filter Pruning via
@@ -103,7 +103,7 @@ def _measure(laboratory: Laboratory, network: Network) -> pd.DataFrame:
     for rule, thresholds in RULES.items():
         screening = analysis.with_thresholds(**thresholds).screening
         seed = network.seed
-        for kind, index, mask in masks(model, screening, laboratory.size.controls, seed):
+        for kind, index, mask in masks(model, screening, laboratory.size.controls, seed, singly=rule == "anomalous"):
             with masked(model, mask):
                 after = accuracies(model)
             row = {"seed": seed, "rule": rule, "mask": kind, "number": index, "n_filters": sum(map(len, mask.values()))}
@@ -113,7 +113,9 @@ def _measure(laboratory: Laboratory, network: Network) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def masks(model: nn.Module, screening: Screening, n_random: int, seed: int) -> Iterator[tuple[str, int, Mask]]:
+def masks(
+    model: nn.Module, screening: Screening, n_random: int, seed: int, *, singly: bool = True
+) -> Iterator[tuple[str, int, Mask]]:
     """Masks to compare: kind, number, filters by layer. Without an anomaly filter, only the empty one.
 
     Parameters
@@ -121,18 +123,20 @@ def masks(model: nn.Module, screening: Screening, n_random: int, seed: int) -> I
     model : nn.Module
         Its weights decide about the controls ``l1`` and ``fpgm``.
     screening : Screening
-        Its anomaly filters are the ``chosen`` ones, and one by one the ``single``.
+        Its anomaly filters are the ``chosen`` ones.
     n_random : int
         Random masks.
     seed : int
         Of the random masks.
+    singly : bool
+        Also mask the chosen filters one by one, as ``single``.
     """
     yield "none", 0, {}
     chosen = screening.anomalous
     if not chosen:
         return
     yield "chosen", 0, chosen
-    singles = [(layer, index) for layer, filters in chosen.items() for index in filters]
+    singles = [(layer, index) for layer, filters in chosen.items() for index in filters if singly]
     for number, (layer, index) in enumerate(singles):
         yield "single", number, {layer: [index]}
     live = screening.filters[screening.filters["status"] == "ok"]
