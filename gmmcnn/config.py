@@ -11,7 +11,7 @@ from typing import Any
 from gmmcnn.errors import ConfigurationError
 
 TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report", "experiment", "doctor")
-EXPERIMENTS = ("overfitting", "gradients", "pruning", "ablation", "planted")
+EXPERIMENTS = ("overfitting", "gradients", "pruning", "ablation", "scalability", "planted", "conditions")
 SIZES = ("smoke", "quick", "full")
 ENGINES = ("auto", "cpu", "cuda", "reference")
 
@@ -122,7 +122,9 @@ class Extract:
     """Which feature maps are stored, and how."""
 
     tap: str = "post_activation"
-    """``post_activation`` or ``pre_activation``."""
+    """Where the maps of a convolution are taken: ``post_activation``, after the first activation that follows it;
+    ``branch``, the same, but before its maps are added to others (a residual stream); ``pre_activation``, its own
+    output."""
     layers: list[str] | None = None
     """Dotted names of Conv2d layers; None takes all."""
     dtype: str = "float32"
@@ -135,7 +137,7 @@ class Extract:
     """Stores kept after their fits are done: ``all``, the ``last`` checkpoint's, or ``none``. Fits are always kept."""
 
     def __post_init__(self) -> None:
-        _require_one_of("extract.tap", self.tap, ("post_activation", "pre_activation"))
+        _require_one_of("extract.tap", self.tap, ("post_activation", "branch", "pre_activation"))
         _require_one_of("extract.dtype", self.dtype, ("float32", "float16"))
         _require_one_of("extract.keep_maps", self.keep_maps, ("all", "last", "none"))
         _require(self.batch_samples >= 1, "extract.batch_samples", self.batch_samples, ">= 1")
@@ -163,6 +165,8 @@ class Gmm:
     max_iter: int = 100
     reg_covar: float = 1e-6
     """Relative to the filter's mean score variance."""
+    random_state: int = 0
+    """Added to the run's seed where starts are drawn: another number clusters the same maps from other starts."""
 
     def __post_init__(self) -> None:
         _require(self.k_min >= 2, "gmm.k_min", self.k_min, ">= 2")
@@ -173,6 +177,7 @@ class Gmm:
         _require(self.tol >= 0, "gmm.tol", self.tol, ">= 0")
         _require(self.max_iter >= 1, "gmm.max_iter", self.max_iter, ">= 1")
         _require(self.reg_covar >= 0, "gmm.reg_covar", self.reg_covar, ">= 0")
+        _require(self.random_state >= 0, "gmm.random_state", self.random_state, ">= 0")
 
 
 @dataclass
@@ -265,6 +270,8 @@ class Experiment:
     """Held-out images that accuracies are measured on, at most."""
     controls: int | None = None
     """Random masks, or random draws of filters, for each comparison."""
+    grid: dict[str, list[str]] = field(default_factory=dict)
+    """Of the search for conditions: factors, each with its options, ``"group.key=value group.key=value"``."""
 
     def __post_init__(self) -> None:
         _require_one_of("experiment", self.name, EXPERIMENTS)

@@ -155,7 +155,8 @@ def fit_maps(maps: NDArray, layer: str, filters: range, batches: range, settings
     engine, threads = settings.engine.name, settings.engine.threads
     mean_activation, active_share = activation_statistics(problems)
     reduced = pca(problems, settings.pca.dims, engine=engine, threads=threads)
-    sweep = GaussianMixtureSweep(**asdict(settings.gmm), random_state=settings.seed, engine=engine, threads=threads)
+    starts = {"random_state": settings.seed + settings.gmm.random_state}
+    sweep = GaussianMixtureSweep(**asdict(settings.gmm) | starts, engine=engine, threads=threads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # kept for each fit in ``converged``
         sweep.fit(reduced.scores, keys=np.array(keys, np.uint64))

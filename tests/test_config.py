@@ -69,7 +69,7 @@ def test_the_method_defaults_stand_as_published_or_as_documented():
         ("train.checkpoint_epochs=[3,31]", r"train\.checkpoint_epochs=31: expected epochs from 1 to train\.epochs=30"),
         ("train.momentum=1", r"train\.momentum"),
         ("probe.samples=2", r"probe\.samples=2"),
-        ("extract.tap=after", r"extract\.tap=after: expected one of post_activation, pre_activation"),
+        ("extract.tap=after", r"extract\.tap=after: expected one of post_activation, branch, pre_activation"),
         ("extract.dtype=bfloat16", r"extract\.dtype"),
         ("extract.keep_maps=first", r"extract\.keep_maps"),
         ("pca.dims=9", r"pca\.dims=9: expected a whole number from 1 to 8"),

@@ -71,6 +71,17 @@ def test_what_is_fitted_is_read_and_other_settings_are_fitted_beside_it(store, t
     assert all_equal(first, loaded)
 
 
+def test_other_starts_for_the_same_maps(store, tmp_path):
+    """Only the mixtures may differ: scores and activations do not depend on where EM starts."""
+    layers = [
+        fitting.fit_store(store, tmp_path, batch_samples=N, settings=settings).layers["features.conv1"]
+        for settings in (SETTINGS, replace(SETTINGS, gmm=replace(SETTINGS.gmm, random_state=1)))
+    ]
+    assert np.array_equal(layers[0].scores, layers[1].scores)
+    assert np.array_equal(layers[0].mean_activation, layers[1].mean_activation)
+    assert not np.array_equal(layers[0].lower_bound, layers[1].lower_bound)
+
+
 def test_an_interrupted_fit_loses_the_block_in_hand_alone(store, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "BYTES_PER_BLOCK", 50_000)
     fit_maps, finished = fitting.fit_maps, []

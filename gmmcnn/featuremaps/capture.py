@@ -10,6 +10,7 @@ cannot disagree.
 
 Two convolutions can end in one activation: a residual block's last one and its shortcut's. The sum is analysed once,
 as the maps of the convolution with the longer chain of convolutions behind it, and the other is listed as skipped.
+With the tap ``branch`` nothing is followed through an addition: each convolution's maps are taken as they enter it.
 """
 
 import math
@@ -31,7 +32,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from gmmcnn.errors import CaptureError, one_line
 from gmmcnn.featuremaps.taps import Skipped, Tap, Taps
 
-TAPS = ("post_activation", "pre_activation")
+TAPS = ("post_activation", "branch", "pre_activation")
 
 # fmt: off
 ACTIVATIONS = frozenset((
@@ -51,6 +52,9 @@ FOLLOWED = frozenset((
 # fmt: on
 """Functions that may stand between a convolution and its activation: each channel still belongs to one filter."""
 
+ADDITIONS = frozenset(("add", "sub"))
+"""Functions that join the maps of two branches."""
+
 Consume = Callable[[str, Tensor], None]
 """``consume(layer, maps)`` with maps (N, C, H, W); later operations may overwrite them."""
 
@@ -66,8 +70,9 @@ def find_taps(
         Any module; wrappers of ``torch.compile`` and ``DataParallel`` are looked through. Comes back as it was.
     example : (N, …) Tensor
         At least one image, of the size to be analysed.
-    tap : {"post_activation", "pre_activation"}
-        Take the output of the first activation after each convolution, or the convolution's own output.
+    tap : {"post_activation", "branch", "pre_activation"}
+        Take the output of the first activation after each convolution; the same, but before its maps are added to
+        others; or the convolution's own output.
     layers : names, optional
         Dotted names of the convolutions to analyse; None takes all.
 
@@ -280,12 +285,12 @@ class _Tracer(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        name, inputs = _function_name(func), list(_tensors([*args, *(kwargs or {}).values()]))
+        if self.tap == "branch" and name in ADDITIONS:
+            self._tap_summands(inputs)  # before an addition in place overwrites one of them
         result = func(*args, **(kwargs or {}))
-        outputs = list(_tensors([result]))
-        if outputs:
-            inputs = list(_tensors([*args, *(kwargs or {}).values()]))
-            for output in outputs:
-                self._follow(_function_name(func), inputs, output)
+        for output in _tensors([result]):
+            self._follow(name, inputs, output)
         return result
 
     def _enter(self, name: str, *_: Any) -> None:
@@ -335,6 +340,15 @@ class _Tracer(TorchFunctionMode):
         else:
             for trail in trails:
                 self._end(trail, f"no activation follows: {trail} enters {step}")
+
+    def _tap_summands(self, inputs: list[Tensor]) -> None:
+        """Tap what is about to be added to other maps of the same shape."""
+        if len(inputs) < 2 or any(tensor.shape != inputs[0].shape for tensor in inputs):
+            return
+        for tensor in inputs:
+            trail = self._trail.get(tensor)
+            if trail and trail.layer not in self.tapped:
+                self._tap(trail, tensor)
 
     def _tap(self, trail: _Trail, maps: Tensor) -> None:
         self.tapped.add(trail.layer)

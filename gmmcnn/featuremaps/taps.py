@@ -36,7 +36,7 @@ class Taps:
     """Every convolution of a model: analysed, or skipped with the reason; both in the order of the model's modules."""
 
     tap: str
-    """``"post_activation"`` or ``"pre_activation"``."""
+    """``"post_activation"``, ``"branch"`` or ``"pre_activation"``."""
     analysed: tuple[Tap, ...]
     skipped: tuple[Skipped, ...]
     peak_bytes_per_sample: int

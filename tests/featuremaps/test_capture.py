@@ -75,6 +75,45 @@ def test_pre_activation_maps_are_the_convolutions_own_outputs(in_place_resnet: n
     assert all(torch.equal(maps[layer], expected[layer]) for layer in maps)
 
 
+def test_a_block_ends_after_the_addition_or_before_it(case) -> None:
+    """Post-activation maps of a block's last convolution hold the stream; those of its branch do not."""
+    after = find_taps(case.model, case.images[:1])
+    before = find_taps(case.model, case.images[:1], tap="branch")
+    maps, plain = captured(case.model, case.images, before), case.maps(case.images)
+    ends = [name for name in plain if name.endswith(".conv2") and name.startswith(("stage", "layer"))]
+    for layer, expected in plain.items():
+        assert torch.equal(maps[layer], expected) is (layer not in ends), layer
+    assert {layer for layer, text in descriptions(after).items() if "add" in text} == set(ends)
+    for layer in ends:
+        assert descriptions(before)[layer] == f"after batch_norm ({layer.removesuffix('conv2')}bn2)"
+
+
+def test_branch_maps_are_what_is_added(in_place_resnet: nn.Module) -> None:
+    """In place or not, and of the shortcut's convolution too."""
+    images = torch.rand(3, 3, 16, 16)
+    expected: dict[str, Tensor] = {}
+    for name, module in in_place_resnet.named_modules():
+        if name.endswith(("bn2", "downsample")):
+            module.register_forward_hook(lambda _m, _i, out, name=name: expected.update({name: out.clone()}))
+    with torch.no_grad():
+        in_place_resnet.eval()(images)
+    taps = find_taps(in_place_resnet, images[:1], tap="branch")
+    maps = captured(in_place_resnet, images, taps)
+    assert taps.skipped == ()
+    assert len(expected) == 5
+    for name, added in expected.items():
+        layer = name.replace("bn2", "conv2") if name.endswith("bn2") else f"{name}.0"
+        assert torch.equal(maps[layer], added), layer
+
+
+def test_without_an_addition_of_maps_a_branch_ends_at_its_activation(images: Tensor) -> None:
+    model = Net(lambda net, x: F.relu((net.conv(x) + 1.0) - net.shift), conv=conv())
+    model.shift = torch.rand(1, 4, 1, 1)
+    taps = find_taps(model, images[:1], tap="branch")
+    assert descriptions(taps)["conv"] == "after add, sub, relu"
+    assert torch.equal(captured(model, images, taps)["conv"], model(images).detach())
+
+
 def test_maps_are_handed_over_during_the_pass_not_after_it(images: Tensor) -> None:
     """The last layer fails, yet the first one's maps have been received: nothing is kept to the end."""
     seen: list[str] = []
@@ -288,7 +327,7 @@ def test_bad_input_is_refused(model: nn.Module, example: Tensor, message: str) -
 
 
 def test_an_unknown_tap_is_refused(images: Tensor) -> None:
-    with pytest.raises(CaptureError, match="expected one of post_activation, pre_activation"):
+    with pytest.raises(CaptureError, match="expected one of post_activation, branch, pre_activation"):
         find_taps(conv(), images, tap="post")
 
 
