@@ -20,9 +20,10 @@ def test_every_name_is_an_experiment_and_an_option(name):
     assert (Path(str(files(CONFIG_MODULE))) / "experiment" / f"{name}.yaml").is_file()
 
 
-def test_make_evidence_runs_them_all():
+def test_make_evidence_runs_them_all_but_the_search_of_hours():
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
-    assert f"for name in {' '.join(config.EXPERIMENTS)}; do" in makefile
+    short = [name for name in config.EXPERIMENTS if name != "conditions"]
+    assert f"for name in {' '.join(short)}; do" in makefile
 
 
 def test_an_experiment_leaves_its_results_in_the_run_folder_and_says_its_verdict(laboratory, capsys):

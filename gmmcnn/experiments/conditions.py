@@ -1,0 +1,274 @@
+"""Under which conditions the claims hold beyond their controls: a search over a grid that is written down beforehand.
+
+In every cell of ``experiment.grid`` the claims H1, H2 and H3 are judged as in the experiments of their own, and H1 for
+many things that might be counted, each as rising and as falling with the generalisation gap. So many questions find
+something by chance. What looks supported is therefore *confirmed* on as many further seeds, by the same rule; what is
+supported there as well, holds. A cell that was judged is not judged again.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import plotly.express as px
+from omegaconf import OmegaConf
+
+from gmmcnn import config
+from gmmcnn.analysis import Analysis
+from gmmcnn.errors import ConfigurationError
+from gmmcnn.experiments import gradients, overfitting, pruning
+from gmmcnn.experiments.networks import Laboratory
+from gmmcnn.experiments.outcome import Outcome
+from gmmcnn.experiments.statistics import SUPPORTED, Verdict, estimates_table, judge_over_training
+from gmmcnn.progress import progress
+from gmmcnn.screening import cluster_sizes
+from gmmcnn.structural import require_torch_pruning
+
+QUESTION = ["cell", "hypothesis", "measure"]
+"""Columns that name one question."""
+
+THRESHOLDS: dict[str, dict[str, object]] = {
+    "flagged, λ = 2": {"small_cluster": 2},
+    "flagged, λ = 10": {"small_cluster": 10},
+    "flagged, β = 1.2": {"ch_ratio": 1.2},
+    "flagged, averages of the network": {"scope": "network"},
+    "flagged, mean CH": {"average": "mean"},
+}
+"""Counts by other thresholds and averages than those in force."""
+
+
+def run(laboratory: Laboratory) -> Outcome:
+    """Explore every cell, confirm what looks supported, and tell."""
+    require_torch_pruning()  # before hours of training, not after them
+    cells = list(grid(laboratory.settings.experiment.grid))
+    for cell in cells:
+        with_cell(laboratory.settings, cell)
+    explored = explore(laboratory, {cell: list(CLAIMS) for cell in cells})
+    promising = explored[explored["verdict"] == SUPPORTED].drop_duplicates(QUESTION)
+    claims = {str(cell): sorted(set(rows["hypothesis"])) for cell, rows in promising.groupby("cell", sort=False)}
+    held_out = explore(laboratory, claims, first_seed=laboratory.size.seeds)
+    confirmed = held_out.merge(promising[QUESTION], on=QUESTION)
+    table = pd.concat([explored.assign(stage="explored"), confirmed.assign(stage="held out")], ignore_index=True)
+    return Outcome(table, (), tuple(in_words(table)), _figures(table))
+
+
+def grid(factors: dict[str, list[str]]) -> Iterator[str]:
+    """Cells of a grid: one option of each factor, joined to ``"group.key=value group.key=value ..."``.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no factor.
+    """
+    if not factors:
+        raise ConfigurationError(
+            "experiment.grid: is empty; expected factors with options, as {model: [model.name=lenet5]}"
+        )
+    yield from (" ".join(chosen) for chosen in product(*factors.values()))
+
+
+def with_cell(settings: config.Settings, cell: str) -> config.Settings:
+    """Settings with those of a cell in their place.
+
+    Raises
+    ------
+    ConfigurationError
+        A key of the cell names no setting, or a value is impossible.
+    """
+    for setting in cell.split():
+        key = setting.partition("=")[0]
+        group, _, name = key.partition(".")
+        if (
+            not hasattr(config.GROUPS.get(group), "__dataclass_fields__")
+            or name not in config.GROUPS[group].__dataclass_fields__
+        ):
+            raise ConfigurationError(f"experiment.grid: {key}: no such setting; expected group.key=value")
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([setting]))[group][name]  # type: ignore[call-overload, index]
+        settings = replace(settings, **{group: replace(getattr(settings, group), **{name: value})})
+    return settings
+
+
+def explore(laboratory: Laboratory, claims: dict[str, list[str]], *, first_seed: int = 0) -> pd.DataFrame:
+    """Judge claims in cells, with seeds from the given one upwards, or read how they were judged.
+
+    Returns
+    -------
+    DataFrame
+        One row per estimate behind a verdict: ``cell, hypothesis, measure, verdict`` and the columns of
+        :func:`gmmcnn.experiments.statistics.estimates_table`.
+    """
+    parts = [pd.DataFrame(columns=[*QUESTION, "verdict"])]
+    with progress("claims", sum(map(len, claims.values())), "claims") as advance:
+        for cell, hypotheses in claims.items():
+            settings = with_cell(laboratory.settings, cell)
+            own = Laboratory(replace(settings, seed=settings.seed + first_seed), laboratory.folder)
+            for hypothesis in hypotheses:
+                path = laboratory.folder / "cells" / f"{_name(own)}-{hypothesis}.csv"
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    table = pd.concat(
+                        estimates_table(verdict).assign(measure=measure, verdict=verdict.label)
+                        for measure, verdict in CLAIMS[hypothesis](own)
+                    )
+                    table.to_csv(aside := path.with_suffix(".partial"), index=False)
+                    aside.replace(path)
+                parts.append(pd.read_csv(path).assign(cell=cell, hypothesis=hypothesis))
+                advance()
+    return pd.concat(parts if len(parts) == 1 else parts[1:], ignore_index=True)
+
+
+def _name(laboratory: Laboratory) -> str:
+    """Name of everything that the verdicts on a cell depend on."""
+    settings = replace(laboratory.settings, run=None, engine=config.Engine(), experiment=config.Experiment())
+    return hashlib.sha256(f"{settings}{laboratory.size}".encode()).hexdigest()[:12]
+
+
+def _judge_counts(laboratory: Laboratory) -> Iterator[tuple[str, Verdict]]:
+    """H1 by every measure, as rising and as falling."""
+    table = follow(laboratory)
+    for column in table.columns.difference(laboratory.metrics(next(laboratory.networks())).columns, sort=False):
+        yield f"more {column}", judge_over_training(table, column, column)
+        yield f"less {column}", judge_over_training(table.assign(**{column: -table[column]}), column, column)
+
+
+def _judge_gradients(laboratory: Laboratory) -> Iterator[tuple[str, Verdict]]:
+    table = gradients.measure(laboratory)
+    yield from ((measure, gradients.verdict_on(table, measure)) for measure in gradients.MEASURES)
+
+
+def _judge_pruning(laboratory: Laboratory) -> Iterator[tuple[str, Verdict]]:
+    table = pruning.measure(laboratory)
+    yield from ((rule, pruning.verdict_on(table, rule)) for rule in pruning.RULES)
+
+
+CLAIMS: dict[str, Callable[[Laboratory], Iterator[tuple[str, Verdict]]]] = {
+    "H1": _judge_counts,
+    "H2": _judge_gradients,
+    "H3": _judge_pruning,
+}
+"""Hypothesis → what judges it in a laboratory, by each of its measures."""
+
+
+def follow(laboratory: Laboratory) -> pd.DataFrame:
+    """Tabulate whatever might follow the gap.
+
+    Returns
+    -------
+    DataFrame
+        One row per network and round: the columns of :meth:`Laboratory.metrics`; the :func:`measures` on training
+        images; what they exceed those on held-out images by; and those before the activation.
+    """
+    extract = replace(laboratory.settings.extract, tap="pre_activation")
+    before = Laboratory(replace(laboratory.settings, extract=extract), laboratory.folder)
+    tables = []
+    for network in laboratory.networks():
+        rows = []
+        for number in laboratory.rounds:
+            found = measures(laboratory.analysis(network, number))
+            held_out = measures(laboratory.analysis(network, number, "held_out"))
+            beyond = {f"{name}, beyond held-out images'": found[name] - held_out[name] for name in found}
+            inner = measures(before.analysis(network, number))
+            rows.append(found | beyond | {f"{name}, before the activation": inner[name] for name in inner})
+        tables.append(laboratory.metrics(network).join(pd.DataFrame(rows)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def measures(analysis: Analysis) -> dict[str, float]:
+    """Counts, frequencies and scores of an analysis; means over live filters and probe batches where not said.
+
+    Filters by each criterion and by all (and by :data:`THRESHOLDS`) in a batch; live filters; anomaly filters; number
+    of components; logarithm of the CH index; evenness of the clusters (entropy of their shares over that of equal
+    ones); share of samples that are outliers, and the number of filters that single one out.
+    """
+    screening, outliers = analysis.screening, analysis.outliers
+    live = screening.batches[screening.batches["status"] == "ok"]
+    counts = overfitting.counts(analysis)
+    other = {name: analysis.with_thresholds(**by).screening.flagged_per_batch for name, by in THRESHOLDS.items()}
+    return {
+        **counts,
+        **other,
+        "flagged share": counts["flagged"] * analysis.fits.n_batches / max(len(live), 1),
+        "live": len(live) / analysis.fits.n_batches,
+        "anomalous": float(screening.filters["anomalous"].sum()),
+        "components": _mean(live["n_components"]),
+        "log CH": _mean(np.log(live["calinski_harabasz"])),
+        "evenness": _mean(evenness(analysis)),
+        "outliers": len(outliers) / (analysis.fits.n_batches * analysis.fits.n_samples),
+        "filters an outlier": _mean(outliers["n_filters"]),
+    }
+
+
+def evenness(analysis: Analysis) -> pd.Series:
+    """Entropy of the clusters' shares over that of equal clusters, one number per clustering: 1 where all are equal."""
+    values = []
+    for layer in analysis.fits.layers.values():
+        sizes = cluster_sizes(layer.labels, layer.weights.shape[2])[layer.status == "ok"]
+        shares = sizes / sizes.sum(axis=1, keepdims=True)
+        occupied = (sizes > 0).sum(axis=1)
+        entropy = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=1)
+        values.append(entropy[occupied > 1] / np.log(occupied[occupied > 1]))
+    return pd.Series(np.concatenate(values))
+
+
+def _mean(values: pd.Series) -> float:
+    """Mean of numbers; 0 without any: a count over training must not have holes."""
+    return float(values.mean()) if len(values) else 0.0
+
+
+def in_words(table: pd.DataFrame) -> Iterator[str]:
+    """Say for each claim what was asked, what looked supported, and what the held-out seeds confirmed."""
+    questions = table.drop_duplicates([*QUESTION, "stage"])
+    for hypothesis, rows in questions.groupby("hypothesis"):
+        asked = rows[rows["stage"] == "explored"]
+        again = rows[rows["stage"] == "held out"]
+        looked, held = (part[part["verdict"] == SUPPORTED] for part in (asked, again))
+        yield (
+            f"{hypothesis}: {len(asked)} questions in {asked['cell'].nunique()} cells; {len(looked)} looked supported; "
+            f"{len(held)} of these {len(again)} held on further seeds."
+        )
+        for row in held.itertuples():
+            yield f"  {row.hypothesis} held: {row.measure} in {row.cell}"
+    steadiest = steadiness(table).head(5)
+    for row in steadiest.itertuples():
+        yield (
+            f"Given the epoch, {row.Index}: mean rank correlation with the gap {row.mean:+.2f} over {row.cells} cells, "
+            f"of the same sign in {row.same_sign:.0%}."
+        )
+
+
+def steadiness(table: pd.DataFrame) -> pd.DataFrame:
+    """How measures go with the gap given the epoch, over all explored cells: the steadiest first.
+
+    Returns
+    -------
+    DataFrame
+        By measure: ``mean`` partial correlation over cells, ``same_sign`` (share of cells with its sign), ``cells``.
+    """
+    rows = table[(table["stage"] == "explored") & (table["hypothesis"] == "H1") & (table["name"] == "given the epoch")]
+    rising = rows[rows["measure"].str.startswith("more ")].dropna(subset="value")
+    by_measure = rising.groupby("measure")["value"]
+    found = pd.DataFrame(
+        {
+            "mean": by_measure.mean(),
+            "same_sign": by_measure.agg(lambda values: float((np.sign(values) == np.sign(values.mean())).mean())),
+            "cells": by_measure.size(),
+        }
+    )
+    return found.sort_values("mean", key=np.abs, ascending=False)
+
+
+def _figures(table: pd.DataFrame) -> dict[str, object]:
+    shown = table[
+        (table["hypothesis"] == "H1") & table["measure"].str.startswith("more ") & (table["stage"] == "explored")
+    ]
+    if shown.empty:
+        return {}
+    figure = px.strip(
+        shown, x="value", y="measure", color="verdict", facet_col="name", hover_data=["cell", "low", "high"],
+        title="What might follow the gap: a point a cell", height=200 + 22 * shown["measure"].nunique(),
+    )  # fmt: skip
+    figure.update_xaxes(matches=None)
+    return {"measures": figure}
