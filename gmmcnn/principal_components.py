@@ -8,12 +8,13 @@
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from gmmcnn import gpu, pca_cpu
 from gmmcnn.config import ENGINES
@@ -78,9 +79,16 @@ def pca(
         np.zeros(n_filters),
     )
     decompose = _decompose_exactly if engine == "reference" else _decompose
-    with threadpool_limits(1, "blas"):  # the threads are ours: no result depends on how BLAS would split its work
+    # One BLAS thread: the threads are ours, and no result depends on how BLAS would split its work.
+    with _blas_libraries().limit(limits=1, user_api="blas"):
         for_blocks(lambda first, last: decompose(array, slice(first, last), result), n_filters, threads)
     return result
+
+
+@cache
+def _blas_libraries() -> ThreadpoolController:
+    """Those of NumPy and SciPy, loaded with this module; to find them takes milliseconds."""
+    return ThreadpoolController()
 
 
 def _checked_maps(maps: Any) -> NDArray:
