@@ -39,7 +39,7 @@ bench: .venv/dev ## Time the engine beside its rivals.
 
 EVIDENCE ?= runs/evidence
 evidence: .venv/dev ## Run the experiments in the folder EVIDENCE; ARGS="experiment.size=full data=cifar10" and so on.
-	for name in overfitting gradients pruning ablation planted; do \
+	for name in overfitting gradients pruning ablation sensitivity scalability planted; do \
 		$(BIN)/gmmcnn task=experiment experiment=$$name run=$(EVIDENCE) $(ARGS) || exit 1; done
 
 clean: ## Remove the environment and what tools left behind.

@@ -11,7 +11,7 @@ from typing import Any
 from gmmcnn.errors import ConfigurationError
 
 TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report", "experiment", "doctor")
-EXPERIMENTS = ("overfitting", "gradients", "pruning", "ablation", "scalability", "planted", "conditions")
+EXPERIMENTS = ("overfitting", "gradients", "pruning", "ablation", "sensitivity", "scalability", "planted", "conditions")
 SIZES = ("smoke", "quick", "full")
 ENGINES = ("auto", "cpu", "cuda", "reference")
 
@@ -270,6 +270,8 @@ class Experiment:
     """Held-out images that accuracies are measured on, at most."""
     controls: int | None = None
     """Random masks, or random draws of filters, for each comparison."""
+    factors: list[str] | None = None
+    """Of the sensitivity study: what is varied, as ``[tap, k_max]``; None varies everything."""
     grid: dict[str, list[str]] = field(default_factory=dict)
     """Of the search for conditions: factors, each with its options, ``"group.key=value group.key=value"``."""
 

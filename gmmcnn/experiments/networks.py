@@ -86,6 +86,12 @@ class Laboratory:
         self.folder = folder
         self.data = lru_cache(maxsize=2)(self._data)
 
+    def beside(self, settings: config.Settings) -> "Laboratory":
+        """Look at the same networks with other settings of what comes after training; images are read only once."""
+        other = Laboratory(settings, self.folder)
+        other.data = self.data
+        return other
+
     @property
     def seeds(self) -> list[int]:
         """Seeds of the networks, from the run's own upwards."""

@@ -10,6 +10,7 @@ An effect is *specific* where a control does not show it too; which controls an 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -159,40 +160,63 @@ def judge(claim: str, effects: Sequence[Estimate], checks: Sequence[Estimate]) -
     return Verdict(claim, label, tuple(effects), tuple(checks))
 
 
-def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Rank correlation; 0 where either does not vary, NaN for fewer than three pairs."""
-    return _correlation(stats.rankdata(x), stats.rankdata(y))
+def spearman(x: ArrayLike, y: ArrayLike) -> Any:
+    """Rank correlation; 0 where either does not vary, NaN for fewer than three pairs.
+
+    Parameters
+    ----------
+    x : (R,) or (R, G)
+        One variable, or G of them.
+    y : (R,)
+
+    Returns
+    -------
+    float or (G,) float64
+    """
+    return _correlation(stats.rankdata(x, axis=0), stats.rankdata(y))
 
 
-def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float:
+def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> Any:
     """Rank correlation of ``x`` and ``y`` given a third variable: that of the residuals of linear fits between ranks.
 
     NaN for fewer than four triples, and where ``given`` determines the ranks of ``y``: then nothing can be said about
     ``y`` apart from it. 0 where it determines those of ``x``.
+
+    Parameters
+    ----------
+    x : (R,) or (R, G)
+        One variable, or G of them.
+    y, given : (R,)
+
+    Returns
+    -------
+    float or (G,) float64
     """
-    ranks_x, ranks_y, ranks_given = (stats.rankdata(values) for values in (x, y, given))
-    if len(ranks_x) < 4:
-        return np.nan
+    ranks_x, ranks_y, ranks_given = (stats.rankdata(values, axis=0) for values in (x, y, given))
     residual_x, residual_y = _residual(ranks_x, ranks_given), _residual(ranks_y, ranks_given)
-    return np.nan if _constant(residual_y) else _correlation(residual_x, residual_y)
+    if len(ranks_x) < 4 or _constant(residual_y):
+        return np.full(ranks_x.shape[1:], np.nan)[()]
+    return _correlation(residual_x, residual_y)
 
 
 def _residual(values: NDArray, given: NDArray) -> NDArray:
-    centred, direction = values - values.mean(), given - given.mean()
+    centred, direction = values - values.mean(axis=0), given - given.mean()
     norm = direction @ direction
-    return centred - direction * (centred @ direction / norm) if norm > 0 else centred
+    return centred - np.multiply.outer(direction, direction @ centred / norm) if norm > 0 else centred
 
 
-def _constant(values: NDArray) -> bool:
-    return bool(np.ptp(values) <= 1e-9 * len(values))
+def _constant(values: NDArray) -> Any:
+    return np.ptp(values, axis=0) <= 1e-9 * len(values)
 
 
-def _correlation(x: NDArray, y: NDArray) -> float:
+def _correlation(x: NDArray, y: NDArray) -> Any:
+    """Pearson coefficients of (R,) or (R, G) with (R,)."""
     if len(x) < 3:
-        return np.nan
-    if _constant(x) or _constant(y):
-        return 0.0
-    return float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
+        return np.full(x.shape[1:], np.nan)[()]
+    varies = ~(_constant(x) | _constant(y))
+    x, y = x - x.mean(axis=0), y - y.mean()
+    scale = np.sqrt((x**2).sum(axis=0) * (y @ y))
+    return np.clip(np.where(varies, y @ x, 0) / np.where(varies, scale, 1), -1, 1)
 
 
 def by_seed(table: pd.DataFrame, measure: Callable[[pd.DataFrame], float]) -> NDArray[np.float64]:
@@ -200,11 +224,11 @@ def by_seed(table: pd.DataFrame, measure: Callable[[pd.DataFrame], float]) -> ND
     return np.array([measure(rows) for _, rows in table.groupby("seed", sort=True)], float)
 
 
-def rise(table: pd.DataFrame, column: str) -> float:
-    """Difference between the means of a column over the last and the first third of the rows, by epoch."""
+def rise(table: pd.DataFrame, column: str | list[str]) -> Any:
+    """Difference between the means of a column, or several, over the last and the first third of the rows, by epoch."""
     values = table.sort_values("epoch")[column].to_numpy(float)
     third = max(1, len(values) // 3)
-    return float(values[-third:].mean() - values[:third].mean())
+    return values[-third:].mean(axis=0) - values[:third].mean(axis=0)
 
 
 def judge_over_training(table: pd.DataFrame, column: str, claim: str) -> Verdict:

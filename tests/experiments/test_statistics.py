@@ -163,6 +163,18 @@ def test_the_partial_association_is_that_of_the_textbook():
     assert partial_spearman(x, y, given_) == pytest.approx(expected)
 
 
+def test_many_variables_at_once_are_each_on_their_own():
+    rng = np.random.default_rng(0)
+    x, y = np.column_stack([rng.integers(0, 4, (9, 5)), np.ones(9)]), rng.normal(size=9)
+    np.testing.assert_allclose(spearman(x, y), [spearman(column, y) for column in x.T])
+    np.testing.assert_allclose(
+        partial_spearman(x, y, EPOCHS[:9]), [partial_spearman(c, y, EPOCHS[:9]) for c in x.T], atol=1e-12
+    )
+    assert np.isnan(partial_spearman(x, EPOCHS[:9], EPOCHS[:9])).tolist() == [True] * 6
+    table = pd.DataFrame(x, columns=list("abcdef")).assign(epoch=EPOCHS[:9])
+    assert rise(table, list("ab")).tolist() == [rise(table, "a"), rise(table, "b")]
+
+
 def test_nothing_is_known_about_a_gap_apart_from_the_epoch_that_determines_it():
     noise = np.random.default_rng(0).normal(size=12)
     assert np.isnan(partial_spearman(noise, EPOCHS**2, EPOCHS))
