@@ -1,6 +1,6 @@
 """What an experiment leaves behind: a table, the estimates behind its verdicts, figures, and the verdicts in words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,21 @@ class Outcome:
         What else is to be said, one line each.
     figures : dict of plotly figures
         By file name without its ending.
+    tables : dict of DataFrame
+        What was made of the table, by file name without its ending.
     """
 
     table: pd.DataFrame
     verdicts: tuple[Verdict, ...]
     remarks: tuple[str, ...]
     figures: dict[str, Any]
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write ``table.csv``, ``estimates.csv``, ``verdict.txt`` and one HTML page a figure; say the verdicts."""
+        """Write all tables (``table.csv``), ``estimates.csv``, ``verdict.txt`` and the figures; say the verdicts."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.table.to_csv(folder / "table.csv", index=False)
+        for name, table in {"table": self.table, **self.tables}.items():
+            table.to_csv(folder / f"{name}.csv", index=False)
         lines = [*map(str, self.verdicts), *self.remarks]
         if self.verdicts:
             parts = [

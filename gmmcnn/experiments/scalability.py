@@ -1,0 +1,431 @@
+"""How time and memory grow with filters, samples, batches, map size and depth, one varied at a time.
+
+A cell is a network and a probe set. The network is plain: ``depth`` convolutions of 3 × 3, each of ``width`` filters
+with ReLU and without pooling, so that all maps have the size of the images, which are real ones, resized. Its weights
+are drawn (He, Zhang, Ren, Sun, *Delving Deep into Rectifiers*, 2015), not trained: training thousands of filters would
+take longer than everything measured here. EM needs more iterations on some data than on others, so a trained network
+may be faster or slower by some factor; ``iterations`` in the table says how many there were.
+
+Extraction (the network's forward pass, and writing the maps) and fitting (reading them, PCA, the mixture sweep, and
+writing the fits) run in a process each. Every process is forked from one that has imported all and computed nothing,
+and warms up on a few tiny filters. Memory is the largest resident set from then on, above what it was by then: what
+the work needs besides program and libraries, the images and the network's weights. Only host memory is counted. All
+cells are measured once, then all once more, so that a drift of the machine's speed meets every cell alike.
+
+An exponent is the slope of log cost on log size: cost grows as size^exponent. It is taken from the shortest time of
+the repeats, since other work on the machine can only add to it, and from their median of memory. Its interval tells how
+well a power law describes the sizes. Fixed costs lower it where cells are small, so the exponent between the two
+largest sizes is given beside it. Needs a system that forks (Linux, macOS).
+"""
+
+import hashlib
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.express as px
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from torch import Tensor, nn
+
+from gmmcnn import config, data
+from gmmcnn.errors import EngineError
+from gmmcnn.experiments.networks import Laboratory
+from gmmcnn.experiments.outcome import Outcome
+from gmmcnn.experiments.statistics import CONFIDENCE
+from gmmcnn.featuremaps.store import ActivationStore
+from gmmcnn.featuremaps.stream import extract
+from gmmcnn.fits import Fits
+from gmmcnn.fitting import fit_store
+from gmmcnn.progress import progress
+from gmmcnn.run_folder import write_aside
+
+MEMORY_FLOOR_BYTES = 2**20
+"""Growth of the resident set below this is the allocator's: nothing smaller is reported."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A network and its probe set."""
+
+    width: int
+    """Filters of each layer."""
+    depth: int
+    """Layers."""
+    side: int
+    """Height and width of the images and of all maps, in pixels."""
+    samples: int
+    """N, samples in a probe batch."""
+    batches: int
+
+    @property
+    def filters(self) -> int:
+        """Filters of the network."""
+        return self.width * self.depth
+
+    @property
+    def pixels(self) -> int:
+        """P, pixels of a map."""
+        return self.side**2
+
+    @property
+    def images(self) -> int:
+        """Images in the probe set."""
+        return self.samples * self.batches
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells to measure: one in the middle, and along every axis those that differ from it in one respect."""
+
+    base: Cell
+    width: tuple[int, ...]
+    depth: tuple[int, ...]
+    side: tuple[int, ...]
+    samples: tuple[int, ...]
+    batches: tuple[int, ...]
+    repeats: int
+
+    def along(self, axis: str) -> list[Cell]:
+        """Cells of an axis, ascending, the one in the middle among them."""
+        values = {*getattr(self, axis), getattr(self.base, axis)}
+        return [replace(self.base, **{axis: value}) for value in sorted(values)]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every cell once, the one in the middle first."""
+        return list(dict.fromkeys([self.base, *(cell for axis in AXES for cell in self.along(axis))]))
+
+
+AXES = {
+    "width": ("filters", "filters"),
+    "samples": ("samples", "samples a batch"),
+    "batches": ("batches", "batches"),
+    "side": ("pixels", "pixels a map"),
+    "depth": ("depth", "layers of the same width"),
+}
+"""What is varied → the size it is plotted over, and its name. With the depth the number of filters grows too."""
+
+STAGES = ("extract", "fit")
+COSTS = {"seconds": "min", "peak_bytes": "median"}
+"""Cost → what is taken of its repeats."""
+
+GRIDS = {
+    "smoke": Grid(
+        Cell(width=3, depth=2, side=6, samples=20, batches=1),
+        width=(12,), depth=(8,), side=(24,), samples=(80,), batches=(4,), repeats=1,
+    ),
+    "quick": Grid(
+        Cell(width=16, depth=8, side=8, samples=200, batches=1),
+        width=(48, 160, 520), depth=(4, 16, 32), side=(16, 24, 32), samples=(400, 800, 1600), batches=(2, 4, 8),
+        repeats=3,
+    ),
+    "full": Grid(
+        Cell(width=64, depth=8, side=14, samples=200, batches=4),
+        width=(8, 16, 32, 128, 256, 520, 1040), depth=(1, 2, 4, 16, 32, 64), side=(4, 7, 28, 56),
+        samples=(50, 100, 400, 800, 1600), batches=(1, 2, 8, 16), repeats=5,
+    ),
+}  # fmt: skip
+"""The widest network of ``quick`` has 4160 filters, that of ``full`` 8320."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a cost grows along an axis.
+
+    Attributes
+    ----------
+    axis, stage, cost : str
+        Which size is varied (see :data:`AXES`), which of the :data:`STAGES`, ``seconds`` or ``peak_bytes``.
+    exponent, low, high : float
+        Slope of log cost on log size, and its 95 % interval; NaN for the interval of two sizes.
+    last : float
+        Exponent between the two largest sizes.
+    sizes, costs : (smallest, largest)
+        Ends of the axis, and the cost there.
+    """
+
+    axis: str
+    stage: str
+    cost: str
+    exponent: float
+    low: float
+    high: float
+    last: float
+    sizes: tuple[float, float]
+    costs: tuple[float, float]
+
+    def __str__(self) -> str:
+        size, name = AXES[self.axis]
+        interval = "" if np.isnan(self.low) else f" ({self.low:.2f} to {self.high:.2f})"
+        what = {"seconds": "time", "peak_bytes": "memory"}[self.cost]
+        first, last = (in_words(self.cost, value) for value in self.costs)
+        return (
+            f"{self.stage}: {what} grows as {size}^{self.exponent:.2f}{interval}, at the largest two as "
+            f"^{self.last:.2f}: {first} for {self.sizes[0]:g}, {last} for {self.sizes[1]:g} {name}."
+        )
+
+
+def run(laboratory: Laboratory) -> Outcome:
+    """Measure every cell, fit the exponents, and say them."""
+    grid = GRIDS[laboratory.settings.experiment.size]
+    table = by_axis(measure(laboratory, grid), grid)
+    growths = exponents(table)
+    largest = table.loc[table["filters"].idxmax()]
+    remarks = [*map(str, growths), _forward_in_words(table), _largest_in_words(table, int(largest["filters"]))]
+    return Outcome(
+        table, (), tuple(remarks), _figures(table), {"exponents": pd.DataFrame([asdict(growth) for growth in growths])}
+    )
+
+
+def measure(laboratory: Laboratory, grid: Grid) -> pd.DataFrame:
+    """Measure the cells of a grid; what an earlier call measured is read.
+
+    Returns
+    -------
+    DataFrame
+        One row per cell, ``repeat`` and ``stage``: the cell, ``seconds``, ``peak_bytes``; of extraction the
+        ``forward_seconds`` of the network alone; of fitting the ``live_share`` of the fits and the mean EM
+        ``iterations`` of their best starts.
+
+    Raises
+    ------
+    EngineError
+        A process was killed, as the system does where memory runs out.
+    """
+    folder = laboratory.folder / "scalability" / _name(laboratory.settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    images = _images(laboratory.settings, max(cell.images for cell in grid.cells))
+    work = [(repeat, cell) for repeat in range(grid.repeats) for cell in grid.cells]
+    rows = []
+    with _Isolated() as isolated, progress("cells", len(work), "cells") as advance:
+        for repeat, cell in work:
+            path = folder / f"{'-'.join(str(value) for value in asdict(cell).values())}-{repeat}.json"
+            if not path.exists():
+                measured = _measure(isolated, cell, laboratory.settings, images)
+                write_aside(path, json.dumps(measured, indent=1) + "\n")
+            sizes = asdict(cell) | {"filters": cell.filters, "pixels": cell.pixels}
+            for stage, costs in json.loads(path.read_text()).items():
+                rows.append(sizes | {"repeat": repeat, "stage": stage} | costs)
+            advance()
+    return pd.DataFrame(rows)
+
+
+def by_axis(table: pd.DataFrame, grid: Grid) -> pd.DataFrame:
+    """Rows of each axis, with ``axis`` and ``size`` in front; the cell in the middle belongs to all of them."""
+    parts = []
+    for axis, (size, _) in AXES.items():
+        same = np.logical_and.reduce([table[other] == getattr(grid.base, other) for other in AXES if other != axis])
+        rows = table[same & table[axis].isin([getattr(cell, axis) for cell in grid.along(axis)])]
+        parts.append(rows.assign(axis=axis, size=rows[size]).sort_values(["size", "repeat", "stage"]))
+    joined = pd.concat(parts, ignore_index=True)
+    return joined[["axis", "size", *table.columns]]
+
+
+def exponents(table: pd.DataFrame) -> list[Growth]:
+    """Growth of time and memory of each stage along each axis, of a table by :func:`by_axis`."""
+    found = []
+    for axis in AXES:
+        for stage in STAGES:
+            cells = over_repeats(table.query("axis == @axis and stage == @stage"), ["size"])
+            for cost in COSTS:
+                sizes, costs = cells["size"].to_numpy(float), cells[cost].to_numpy(float)
+                ends = ((sizes[0], sizes[-1]), (costs[0], costs[-1]))
+                found.append(Growth(axis, stage, cost, *slope(sizes, costs), *ends))
+    return found
+
+
+def over_repeats(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """One row for each combination of ``keys``: the shortest time of the repeats, their median of memory."""
+    return table.groupby(keys).agg(COSTS).reset_index()
+
+
+def slope(sizes: ArrayLike, costs: ArrayLike) -> tuple[float, float, float, float]:
+    """Exponent of a power law, the limits of its 95 % interval (Student), and the exponent between the last two sizes.
+
+    Parameters
+    ----------
+    sizes : (S,) float
+        Ascending, at least two.
+    costs : (S,) float
+        Above 0.
+    """
+    x, y = np.log(np.asarray(sizes, float)), np.log(np.asarray(costs, float))
+    last = float((y[-1] - y[-2]) / (x[-1] - x[-2]))
+    if len(x) == 2:
+        return last, np.nan, np.nan, last
+    line = stats.linregress(x, y)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 2) * line.stderr)
+    return float(line.slope), float(line.slope) - half, float(line.slope) + half, last
+
+
+def build(cell: Cell, in_channels: int, seed: int) -> nn.Sequential:
+    """Network of a cell, its weights drawn by seed; torch's random state is left as it was."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for number in range(1, cell.depth + 1):
+            convolution = nn.Conv2d(in_channels if number == 1 else cell.width, cell.width, 3, padding=1)
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            layers |= {f"conv{number}": convolution, f"relu{number}": nn.ReLU()}
+    return nn.Sequential(layers)
+
+
+class _Isolated:
+    """Calls a function in a process of its own, forked from one that has imported this module and done nothing."""
+
+    def __enter__(self) -> "_Isolated":
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["__main__", __name__])
+        self._pool = ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __call__(self, function: Callable[..., dict[str, float]], *args: Any) -> dict[str, float]:
+        return self._pool.submit(function, *args).result()
+
+
+def _measure(
+    isolated: _Isolated, cell: Cell, settings: config.Settings, images: NDArray[np.float32]
+) -> dict[str, dict[str, float]]:
+    """Costs of both stages of a cell."""
+    with tempfile.TemporaryDirectory(prefix="gmmcnn-") as scratch:
+        try:
+            return {
+                "extract": isolated(_extract, cell, settings, images[: cell.images], Path(scratch)),
+                "fit": isolated(_fit, cell, settings, Path(scratch)),
+            }
+        except BrokenProcessPool as error:
+            raise EngineError(
+                f"{cell}: the process was killed, most likely for want of memory; the cells finished before are kept"
+            ) from error
+
+
+def _extract(cell: Cell, settings: config.Settings, images: NDArray[np.float32], folder: Path) -> dict[str, float]:
+    """Costs of an extraction, in this process."""
+    size = (cell.side, cell.side)
+    pixels = nn.functional.interpolate(torch.from_numpy(images), size, mode="bilinear", antialias=True)
+    network = build(cell, pixels.shape[1], settings.seed).eval()
+    _warm_up(settings, fit=False)
+    costs = _costs(lambda: _store(network, pixels, folder / "maps.zarr", cell.samples, settings))
+    start = time.perf_counter()
+    with torch.no_grad():
+        for batch in pixels.split(min(cell.samples, settings.extract.batch_samples)):
+            network(batch)
+    return costs | {"forward_seconds": time.perf_counter() - start}
+
+
+def _fit(cell: Cell, settings: config.Settings, folder: Path) -> dict[str, float]:
+    """Costs of fitting what :func:`_extract` left in the folder, in this process."""
+    _warm_up(settings, fit=True)
+    store, done = ActivationStore.open(folder / "maps.zarr"), list[Fits]()
+    costs = _costs(
+        lambda: done.append(fit_store(store, folder / "fits", batch_samples=cell.samples, settings=settings))
+    )
+    layers = done[0].layers.values()
+    iterations = np.concatenate([layer.n_iter[layer.status == "ok"].ravel() for layer in layers])
+    live = np.concatenate([(layer.status == "ok").ravel() for layer in layers])
+    return costs | {"live_share": float(live.mean()), "iterations": float(iterations.mean()) if live.any() else 0.0}
+
+
+def _warm_up(settings: config.Settings, *, fit: bool) -> None:
+    """Extract, and fit, a few tiny filters, so that all that is loaded or compiled on first use is."""
+    samples = 4 * settings.gmm.k_max
+    images = torch.rand(samples, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory(prefix="gmmcnn-") as scratch:
+        network = build(Cell(2, 1, 4, samples, 1), 1, seed=0).eval()
+        store = _store(network, images, Path(scratch) / "maps.zarr", samples, settings)
+        if fit:
+            fit_store(store, Path(scratch) / "fits", batch_samples=samples, settings=settings)
+
+
+def _store(
+    network: nn.Module, pixels: Tensor, path: Path, batch_samples: int, settings: config.Settings
+) -> ActivationStore:
+    chosen = settings.extract
+    return extract(
+        network, pixels, path, tap=chosen.tap, dtype=chosen.dtype, batch_samples=chosen.batch_samples,
+        block_samples=batch_samples,
+    )  # fmt: skip
+
+
+def _costs(work: Callable[[], object]) -> dict[str, float]:
+    """Time of a piece of work, and by how much it raises the resident set of this process at most."""
+    with suppress(OSError):  # Linux forgets its peak so far; elsewhere the warm-up's stands, which is hardly higher
+        Path("/proc/self/clear_refs").write_text("5")
+    before = _peak_bytes()
+    start = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "peak_bytes": max(_peak_bytes() - before, MEMORY_FLOOR_BYTES)}
+
+
+def _peak_bytes() -> int:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _images(settings: config.Settings, n_images: int) -> NDArray[np.float32]:
+    """(n_images, C, H, W) training images, drawn by seed."""
+    chosen = replace(settings.data, train_samples=n_images, label_noise=0.0)
+    return data.load(chosen, settings.seed).train.images.numpy()
+
+
+def _name(settings: config.Settings) -> str:
+    """Name of everything but the cell that costs depend on."""
+    groups: tuple[Any, ...] = (settings.data, settings.extract, settings.pca, settings.gmm, settings.engine)
+    content = json.dumps([settings.seed, *map(asdict, groups)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:10]
+
+
+def in_words(cost: str, value: float) -> str:
+    """A cost with its unit, as ``3.2 s`` or ``140 MiB``."""
+    if cost == "seconds":
+        return f"{value:.3g} s"
+    return "no more than 1 MiB" if value <= MEMORY_FLOOR_BYTES else f"{value / 2**20:.3g} MiB"
+
+
+def _forward_in_words(table: pd.DataFrame) -> str:
+    rows = table[table["stage"] == "extract"]
+    share = rows["forward_seconds"] / rows["seconds"]
+    return f"extract: the network's own forward pass alone takes {share.min():.0%} to {share.max():.0%} of the time."
+
+
+def _largest_in_words(table: pd.DataFrame, filters: int) -> str:
+    rows = over_repeats(table[table["filters"] == filters], ["stage"])
+    parts = [
+        f"{row.stage} " + " and ".join(in_words(cost, getattr(row, cost)) for cost in COSTS)
+        for row in rows.itertuples()
+    ]
+    return f"Largest network, {filters} filters: {', '.join(parts)}."
+
+
+def _figures(table: pd.DataFrame) -> dict[str, object]:
+    cells = over_repeats(table, ["axis", "stage", "size"])
+    figures = {}
+    for cost, title in (("seconds", "Time"), ("peak_bytes", "Peak memory")):
+        figure = px.line(
+            cells, x="size", y=cost, color="stage", facet_col="axis", log_x=True, log_y=True, markers=True,
+            title=f"{title} against size, one varied at a time",
+        )  # fmt: skip
+        figure.update_xaxes(matches=None)
+        for note in figure.layout.annotations:
+            note.text = AXES[note.text.removeprefix("axis=")][1]
+        figures[title.lower().replace(" ", "_")] = figure
+    return figures
