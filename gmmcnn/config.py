@@ -270,6 +270,8 @@ class Experiment:
     """Held-out images that accuracies are measured on, at most."""
     controls: int | None = None
     """Random masks, or random draws of filters, for each comparison."""
+    finetune_epochs: int = 0
+    """Of the pruning experiment: epochs that masked networks, and the unmasked one beside them, are trained on."""
     factors: list[str] | None = None
     """Of the sensitivity study: what is varied, as ``[tap, k_max]``; None varies everything."""
     grid: dict[str, list[str]] = field(default_factory=dict)
@@ -281,6 +283,7 @@ class Experiment:
         for key in ("seeds", "train_samples", "factor", "rounds", "validation_samples", "controls"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"experiment.{key}", value, ">= 1")
+        _require(self.finetune_epochs >= 0, "experiment.finetune_epochs", self.finetune_epochs, ">= 0")
 
 
 @dataclass

@@ -44,6 +44,26 @@ def test_a_masked_filter_is_zero_after_normalisation_and_activation(activation):
     assert (maps[:, [0, 2]] != 0).any()
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.Sigmoid()])
+def test_a_masked_filter_stays_zero_and_gets_no_gradient_in_training(activation):
+    torch.manual_seed(0)
+    model = Shifted(activation).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    before = copy.deepcopy(model.state_dict())
+    with gmmcnn.masked(model, {"conv": [1, 3]}):
+        for _ in range(3):
+            assert (model.features(IMAGES)[:, [1, 3]] == 0).all()
+            optimizer.zero_grad()
+            F.cross_entropy(model(IMAGES), torch.tensor([0, 1])).backward()
+            optimizer.step()
+    after = model.state_dict()
+    for name in ("conv.weight", "conv.bias", "norm.weight", "norm.bias"):
+        assert torch.equal(after[name][[1, 3]], before[name][[1, 3]])
+    assert torch.equal(after["head.weight"][:, [1, 3]], before["head.weight"][:, [1, 3]])  # nobody reads them
+    assert not torch.equal(after["conv.weight"][[0, 2]], before["conv.weight"][[0, 2]])
+    assert not torch.equal(after["head.weight"][:, [0, 2]], before["head.weight"][:, [0, 2]])
+
+
 def test_masking_equals_cutting_the_channel_out():
     torch.manual_seed(0)
     model = Shifted(nn.Sigmoid()).eval()

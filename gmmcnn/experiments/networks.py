@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -30,6 +31,8 @@ from gmmcnn.analysis import Analysis, load
 from gmmcnn.api import analyze_samples
 from gmmcnn.data.splits import Images, Splits
 from gmmcnn.probe import ProbeSet, draw_probe
+from gmmcnn.pruning import Mask, masked
+from gmmcnn.run_folder import write_aside
 from gmmcnn.training import TrainingResult, checkpoint_path
 
 CONDITIONS = ("overfitting", "control")
@@ -186,6 +189,26 @@ class Laboratory:
             replace(found, thumbnails=found.thumbnails[:0]).save(path)
             self._log(f"analyse {source} {number}", network, started)
         return replace(load(path), settings=self.settings.screen)
+
+    def finetuned(self, network: Network, number: int, mask: Mask) -> dict[str, float]:
+        """Losses and accuracies of a network that went on from a round with some filters masked.
+
+        It was trained for ``experiment.finetune_epochs`` more on the same images, by an optimiser that starts anew.
+        Masked filters output zero all the while and get no gradient: this trains what is left when they are removed.
+        """
+        settings = self.settings_of(network)
+        epochs = settings.experiment.finetune_epochs
+        chosen = {layer: sorted(int(index) for index in filters) for layer, filters in mask.items()}
+        path = self._folder(network) / f"finetuned-{number:03d}-{epochs}" / f"{_name(chosen)}.json"
+        if not path.exists():
+            model, started = self.model(network, number), time.perf_counter()
+            train = replace(settings.train, epochs=epochs, checkpoint_epochs=[epochs])
+            with masked(model, chosen), TemporaryDirectory(prefix="gmmcnn-") as scratch:
+                result = training.train(model, self.data(network), train, Path(scratch), seed=network.seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_aside(path, json.dumps(result.metrics.iloc[-1].drop("epoch").to_dict()) + "\n")
+            self._log(f"fine-tune {sum(map(len, chosen.values()))} masked", network, started)
+        return json.loads(path.read_text())
 
     def _untrained(self, network: Network) -> nn.Module:
         splits = self.data(network)

@@ -8,6 +8,10 @@ Efficient ConvNets*, 2017), and of those nearest to the others (FPGM: He, Liu, W
 Geometric Median*, 2019).
 
 The same filters are also removed structurally, and the largest difference that makes to a logit is reported.
+
+With ``experiment.finetune_epochs`` the networks are also trained on, each on its own training images with its filters
+masked all the while, which is what one does after a removal. Training on changes a network by itself, and an overfitted
+one mostly for the worse, so the comparison is with the unmasked network trained on for as long.
 """
 
 from collections.abc import Iterator
@@ -21,7 +25,7 @@ from torch import Tensor, nn
 
 from gmmcnn.experiments.networks import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
-from gmmcnn.experiments.statistics import Verdict, judge, over_seeds, permutation_p
+from gmmcnn.experiments.statistics import Estimate, Verdict, judge, over_seeds, permutation_p
 from gmmcnn.progress import progress
 from gmmcnn.pruning import Mask, masked, random_masks
 from gmmcnn.screening import Screening
@@ -35,6 +39,9 @@ RULES: dict[str, dict[str, float]] = {
 }
 """Rule → thresholds that differ from those in force."""
 CONTROLS = ("random", "l1", "fpgm")
+FINETUNED = ("none", "chosen", *CONTROLS)
+FINETUNED_DRAWS = 3
+"""Random masks of each rule and seed that are trained on; the others are only evaluated."""
 _FIGURES = ("train_accuracy", "train_loss", "validation_accuracy", "validation_loss")
 
 
@@ -42,8 +49,10 @@ def run(laboratory: Laboratory) -> Outcome:
     """Mask, compare, judge."""
     require_torch_pruning()  # before an hour of training, not after it
     table = measure(laboratory)
-    verdicts = tuple(verdict_on(table, rule) for rule in RULES)
-    return Outcome(table, verdicts, tuple(_remarks(table)), _figures(table))
+    epochs = laboratory.settings.experiment.finetune_epochs
+    verdicts = [verdict_on(table, rule) for rule in RULES]
+    verdicts += [finetuned_verdict_on(table, rule, epochs) for rule in RULES if epochs]
+    return Outcome(table, tuple(verdicts), (*_remarks(table), *_finetuning_remarks(table, epochs)), _figures(table))
 
 
 def measure(laboratory: Laboratory) -> pd.DataFrame:
@@ -55,7 +64,9 @@ def measure(laboratory: Laboratory) -> pd.DataFrame:
         One row per seed, ``rule``, ``mask`` (``none``, ``chosen``, ``single``, ``random``, ``l1``, ``fpgm``) and
         ``number`` (of the single filter or of the draw), with ``n_filters``, accuracies and losses, each one's
         ``change_`` from the unmasked network, and for ``chosen`` the filters ``removed`` and ``silenced`` structurally
-        and the largest ``logit_difference`` that makes.
+        and the largest ``logit_difference`` that makes. Of the networks that were fine-tuned, :data:`FINETUNED` but no
+        more than :data:`FINETUNED_DRAWS` random ones, also ``finetuned_`` accuracies and losses, and each one's
+        ``change_finetuned_`` from the unmasked network fine-tuned as long.
     """
     with progress("networks", len(laboratory.seeds), "networks") as advance:
         tables = []
@@ -67,25 +78,37 @@ def measure(laboratory: Laboratory) -> pd.DataFrame:
 
 def verdict_on(table: pd.DataFrame, rule: str) -> Verdict:
     """Judge the claim for the filters that a rule chooses."""
-    rows = table[table["rule"] == rule]
-    changes = {
-        mask: rows[rows["mask"] == mask].groupby("seed")[["change_train_accuracy", "change_validation_accuracy"]].mean()
-        for mask in ("chosen", *CONTROLS)
-    }
-    chosen = changes["chosen"]
+    validation = _by_seed(table, rule, "change_validation_accuracy")
     effects = [
-        over_seeds("validation accuracy", chosen["change_validation_accuracy"]),
-        over_seeds("loss of training accuracy", -chosen["change_train_accuracy"]),
+        over_seeds("validation accuracy", validation["chosen"]),
+        over_seeds("loss of training accuracy", -_by_seed(table, rule, "change_train_accuracy")["chosen"]),
     ]
-    checks = [
-        over_seeds(
-            f"validation accuracy beyond {mask} masks'",
-            (chosen - changes[mask])["change_validation_accuracy"],
-        )
+    claim = f"H3, masking {_named(rule)} raises validation and lowers training accuracy"
+    return judge(claim, effects, _beyond_controls(validation))
+
+
+def finetuned_verdict_on(table: pd.DataFrame, rule: str, epochs: int) -> Verdict:
+    """Judge whether a network is better off without the filters that a rule chooses, once both are fine-tuned."""
+    validation = _by_seed(table, rule, "change_finetuned_validation_accuracy")
+    claim = f"H3, after {epochs} epochs of fine-tuning validation accuracy is higher without {_named(rule)} than with"
+    return judge(claim, [over_seeds("validation accuracy", validation["chosen"])], _beyond_controls(validation))
+
+
+def _by_seed(table: pd.DataFrame, rule: str, column: str) -> dict[str, pd.Series]:
+    """Mean change by seed, for the chosen mask and each control."""
+    rows = table[table["rule"] == rule]
+    return {mask: rows[rows["mask"] == mask].groupby("seed")[column].mean() for mask in ("chosen", *CONTROLS)}
+
+
+def _beyond_controls(validation: dict[str, pd.Series]) -> list[Estimate]:
+    return [
+        over_seeds(f"validation accuracy beyond {mask} masks'", validation["chosen"] - validation[mask])
         for mask in CONTROLS
     ]
-    name = "anomaly filters" if rule == "anomalous" else f"anomaly filters by the {rule} rule"
-    return judge(f"H3, masking {name} raises validation and lowers training accuracy", effects, checks)
+
+
+def _named(rule: str) -> str:
+    return "anomaly filters" if rule == "anomalous" else f"anomaly filters by the {rule} rule"
 
 
 def _measure(laboratory: Laboratory, network: Network) -> pd.DataFrame:
@@ -98,7 +121,14 @@ def _measure(laboratory: Laboratory, network: Network) -> pd.DataFrame:
         loss, accuracy = evaluate(model, splits.validation.images, splits.validation.labels)
         return dict(zip(_FIGURES, (train_accuracy, train_loss, accuracy, loss), strict=True))
 
+    def finetuned(mask: Mask) -> dict[str, float]:
+        after = laboratory.finetuned(network, number, mask)
+        changes = {f"change_finetuned_{key}": after[key] - unmasked[key] for key in _FIGURES}
+        return {f"finetuned_{key}": after[key] for key in _FIGURES} | changes
+
     before = accuracies(model)
+    epochs = laboratory.settings.experiment.finetune_epochs
+    unmasked = laboratory.finetuned(network, number, {}) if epochs else {}
     rows = []
     for rule, thresholds in RULES.items():
         screening = analysis.with_thresholds(**thresholds).screening
@@ -109,7 +139,8 @@ def _measure(laboratory: Laboratory, network: Network) -> pd.DataFrame:
             row = {"seed": seed, "rule": rule, "mask": kind, "number": index, "n_filters": sum(map(len, mask.values()))}
             changes = {f"change_{key}": after[key] - before[key] for key in _FIGURES}
             structural = _remove(model, mask, splits.validation.images[:100]) if kind == "chosen" else {}
-            rows.append(row | after | changes | structural)
+            later = finetuned(mask) if epochs and kind in FINETUNED and index < FINETUNED_DRAWS else {}
+            rows.append(row | after | changes | structural | later)
     return pd.DataFrame(rows)
 
 
@@ -199,6 +230,22 @@ def _remarks(table: pd.DataFrame) -> Iterator[str]:
                 f"points (p = {p:.2g} among {len(random)} random masks); {row['removed']:.0f} removed structurally, "
                 f"{row['silenced']:.0f} silenced, logits within {row['logit_difference']:.1g}."
             )
+        if len(chosen):
+            total = chosen[["n_filters", "removed", "silenced"]].sum()
+            yield (
+                f"{rule}, all seeds: of {total['n_filters']:.0f} masked filters {total['removed']:.0f} were cut out, "
+                f"{total['silenced']:.0f} share their channels with other layers and were silenced."
+            )
+
+
+def _finetuning_remarks(table: pd.DataFrame, epochs: int) -> Iterator[str]:
+    """What fine-tuning does to the network that nothing was masked in."""
+    for row in table[(table["mask"] == "none") & (table["rule"] == "anomalous")].itertuples() if epochs else ():
+        yield (
+            f"seed {row.seed}: {epochs} epochs more change the unmasked network's training accuracy by "
+            f"{100 * (row.finetuned_train_accuracy - row.train_accuracy):+.1f}, its validation accuracy by "
+            f"{100 * (row.finetuned_validation_accuracy - row.validation_accuracy):+.1f} points."
+        )
 
 
 def _figures(table: pd.DataFrame) -> dict[str, object]:

@@ -243,7 +243,7 @@ def exponents(table: pd.DataFrame) -> list[Growth]:
         for stage in STAGES:
             cells = over_repeats(table.query("axis == @axis and stage == @stage"), ["size"])
             for cost in COSTS:
-                sizes, costs = cells["size"].to_numpy(float), cells[cost].to_numpy(float)
+                sizes, costs = cells["size"].astype(float).tolist(), cells[cost].astype(float).tolist()
                 ends = ((sizes[0], sizes[-1]), (costs[0], costs[-1]))
                 found.append(Growth(axis, stage, cost, *slope(sizes, costs), *ends))
     return found

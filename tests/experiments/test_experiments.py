@@ -44,6 +44,7 @@ def test_an_experiment_leaves_its_results_in_the_run_folder_and_says_its_verdict
         ({"name": "astrology"}, "experiment=astrology"),
         ({"size": "huge"}, "experiment.size=huge"),
         ({"seeds": 0}, "seeds=0"),
+        ({"finetune_epochs": -1}, "finetune_epochs=-1"),
     ],
 )
 def test_impossible_settings_are_named(wrong, message):

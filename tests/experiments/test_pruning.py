@@ -9,11 +9,22 @@ import torch
 from torch import nn
 
 import gmmcnn
+from gmmcnn import training
 from gmmcnn.experiments import pruning
 from gmmcnn.experiments.networks import Laboratory, Network
-from gmmcnn.experiments.pruning import CONTROLS, distances, l1_norms, masks, verdict_on
+from gmmcnn.experiments.pruning import (
+    CONTROLS,
+    FINETUNED,
+    FINETUNED_DRAWS,
+    distances,
+    finetuned_verdict_on,
+    l1_norms,
+    masks,
+    verdict_on,
+)
 from gmmcnn.experiments.statistics import NOT_SPECIFIC, NOT_SUPPORTED, SUPPORTED
-from gmmcnn.training import evaluate
+from gmmcnn.structural import remove_filters
+from gmmcnn.training import evaluate, train
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +96,82 @@ def test_importances_are_those_of_the_literature():
     np.testing.assert_allclose(distances(convolution.weight), [9, 5, 6])
 
 
+@pytest.fixture(scope="module")
+def trained_on(lenient):
+    """The same networks, trained on for an epoch."""
+    experiment = replace(lenient.settings.experiment, finetune_epochs=1)
+    return Laboratory(replace(lenient.settings, experiment=experiment), lenient.folder)
+
+
+@pytest.fixture(scope="module")
+def finetuned(trained_on):
+    return pruning.run(trained_on)
+
+
+def test_finetuning_adds_to_the_table_and_changes_nothing_else_in_it(finetuned, outcome):
+    table = finetuned.table
+    pd.testing.assert_frame_equal(table[outcome.table.columns], outcome.table)
+    tuned = table[table["finetuned_validation_accuracy"].notna()]
+    assert set(tuned["mask"]) == set(FINETUNED)
+    assert set(table[~table.index.isin(tuned.index)]["mask"]) <= {"single", "random"}
+    random = tuned[tuned["mask"] == "random"].groupby(["seed", "rule"]).size()
+    assert (random == FINETUNED_DRAWS).all()
+    assert (tuned["finetuned_train_loss"] != tuned["train_loss"]).all()
+    assert len(finetuned.verdicts) == 2 * len(outcome.verdicts) == 6
+
+
+def test_changes_after_finetuning_are_from_the_unmasked_network_trained_on_as_long(finetuned):
+    for _, rows in finetuned.table.groupby(["seed", "rule"]):
+        unmasked = rows[rows["mask"] == "none"].iloc[0]
+        assert unmasked["change_finetuned_validation_accuracy"] == 0
+        chosen = rows[rows["mask"] == "chosen"].iloc[0]
+        change = chosen["finetuned_train_loss"] - unmasked["finetuned_train_loss"]
+        assert chosen["change_finetuned_train_loss"] == change != 0
+
+
+def test_finetuning_masked_filters_is_finetuning_what_is_left_when_they_are_removed(trained_on, tmp_path):
+    network = Network(0, "overfitting")
+    model, splits = trained_on.model(network, 4), trained_on.data(network)
+    mask = trained_on.analysis(network, 4).screening.anomalous
+    smaller = remove_filters(model, mask, splits.train.images[:1])
+    assert smaller.removed == mask
+    settings = replace(trained_on.settings_of(network).train, epochs=1, checkpoint_epochs=[1])
+    removed = train(smaller.model, splits, settings, tmp_path, seed=0).metrics.iloc[-1]
+    masked = trained_on.finetuned(network, 4, mask)
+    # Sums of other lengths differ in their last bits, and Adam's steps do not shrink with the gradient.
+    assert masked["train_loss"] == pytest.approx(removed["train_loss"], rel=1e-3)
+    assert masked["validation_loss"] == pytest.approx(removed["validation_loss"], rel=1e-3)
+    assert masked["train_loss"] != trained_on.finetuned(network, 4, {})["train_loss"]
+
+
+def test_a_finished_finetuning_is_not_repeated(finetuned, trained_on, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(Laboratory, "trained", lambda *args: None)
+    again = pruning.measure(trained_on)
+    pd.testing.assert_frame_equal(again, finetuned.table)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "controls", "label"),
+    [
+        (0.02, {}, SUPPORTED),
+        (0.02, {"fpgm": 0.02}, NOT_SPECIFIC),
+        (-0.01, {}, NOT_SUPPORTED),
+    ],
+    ids=["true", "FPGM helps as much", "the unmasked network does better"],
+)
+def test_the_verdict_after_finetuning_asks_for_more_than_the_unmasked_network_and_every_control(
+    chosen, controls, label
+):
+    table = table_of(chosen, NO_HELP | controls).rename(
+        columns=lambda name: name.replace("change_", "change_finetuned_")
+    )
+    table.loc[len(table)] = dict(table.iloc[0]) | {"mask": "random", "change_finetuned_validation_accuracy": np.nan}
+    verdict = finetuned_verdict_on(table, "anomalous", epochs=5)
+    assert verdict.label == label
+    assert "after 5 epochs of fine-tuning" in str(verdict)
+
+
 def table_of(chosen: float, controls: dict[str, float], train: float = -0.02) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     rows = [
@@ -130,4 +217,7 @@ def test_networks_without_anomaly_filters_end_in_a_verdict_too(laboratory, tmp_p
 def test_everything_is_written(outcome, tmp_path):
     outcome.write(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"table.csv", "estimates.csv", "verdict.txt", "masks.html"}
-    assert "random masks" in (tmp_path / "verdict.txt").read_text()
+    said = (tmp_path / "verdict.txt").read_text()
+    assert "random masks" in said
+    n_filters = outcome.table.query("rule == 'anomalous' and mask == 'chosen'")["n_filters"].sum()
+    assert f"anomalous, all seeds: of {n_filters} masked filters {n_filters} were cut out, 0 share" in said
