@@ -2,7 +2,8 @@
 
 python docs/evidence_tables.py runs/evidence/*
 
-A run folder is named after its network and data; every experiment found in one adds a row for each of its claims.
+A run folder is named after its network and data; every experiment found in one adds a row for each of its claims, and
+the one on sensitivity a table of its own, with a row for each variant.
 """
 
 import sys
@@ -14,6 +15,7 @@ import pandas as pd
 
 def main(folders: Iterable[Path]) -> None:
     """Print one table for each experiment."""
+    folders = list(folders)
     found = {
         (path.parent.name.rpartition("-")[0], folder.name): pd.read_csv(path)
         for folder in folders
@@ -23,6 +25,10 @@ def main(folders: Iterable[Path]) -> None:
         runs = {run: table for (name, run), table in found.items() if name == experiment}
         print(f"### {experiment}\n")
         print(*table_of(runs), "", sep="\n")
+    for folder in folders:
+        for path in sorted(folder.glob("experiments/sensitivity-*/variants.csv")):
+            print(f"### variants, {folder.name}\n")
+            print(*table_of_variants(pd.read_csv(path)), "", sep="\n")
 
 
 def table_of(runs: dict[str, pd.DataFrame]) -> Iterator[str]:
@@ -35,6 +41,23 @@ def table_of(runs: dict[str, pd.DataFrame]) -> Iterator[str]:
         for claim, estimates in table.groupby("claim", sort=False):
             cells = {estimate.name: in_numbers(estimate) for _, estimate in estimates.set_index("name").iterrows()}
             yield row([run, claim, *(cells.get(name, "") for name in names), estimates["verdict"].iloc[0]])
+
+
+def table_of_variants(variants: pd.DataFrame) -> Iterator[str]:
+    """Lines of a Markdown table: a row for each variant, the value in force in bold."""
+    measures = {"effect": "effect", "given_epoch": "given the epoch", "beyond_control": "rise beyond the control's"}
+    yield row(["setting", "value", "λ·K_max/N", "filters", *measures.values(), "verdict"])
+    yield row(["---"] * 8)
+    for _, variant in variants.iterrows():
+        value = f"**{variant['value']}**" if variant["in_force"] else str(variant["value"])
+        estimates = [
+            in_numbers(
+                pd.Series({key: variant[place] for key, place in zip(("value", "low", "high"), places, strict=True)})
+            )
+            for places in ((name, f"{name}_low", f"{name}_high") for name in measures)
+        ]
+        numbers = [f"{variant['ratio']:.2f}", f"{variant['count']:.1f}"]
+        yield row([variant["factor"], value, *numbers, *estimates, variant["verdict"]])
 
 
 def in_numbers(estimate: pd.Series) -> str:

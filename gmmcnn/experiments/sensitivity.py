@@ -213,9 +213,13 @@ def moves(summary: pd.DataFrame, in_force: Verdict) -> Iterator[str]:
         ordered = rows.sort_values("ratio", kind="stable") if factor == SATURATION else rows
         parts = [
             f"{label} at {', '.join(_value(row) for row in run)}"
-            for label, run in groupby(ordered.itertuples(), key=lambda row: row.verdict)
+            for label, run in groupby(ordered.itertuples(), key=_label)
         ]
         yield f"{factor}: {'; '.join(parts)}."
+
+
+def _label(row: Any) -> str:
+    return f"{row.verdict}, the count falls," if row.effect_high < 0 else row.verdict
 
 
 def _value(row: Any) -> str:

@@ -144,13 +144,15 @@ def test_it_says_between_which_values_the_verdict_changes():
         {"factor": "scope", "value": v, "in_force": v == "layer", "ratio": 0.25, "verdict": NOT_SPECIFIC}
         for v in ("layer", "network")
     ]
-    first, by_size, by_scope = moves(pd.DataFrame(rows), replace(judge("", [], []), label=NOT_SPECIFIC))
+    table = pd.DataFrame(rows).assign(effect_high=[-0.1, float("nan"), 0.9, 0.9, 0.9, 0.9])
+    first, by_size, by_scope = moves(table, replace(judge("", [], []), label=NOT_SPECIFIC))
     assert first == (
         "6 variants around the settings in force (not specific to overfitting): "
         "the verdict changes with small_cluster; it stays with scope."
     )
     assert by_size == (
-        "small_cluster: not supported at 2, 3; not specific to overfitting at 5 (in force); supported at 10."
+        "small_cluster: not supported, the count falls, at 2; not supported at 3; "
+        "not specific to overfitting at 5 (in force); supported at 10."
     )
     assert by_scope == "scope: not specific to overfitting at layer (in force), network."
 
@@ -160,7 +162,7 @@ def test_the_ratio_orders_what_is_varied_together():
         {"factor": "saturation", "value": v, "in_force": False, "ratio": ratio, "verdict": label}
         for v, ratio, label in [("20·10/200", 1.0, SUPPORTED), ("2·10/200", 0.1, NOT_SUPPORTED)]
     ]
-    assert list(moves(pd.DataFrame(rows), judge("", [], [])))[1] == (
+    assert list(moves(pd.DataFrame(rows).assign(effect_high=0.9), judge("", [], [])))[1] == (
         "saturation: not supported at 2·10/200 = 0.10; supported at 20·10/200 = 1.00."
     )
 
