@@ -269,7 +269,8 @@ def slope(sizes: ArrayLike, costs: ArrayLike) -> tuple[float, float, float, floa
     if len(x) == 2:
         return last, np.nan, np.nan, last
     line = stats.linregress(x, y)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 2) * line.stderr)
+    error = np.nan_to_num(line.stderr)  # undefined where all costs are equal, and a power law fits exactly
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 2) * error)
     return float(line.slope), float(line.slope) - half, float(line.slope) + half, last
 
 
