@@ -29,6 +29,30 @@ def main(folders: Iterable[Path]) -> None:
         for path in sorted(folder.glob("experiments/sensitivity-*/variants.csv")):
             print(f"### variants, {folder.name}\n")
             print(*table_of_variants(pd.read_csv(path)), "", sep="\n")
+        for path in sorted(folder.glob("experiments/scalability-*/exponents.csv")):
+            print(f"### growth, {folder.name}\n")
+            print(*table_of_growth(pd.read_csv(path)), "", sep="\n")
+
+
+def table_of_growth(growths: pd.DataFrame) -> Iterator[str]:
+    """Lines of a Markdown table: a row for each axis, a column for each cost of each stage."""
+    columns = [(stage, cost) for cost in ("seconds", "peak_bytes") for stage in ("extract", "fit")]
+    names = {"seconds": "time", "peak_bytes": "memory"}
+    yield row(["varied", *(f"{names[cost]} of {stage}" for stage, cost in columns)])
+    yield row(["---"] * (1 + len(columns)))
+    for axis, found in growths.groupby("axis", sort=False):
+        by_column = found.set_index(["stage", "cost"])
+        cells = []
+        for stage, cost in columns:
+            growth = by_column.loc[(stage, cost)]
+            ends = [f"{growth[end]:.2g} s" if cost == "seconds" else f"{growth[end] / 2**20:.0f} MiB"
+                    for end in ("cost_at_smallest", "cost_at_largest")]  # fmt: skip
+            cells.append(
+                f"{growth['exponent']:.2f} ({growth['low']:.2f} to {growth['high']:.2f}), last {growth['last']:.2f}; "
+                f"{ends[0]} to {ends[1]}"
+            )
+        sizes = found.iloc[0]
+        yield row([f"{axis}: {sizes['smallest']:g} to {sizes['largest']:g}", *cells])
 
 
 def table_of(runs: dict[str, pd.DataFrame]) -> Iterator[str]:

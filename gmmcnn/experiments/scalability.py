@@ -155,8 +155,10 @@ class Growth:
         Slope of log cost on log size, and its 95 % interval; NaN for the interval of two sizes.
     last : float
         Exponent between the two largest sizes.
-    sizes, costs : (smallest, largest)
-        Ends of the axis, and the cost there.
+    smallest, largest : float
+        Ends of the axis.
+    cost_at_smallest, cost_at_largest : float
+        In the unit that ``cost`` names.
     """
 
     axis: str
@@ -166,17 +168,19 @@ class Growth:
     low: float
     high: float
     last: float
-    sizes: tuple[float, float]
-    costs: tuple[float, float]
+    smallest: float
+    largest: float
+    cost_at_smallest: float
+    cost_at_largest: float
 
     def __str__(self) -> str:
         size, name = AXES[self.axis]
         interval = "" if np.isnan(self.low) else f" ({self.low:.2f} to {self.high:.2f})"
         what = {"seconds": "time", "peak_bytes": "memory"}[self.cost]
-        first, last = (in_words(self.cost, value) for value in self.costs)
+        first, last = (in_words(self.cost, value) for value in (self.cost_at_smallest, self.cost_at_largest))
         return (
             f"{self.stage}: {what} grows as {size}^{self.exponent:.2f}{interval}, at the largest two as "
-            f"^{self.last:.2f}: {first} for {self.sizes[0]:g}, {last} for {self.sizes[1]:g} {name}."
+            f"^{self.last:.2f}: {first} for {self.smallest:g}, {last} for {self.largest:g} {name}."
         )
 
 
@@ -244,7 +248,7 @@ def exponents(table: pd.DataFrame) -> list[Growth]:
             cells = over_repeats(table.query("axis == @axis and stage == @stage"), ["size"])
             for cost in COSTS:
                 sizes, costs = cells["size"].astype(float).tolist(), cells[cost].astype(float).tolist()
-                ends = ((sizes[0], sizes[-1]), (costs[0], costs[-1]))
+                ends = (sizes[0], sizes[-1], costs[0], costs[-1])
                 found.append(Growth(axis, stage, cost, *slope(sizes, costs), *ends))
     return found
 

@@ -115,8 +115,9 @@ def test_exponents_are_those_of_the_table(exponent, memory):
         truth = pytest.approx(expected.get((axis, cost), 0.0), abs=1e-9)
         assert [growth.exponent, growth.low, growth.high, growth.last] == [truth] * 4  # a power law and nothing else
     growth = found["width", "fit", "seconds"]
-    assert growth.sizes == (128, 4160)
-    assert growth.costs == pytest.approx((1e-3 * 128**exponent, 1e-3 * 4160**exponent))  # the undisturbed repeat
+    assert (growth.smallest, growth.largest) == (128, 4160)
+    undisturbed = pytest.approx((1e-3 * 128**exponent, 1e-3 * 4160**exponent))
+    assert (growth.cost_at_smallest, growth.cost_at_largest) == undisturbed
     assert f"fit: time grows as filters^{exponent:.2f}" in str(growth)
 
 
