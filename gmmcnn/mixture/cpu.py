@@ -59,12 +59,13 @@ def fit_mixtures(
     )
 
     fitted = n_distinct >= settings.k_min
-    pairs = np.array(
-        [(f, k) for f in np.flatnonzero(fitted) for k in reversed(counts) if k <= n_distinct[f]], dtype=np.int64
-    ).reshape(-1, 2)
+    largest_first = np.array(counts)[::-1]
+    filters, columns = np.nonzero(largest_first <= n_distinct[:, None])
+    pairs = np.stack([filters, largest_first[columns]], axis=1)
     given = np.array([k in initial_labels for k in range(k_max + 1)])
-    starts = [initial_labels.get(k, np.empty((0, n_samples), dtype=np.int8)) for k in counts]
-    initial = np.stack([s if len(s) else np.zeros((n_filters, n_samples), np.int8) for s in starts], axis=1)
+    initial = np.zeros((n_filters, n_k, n_samples) if initial_labels else (0, 0, 0), dtype=np.int8)
+    for k, start in initial_labels.items():
+        initial[:, k - settings.k_min] = start
     index = np.full((n_filters, n_k), np.nan)
     lower_bound = np.full((n_filters, n_k), np.nan)
     n_iter = np.zeros((n_filters, n_k), dtype=np.int32)

@@ -301,20 +301,22 @@ def update(
             constants[k * n_numbers] = -np.inf
             continue
         weights[k] = size / n_samples
+        share = 1.0 / size
         invert_triangle(constants, k * n_numbers + 1 + n_dims, dims, inverse)
         first, second = k * n_numbers + 1, k * n_numbers + 1 + n_dims
         a = second
         for j in range(n_dims):  # covariance of u; the mean of x is A⁻¹ (mean of u − b)
             mean = 0.0
             for i in range(j + 1):
-                mean += inverse[j * n_dims + i] * (sums[first + i] / size - np.float64(constants[first + i]))
-                between = sums[first + j] / size * (sums[first + i] / size)
-                covariance[j * n_dims + i] = covariance[i * n_dims + j] = sums[a + i] / size - between
+                mean_u = sums[first + i] * share
+                mean += inverse[j * n_dims + i] * (mean_u - np.float64(constants[first + i]))
+                entry = sums[a + i] * share - sums[first + j] * share * mean_u
+                covariance[j * n_dims + i] = covariance[i * n_dims + j] = entry
             means[k * n_dims + j] = mean
             a += j + 1
         congruence(inverse, covariance, dims, scratch[2 * n_dims * n_dims :])
         factor = factors[k * n_dims * n_dims : (k + 1) * n_dims * n_dims]
-        log2_determinant = 0.0
+        root_determinant = 1.0
         for j in range(n_dims):
             for i in range(j + 1):
                 pivot = covariance[j * n_dims + i]
@@ -325,8 +327,8 @@ def update(
                 else:
                     root = math.sqrt(max(pivot + reg_covar, min_pivot))
                     factor[j * n_dims + j] = root
-                    log2_determinant += math.log2(root)
-        h = math.log2(weights[k]) - log2_determinant - 0.5 * n_dims * _LOG2_2PI
+                    root_determinant *= root
+        h = math.log2(weights[k] / root_determinant) - 0.5 * n_dims * _LOG2_2PI
         write_constants(factor, means, k, dims, inverse, constants)
         sums[k * n_numbers] = h
         shift = max(shift, h)
