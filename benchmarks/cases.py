@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
+from joblib import Parallel
 from numpy.typing import NDArray
 
 from gmmcnn import config
@@ -13,6 +13,7 @@ from gmmcnn.data import load
 from gmmcnn.featuremaps import ActivationStore, extract, filter_blocks
 from gmmcnn.models import build
 from gmmcnn.principal_components import pca
+from gmmcnn.threads import available_cores
 from gmmcnn.training import train
 
 K_MIN, K_MAX, DIMS = 2, 10, 2
@@ -25,7 +26,8 @@ DEFAULT_BATCH = 200
 FILTERS = 256
 """Filters in the comparison of sweeps."""
 
-EPOCHS, TRAIN_SAMPLES = 10, 4000
+EPOCHS, TRAIN_SAMPLES = 4, 14_000
+"""So many samples that LeNet-5 gives ``FILTERS`` live problems of ``LARGE_BATCH`` samples, none of them twice."""
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -50,7 +52,7 @@ def trained_store() -> ActivationStore:
     except FileNotFoundError:
         name = "digits"
         data = load(config.Data(name=name), seed=0)
-    folder = cache_folder() / name
+    folder = cache_folder() / f"{name}-{TRAIN_SAMPLES}"
     images = data.train.images
     model = build(
         config.Model(name="lenet5"),
@@ -82,6 +84,12 @@ def trained_scores(n_samples: int, n_filters: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(scores[np.resize(order, n_filters)])
 
 
-def limit_torch_threads(threads: int) -> None:
-    """Give torch as many threads as everybody has."""
-    torch.set_num_threads(threads)
+def standardised(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores (F, N, d) with mean 0 and mean variance 1, filter by filter: one regularisation suits all."""
+    centred = scores - scores.mean(axis=1, keepdims=True)
+    return centred / np.sqrt(centred.var(axis=1).mean(axis=1))[:, None, None]
+
+
+def pool() -> Parallel:
+    """As many processes as this process may use cores, kept between calls."""
+    return Parallel(n_jobs=available_cores())

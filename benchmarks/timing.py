@@ -8,11 +8,29 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 OURS = "gmmcnn"
+
+
+@dataclass
+class Contestant:
+    """Work to be timed."""
+
+    work: Callable[[], Any]
+    share: float = 1.0
+    """Share of the whole work that this does; its time is scaled to the whole."""
+    answer: Any = None
+    """What it returned last."""
+
+    def seconds(self) -> float:
+        """Time of one run, scaled to the whole work."""
+        start = time.perf_counter()
+        self.answer = self.work()
+        return (time.perf_counter() - start) / self.share
 
 
 @dataclass(frozen=True)
@@ -28,43 +46,29 @@ class Comparison:
     lowest_ratio: float
     highest_ratio: float
     share_of_work: float
-    """Share of the work that the rival did; its time is for the whole, in proportion."""
 
 
-def compare(
-    ours: Callable[[], object], rivals: Mapping[str, tuple[Callable[[], object], float]], rounds: int
-) -> list[Comparison]:
-    """Time us and the rivals in turn, ``rounds`` times, each warmed up by one run.
-
-    Parameters
-    ----------
-    ours : callable
-        Does the whole work.
-    rivals : mapping from name to (callable, share)
-        Each does that share of the work.
-    rounds : int
-    """
-    ours()
-    for rival, _ in rivals.values():
-        rival()
-    our_times: list[float] = []
-    rival_times: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(rounds):
-        our_times.append(seconds(ours))
-        for name, (rival, share) in rivals.items():
-            rival_times[name].append(seconds(rival) / share)
-    return [
-        Comparison(
-            rival=name,
-            rival_s=statistics.median(times),
-            our_s=statistics.median(our_times),
-            ratio=statistics.median(ratios := [t / o for t, o in zip(times, our_times, strict=True)]),
-            lowest_ratio=min(ratios),
-            highest_ratio=max(ratios),
-            share_of_work=rivals[name][1],
+def compare(ours: Contestant, rivals: Mapping[str, Contestant], rounds: int) -> list[Comparison]:
+    """Time us and the rivals in turn, ``rounds`` times, each warmed up by one run."""
+    for contestant in (ours, *rivals.values()):
+        contestant.seconds()
+    times = [(ours.seconds(), {name: rival.seconds() for name, rival in rivals.items()}) for _ in range(rounds)]
+    our_s = statistics.median(our for our, _ in times)
+    comparisons = []
+    for name, rival in rivals.items():
+        ratios = [theirs[name] / our for our, theirs in times]
+        comparisons.append(
+            Comparison(
+                rival=name,
+                rival_s=statistics.median(theirs[name] for _, theirs in times),
+                our_s=our_s,
+                ratio=statistics.median(ratios),
+                lowest_ratio=min(ratios),
+                highest_ratio=max(ratios),
+                share_of_work=rival.share,
+            )
         )
-        for name, times in rival_times.items()
-    ]
+    return comparisons
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -79,13 +83,21 @@ def best(work: Callable[[], object], rounds: int) -> float:
     return min(seconds(work) for _ in range(rounds))
 
 
-def report(title: str, comparisons: list[Comparison], sizes: Mapping[str, Any], path: Path | None) -> None:
-    """Print a table, and write it as JSON."""
+def report(
+    title: str,
+    comparisons: list[Comparison],
+    sizes: Mapping[str, Any],
+    path: Path | None,
+    checks: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Print a table, and write it as JSON; ``checks`` says of rivals how their answer compares with ours."""
     print(f"{title}  ({', '.join(f'{k} = {v}' for k, v in sizes.items())})")
     for c in comparisons:
-        spread = f"{c.lowest_ratio:.1f} to {c.highest_ratio:.1f}"
-        print(f"  {c.rival:42s} {c.rival_s:9.3f} s   {OURS} {c.our_s:7.3f} s   ratio {c.ratio:7.1f}  ({spread})")
-    write_json(path, {"title": title, "sizes": dict(sizes), "results": [asdict(c) for c in comparisons]})
+        times = f"{c.rival:14s} {c.rival_s:9.3f} s   {OURS} {c.our_s:7.3f} s"
+        ratios = f"ratio {c.ratio:7.1f}  ({c.lowest_ratio:.1f} to {c.highest_ratio:.1f})"
+        print(f"  {times}   {ratios:32s} {checks.get(c.rival, '')}")
+    content = {"title": title, "sizes": dict(sizes), "results": [asdict(c) for c in comparisons]}
+    write_json(path, {**content, "checks": dict(checks)})
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:

@@ -1,0 +1,97 @@
+"""The benchmarks of the CPU engine run, here on a few random images, and their rivals do the work they claim."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from joblib import Parallel
+from torch import nn
+
+from benchmarks import bench_pca, bench_pipeline, bench_sweep, cases, peaks, rivals, timing
+from gmmcnn import config, pca_cpu
+from gmmcnn.featuremaps import ActivationStore, extract
+
+SAMPLES = 40
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ActivationStore:
+    """Maps of a random network, which take the place of the trained one's."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU())
+    store = extract(network, torch.rand(3 * SAMPLES, 1, 16, 16), tmp_path / "maps", block_samples=SAMPLES)
+    monkeypatch.setattr(cases, "trained_store", lambda: store)
+    monkeypatch.setattr(cases, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cases, "pool", lambda: Parallel(n_jobs=1))
+    monkeypatch.setattr(cases, "LARGE_BATCH", SAMPLES)
+    monkeypatch.setattr(cases, "DEFAULT_BATCH", SAMPLES // 2)
+    monkeypatch.setattr(cases, "K_MAX", 3)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "arguments", "titles"),
+    [
+        (bench_sweep, ["--filters", "8"], ["bench_sweep"] * 3 + ["sweep_peak"]),
+        (bench_pca, ["--filters", "2"], ["bench_pca", "pca_limits"] * 5),
+        (bench_pipeline, ["--one-in", "3"], ["bench_pipeline"] * 2),
+    ],
+)
+def test_it_runs_and_writes_its_ratios(
+    store: ActivationStore, benchmark, arguments, titles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments, "--rounds", "1", "--json", str(tmp_path / "result")])
+    benchmark.main()
+    results = json.loads((tmp_path / "result").read_text())
+    assert [result["title"] for result in results] == titles
+    ratios = {rival["rival"]: rival["ratio"] for result in results for rival in result.get("results", [])}
+    assert "scikit-learn" in ratios
+    assert min(ratios.values()) > 0
+
+
+@pytest.mark.parametrize("rival", [*rivals.ONE_BY_ONE, *rivals.BATCHED])
+def test_a_rival_fits_the_same_mixtures(rival: str) -> None:
+    if not rivals.installed(rival):
+        pytest.skip(f"{rival} is not installed; benchmarks/README.md says how")
+    rng = np.random.default_rng(0)
+    groups = np.array([[-4, 0], [4, 0], [0, 5]])[rng.integers(3, size=(4, 300))]
+    scores = cases.standardised((groups + rng.normal(size=groups.shape)).astype(np.float32))
+    theirs = bench_sweep.sweep_by(rival, scores, Parallel(n_jobs=1))[:, 1]  # K = 3
+    ours = bench_sweep.fit(scores, n_init=5).lower_bound_[:, 1]
+    assert theirs == pytest.approx(ours, abs=0.02)
+
+
+def test_the_loop_screens_the_same_filters_by_the_same_measures(store: ActivationStore) -> None:
+    settings = config.Settings(engine=config.Engine(name="cpu"), gmm=config.Gmm(k_max=cases.K_MAX))
+    ours = bench_pipeline.analysed(store, settings)
+    theirs = bench_pipeline.looped(store, store.n_samples // cases.DEFAULT_BATCH, settings, Parallel(n_jobs=1))
+    assert set(theirs) <= set(ours)
+    for column in ("layer", "filter", "status"):
+        assert theirs[column].tolist() == ours[column].tolist()
+    for column in ("mean_activation", "active_share"):
+        np.testing.assert_allclose(theirs[column], ours[column], rtol=1e-5)
+
+
+def test_passes_are_those_of_the_iteration() -> None:
+    maps = np.random.default_rng(0).normal(size=(2, 100, 100)).astype(np.float32)
+    maps[1] *= 0.8 ** np.arange(100)  # falls off steeply, hence converges soon
+    slow, quick = bench_pca.passes(maps)
+    assert pca_cpu.FIRST_CHECK <= quick < slow <= pca_cpu.MAX_PASSES
+
+
+def test_reading_reads_everything() -> None:
+    maps = np.random.default_rng(0).normal(size=(2, 3, 64 * peaks.CHAINS)).astype(np.float32)
+    assert peaks._read(maps.reshape(2, -1), np.array([1, 2])) == pytest.approx(
+        maps[0].sum() + 2 * maps[1].sum(), rel=1e-4
+    )
+
+
+def test_times_are_scaled_to_the_whole_work() -> None:
+    quarter = timing.Contestant(lambda: time.sleep(0.02), share=0.25)
+    (result,) = timing.compare(timing.Contestant(lambda: time.sleep(0.02)), {"quarter": quarter}, rounds=3)
+    assert result.rival_s >= 0.08
+    assert result.lowest_ratio <= result.ratio <= result.highest_ratio
