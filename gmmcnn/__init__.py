@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gmmcnn.api import analyze as analyze
     from gmmcnn.errors import GmmcnnError as GmmcnnError
     from gmmcnn.mixture.sweep import GaussianMixtureSweep as GaussianMixtureSweep
+    from gmmcnn.monitor import OverfittingMonitor as OverfittingMonitor
     from gmmcnn.principal_components import PCAResult as PCAResult
     from gmmcnn.principal_components import pca as pca
     from gmmcnn.pruning import masked as masked
@@ -20,6 +21,7 @@ _HOMES = {
     "Analysis": "analysis",
     "GaussianMixtureSweep": "mixture.sweep",
     "GmmcnnError": "errors",
+    "OverfittingMonitor": "monitor",
     "PCAResult": "principal_components",
     "analyze": "api",
     "load": "analysis",

@@ -1,6 +1,7 @@
 """One call from Python: a trained network and some images in, tables out."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def analyze(
     >>> analysis.to_html("report.html")                        # doctest: +SKIP
     """
     pixels, known_labels = _as_tensors(images, labels)
-    chosen = _settings(settings, n_samples=len(pixels))
+    chosen = settings_from(settings, n_samples=len(pixels))
     n_batches = len(pixels) // chosen.probe.samples
     pixels = pixels[: n_batches * chosen.probe.samples]
     batch = np.repeat(np.arange(n_batches), chosen.probe.samples)
@@ -142,12 +143,18 @@ def _as_tensors(
     return pixels, known
 
 
-def _settings(given: dict[str, Any], *, n_samples: int) -> config.Settings:
-    """Settings from their short names; without ``samples`` there is one batch of all samples."""
+def settings_from(given: Mapping[str, Any], *, n_samples: int) -> config.Settings:
+    """Build settings from their short names; without ``samples`` there is one batch of all samples.
+
+    Raises
+    ------
+    ConfigurationError
+        A setting is unknown or impossible, or ``samples`` is more than there are.
+    """
     sections = {name: config.GROUPS[name] for name in _SECTIONS}
     places = {f.name: f"{section}.{f.name}" for section, kind in sections.items() for f in fields(kind)} | _RENAMED
     values: dict[str, dict[str, Any]] = {section: {} for section in (*sections, "engine", "")}
-    for name, value in ({"samples": n_samples} | given).items():
+    for name, value in ({"samples": n_samples} | dict(given)).items():
         if name not in places:
             raise ConfigurationError(f"{name}: no such setting{did_you_mean(name, places)}")
         section, _, key = places[name].rpartition(".")

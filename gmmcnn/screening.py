@@ -147,6 +147,23 @@ def judge(fits: Fits, settings: config.Screen, rules: Sequence[Rule]) -> dict[st
     return judged | held | {"flagged": np.logical_and.reduce([live, *held.values()])}
 
 
+def counts(fits: Fits, settings: config.Screen) -> dict[str, float]:
+    """Count filters in a probe batch, on average over batches.
+
+    Returns
+    -------
+    dict
+        ``flagged`` by all criteria; ``unbalanced``, ``separated``, ``active`` by each of them; ``live`` filters, which
+        can be judged; ``near_dead`` and ``dead`` ones.
+    """
+    rules = rules_of(settings)
+    judged = judge(fits, settings, rules)
+    statuses = {"live": "ok", "near_dead": "near_dead", "dead": "dead"}
+    counted = {name: judged[name] for name in ("flagged", *(rule.name for rule in rules))}
+    counted |= {name: judged["status"] == status for name, status in statuses.items()}
+    return {name: float(held.sum(axis=0).mean()) for name, held in counted.items()}
+
+
 def measure(fits: Fits, settings: config.Screen) -> pd.DataFrame:
     """Tabulate what the criteria look at: one row per filter and probe batch.
 

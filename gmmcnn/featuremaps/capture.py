@@ -402,7 +402,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 module.training = training
             with torch.no_grad():
                 for module, name, buffer, value in buffers:
-                    buffer.copy_(value)
+                    if not torch.equal(buffer, value):  # written only then: a pending backward pass may have saved it
+                        buffer.copy_(value)
                     setattr(module, name, buffer)
 
 

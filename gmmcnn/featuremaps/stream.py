@@ -13,10 +13,9 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -91,9 +90,7 @@ def extract(
     with torch.random.fork_rng(devices=[]):  # a DataLoader draws from it, and a data set may
         source = ImageBlocks(images)
         taps = find_taps(model, next(source.blocks([slice(0, 1)])), tap=tap, layers=layers)
-        if not taps.analysed:
-            reasons = "; ".join(f"{skipped.layer}: {skipped.reason}" for skipped in taps.skipped)
-            raise CaptureError(f"no layer can be analysed: {reasons}")
+        require_analysed(taps)
         origin = {
             "tap": tap,
             "model_sha256": fingerprint(model),
@@ -110,6 +107,52 @@ def extract(
         store = _open_or_create(Path(path), contents, block, overwrite=overwrite)
         _fill(store, model, taps, source, advance or (lambda n=1, /: None))
     return ActivationStore.open(path)
+
+
+def feature_maps(
+    model: nn.Module,
+    images: Tensor,
+    taps: Taps,
+    *,
+    dtype: str = "float32",
+    batch_samples: int = 256,
+    block_samples: int | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """Feature maps of all images, in memory: what :func:`extract` would store.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run in eval mode; comes back as it was.
+    images : (N, …) Tensor
+    taps : Taps
+        What :func:`~gmmcnn.featuremaps.capture.find_taps` found for this model.
+    dtype, batch_samples, block_samples
+        As in :func:`extract`.
+
+    Returns
+    -------
+    dict of layer → (F, N, P) float32
+        In the order of the taps.
+    """
+    shapes = {tap.layer: (tap.n_filters, len(images), tap.height, tap.width) for tap in taps.analysed}
+    gathered = {layer: torch.empty(shape) for layer, shape in shapes.items()}
+    size = _block_samples(taps, block_samples or len(images), len(images), batch_samples)
+    for start in range(0, len(images), size):
+        samples = slice(start, start + size)
+
+        def gather(layer: str, by_filter: Tensor, samples: slice = samples) -> None:
+            gathered[layer][:, samples] = by_filter.to(getattr(torch, dtype))
+
+        _capture_by_filter(model, images[samples], taps, gather, start)
+    return {layer: maps.flatten(2).numpy() for layer, maps in gathered.items()}
+
+
+def require_analysed(taps: Taps) -> None:
+    """Raise CaptureError with the reasons if there is no layer to analyse."""
+    if not taps.analysed:
+        reasons = "; ".join(f"{skipped.layer}: {skipped.reason}" for skipped in taps.skipped)
+        raise CaptureError(f"no layer can be analysed: {reasons}")
 
 
 def skipped_layers(store: ActivationStore) -> list[tuple[str, str]]:
@@ -129,18 +172,35 @@ def filter_blocks(
     maps : (F, N, P) float32
         At most ``bytes_per_block``, but at least one filter.
     """
+    blocks = filter_slices(store, layer, samples=samples, bytes_per_block=bytes_per_block)
+    yield from zip(blocks, read_ahead(store, layer, [(block, samples) for block in blocks]), strict=True)
+
+
+def filter_slices(
+    store: ActivationStore, layer: str, *, samples: slice = ALL, bytes_per_block: int = BYTES_PER_BLOCK
+) -> list[slice]:
+    """Divide the filters of a layer into blocks whose maps fill at most ``bytes_per_block``, or hold one filter."""
     n_filters, height, width = store.tap(layer).shape
     n_samples = len(range(*samples.indices(store.n_samples)))
     step = max(1, bytes_per_block // max(1, n_samples * height * width * 4))
-    blocks = [slice(start, min(start + step, n_filters)) for start in range(0, n_filters, step)]
+    return [slice(start, min(start + step, n_filters)) for start in range(0, n_filters, step)]
+
+
+def read_ahead(
+    store: ActivationStore, layer: str, parts: Sequence[tuple[slice, slice]]
+) -> Iterator[NDArray[np.float32]]:
+    """Read one part (filters, samples) of a layer after the other, each while the caller works on the one before.
+
+    Yields
+    ------
+    (F, N, P) float32
+    """
     with ThreadPoolExecutor(1, "gmmcnn-reader") as reader:
-        ahead = reader.submit(store.read, layer, blocks[0], samples)
-        for block, following in pairwise([*blocks, None]):
-            maps = ahead.result()
-            if following:
-                ahead = reader.submit(store.read, layer, following, samples)
-            if block:
-                yield block, maps
+        ahead = None
+        for part in (*parts, None):
+            ready, ahead = ahead, reader.submit(store.read, layer, *part) if part else None
+            if ready:
+                yield ready.result()
 
 
 def activation_statistics(maps: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -262,22 +322,29 @@ def _fill(store: ActivationStore, model: nn.Module, taps: Taps, images: ImageBlo
     advance(store.n_samples - sum(_length(store.block(index)) for index in missing))
     with _Writer() as writer:
         for block, batch in zip(missing, images.blocks(map(store.block, missing)), strict=True):
-            n_samples = len(batch)
-            if n_samples == 1:  # torch computes a batch of one by other algorithms, with other last bits
-                batch = torch.cat([batch, batch])
 
-            def consume(layer: str, maps: Tensor, block: int = block, n_samples: int = n_samples) -> None:
+            def write(layer: str, by_filter: Tensor, block: int = block) -> None:
                 # Copied now, in the store's order: the model's next operation may overwrite the tensor.
-                by_filter = (
-                    maps[:n_samples]
-                    .transpose(0, 1)
-                    .to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
-                )
-                writer(store.write, layer, block, by_filter.numpy())
+                copy = by_filter.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+                writer(store.write, layer, block, copy.numpy())
 
-            capture(model, batch, taps, consume, sample_offset=store.block(block).start)
+            _capture_by_filter(model, batch, taps, write, store.block(block).start)
             writer(store.commit, block)
-            advance(n_samples)
+            advance(len(batch))
+
+
+def _capture_by_filter(
+    model: nn.Module, images: Tensor, taps: Taps, consume: Callable[[str, Tensor], None], sample_offset: int
+) -> None:
+    """:func:`capture`, with maps as (F, N, H, W)."""
+    n_samples = len(images)
+    if n_samples == 1:  # torch computes a batch of one by other algorithms, with other last bits
+        images = torch.cat([images, images])
+
+    def turn(layer: str, maps: Tensor) -> None:
+        consume(layer, maps[:n_samples].transpose(0, 1))
+
+    capture(model, images, taps, turn, sample_offset=sample_offset)
 
 
 def _open_or_create(path: Path, contents: "_Contents", block_samples: int, *, overwrite: bool) -> ActivationStore:

@@ -1,0 +1,242 @@
+"""How many filters meet the criteria, epoch by epoch, while a network is trained in anybody's loop.
+
+One probe batch is drawn once and kept; a step is one forward pass over it, one clustering of its feature maps in
+memory, and the count. The model and all random states are afterwards what they were, so that the training ends with
+the same weights bit by bit.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from gmmcnn import config
+from gmmcnn.analysis import Analysis
+from gmmcnn.api import settings_from
+from gmmcnn.console import note
+from gmmcnn.errors import ConfigurationError
+from gmmcnn.featuremaps.capture import find_taps, unwrapped
+from gmmcnn.featuremaps.stream import feature_maps, require_analysed
+from gmmcnn.fits import Fits
+from gmmcnn.fitting import fit_maps
+from gmmcnn.probe import thumbnails
+from gmmcnn.screening import counts
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+NOTE = (
+    "gmmcnn's counts describe filters; they do not detect overfitting: they rise with training time in networks that "
+    "do not overfit too, and given the epoch they have shown no association with the generalisation gap."
+)
+COLUMNS = ("epoch", "flagged", "unbalanced", "separated", "active", "live", "near_dead", "dead")
+"""Columns of :attr:`OverfittingMonitor.history`."""
+
+_DRAW = 103
+_DEFAULTS = {"n_init": 1, "threads": 1}
+
+
+class OverfittingMonitor:
+    """Count the filters that meet the criteria, epoch by epoch, inside any training loop.
+
+    What the count tells: in how many filters, at this epoch, a handful of the probe samples stands apart from the
+    others while the filter is strongly active. What it does **not** tell: whether the network overfits. The count
+    rises with training time also in networks that do not overfit, and given the epoch it has shown no association
+    with the generalisation gap. Nor is a single fit reproducible: read the course of the count, not one filter's
+    verdict. ``gmmcnn task=experiment experiment=overfitting`` puts the same count beside its controls.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network in training, with Conv2d layers; looked at as it is whenever :meth:`step` is called.
+    probe : (N, C, H, W) float Tensor or ndarray, Dataset or DataLoader
+        Samples that the network is trained on, scaled as in training; of tuples, the first element is the image. The
+        probe batches are drawn from it once, by ``random_state``, and kept in memory.
+    samples : int, optional
+        N, samples in a probe batch; None takes 200, or all where there are fewer.
+    batches : int
+        Disjoint probe batches that the counts are averaged over.
+    layers : list of str, optional
+        Dotted names of the Conv2d layers to look at; None takes all.
+    every : int
+        Look only at every such epoch, counted from the first, where an epoch takes less than a second.
+    **settings
+        As in :func:`gmmcnn.analyze`. Unlike there, one start (``n_init=1``) and one thread (``threads=1``) are the
+        default: the count needs no more, and the other cores may be loading data.
+
+    Raises
+    ------
+    ConfigurationError
+        The probe is empty, too small or no images, or a setting is unknown or impossible.
+    CaptureError
+        No feature map can be taken from the model.
+
+    Notes
+    -----
+    The maps of one epoch are held in memory: 4 bytes for each sample, filter and pixel. The first step after the
+    installation compiles the engine, which is kept on disk; in every later process the first step loads it.
+
+    Examples
+    --------
+    >>> monitor = gmmcnn.OverfittingMonitor(model, train_images)        # doctest: +SKIP
+    >>> for epoch in range(1, 31):                                      # doctest: +SKIP
+    ...     train_one_epoch(model)
+    ...     row = monitor.step(epoch)    # {'epoch': 1, 'flagged': 3.0, 'unbalanced': 9.0, ...}
+    >>> monitor.history.plot(x="epoch", y="flagged")                    # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: Tensor | NDArray | Dataset | DataLoader,
+        *,
+        samples: int | None = None,
+        batches: int = 1,
+        layers: list[str] | None = None,
+        every: int = 1,
+        **settings: Any,
+    ) -> None:
+        if every < 1:
+            raise ConfigurationError(f"every={every}: expected a whole number >= 1")
+        self.model = model
+        self.every = every
+        with _random_states_kept():
+            self.images, self.settings = _prepare(probe, samples, batches, settings)
+            self._taps = find_taps(model, self.images[:1], tap=self.settings.extract.tap, layers=layers)
+        require_analysed(self._taps)
+        self._rows: list[dict[str, float]] = []
+        self._last: int | None = None
+        self._fits: Fits | None = None
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch looked at, with :data:`COLUMNS`: numbers of filters, means over probe batches."""
+        return pd.DataFrame(self._rows, columns=list(COLUMNS))
+
+    @property
+    def analysis(self) -> Analysis:
+        """Everything about the epoch that was looked at last: tables of filters and outliers, and a page."""
+        if self._fits is None:
+            raise ConfigurationError("analysis: no epoch has been looked at; call step(epoch) first")
+        batch = np.repeat(np.arange(self._fits.n_batches), self._fits.n_samples)
+        return Analysis(
+            fits=self._fits,
+            samples=pd.DataFrame({"batch": batch, "label": pd.NA}),
+            thumbnails=thumbnails(self.images.cpu()),
+            settings=self.settings.screen,
+            skipped=tuple((skipped.layer, skipped.reason) for skipped in self._taps.skipped),
+            name=f"{type(unwrapped(self.model)).__name__}, epoch {self._rows[-1]['epoch']:.0f}",
+        )
+
+    def step(self, epoch: int) -> dict[str, float] | None:
+        """Look at the model as it is now.
+
+        Parameters
+        ----------
+        epoch : int
+            Its number, larger than at the last call.
+
+        Returns
+        -------
+        dict or None
+            The new row of :attr:`history`; None where ``every`` leaves this epoch out.
+
+        Raises
+        ------
+        ConfigurationError
+            The epoch is not larger than the last one.
+        CaptureError
+            Maps hold NaN or infinite values: the training has diverged.
+        """
+        if self._last is not None and epoch <= self._last:
+            raise ConfigurationError(
+                f"epoch={epoch}: epoch {self._last} has been looked at already; expected a later one "
+                "(another training needs a monitor of its own)"
+            )
+        self._last = epoch
+        if self._rows and (epoch - self._rows[0]["epoch"]) % self.every:
+            return None
+        self._fits = self._fit()
+        self._rows.append({"epoch": epoch} | counts(self._fits, self.settings.screen))
+        note(NOTE)
+        return dict(self._rows[-1])
+
+    def figure(self) -> "go.Figure":
+        """Draw the counts over the epochs."""
+        import plotly.express as px
+
+        shown = ["flagged", "unbalanced", "separated", "active", "live"]
+        long = self.history.melt("epoch", shown, "filters that are", "filters in a probe batch")
+        return px.line(
+            long, x="epoch", y="filters in a probe batch", color="filters that are", markers=True,
+            title="Filters by criterion, and all together: a description, no detector of overfitting",
+        )  # fmt: skip
+
+    def _fit(self) -> Fits:
+        extract, gmm, probe = self.settings.extract, self.settings.gmm, self.settings.probe
+        with _random_states_kept():
+            maps = feature_maps(
+                self.model,
+                self.images,
+                self._taps,
+                dtype=extract.dtype,
+                batch_samples=extract.batch_samples,
+                block_samples=probe.samples,
+            )
+        batches = range(len(self.images) // probe.samples)
+        layers = {
+            layer: fit_maps(by_filter, layer, range(len(by_filter)), batches, self.settings)
+            for layer, by_filter in maps.items()
+        }
+        return Fits(layers, gmm.k_min, gmm.k_max)
+
+
+def _prepare(probe: Any, samples: int | None, batches: int, given: dict[str, Any]) -> tuple[Tensor, config.Settings]:
+    """Images (B * N, C, H, W) of the probe batches, drawn from the probe, and the settings."""
+    data = probe.dataset if isinstance(probe, DataLoader) else probe
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        kind = type(data).__name__
+        raise ConfigurationError(f"probe is a {kind}; expected a Tensor, ndarray, map-style Dataset or DataLoader")
+    available = len(data)
+    if available == 0:
+        raise ConfigurationError("probe: there are no samples; expected a few hundred training samples")
+    samples = min(config.Probe().samples, available) if samples is None else samples
+    chosen = settings_from(_DEFAULTS | given | {"samples": samples, "batches": batches}, n_samples=available)
+    if samples <= chosen.gmm.k_max:
+        raise ConfigurationError(
+            f"probe: a batch has {samples} samples; expected more than k_max={chosen.gmm.k_max}, better a few hundred"
+        )
+    order = np.random.default_rng([chosen.seed, _DRAW]).permutation(available)
+    return _images(data, order[: min(batches, available // samples) * samples]), chosen
+
+
+def _images(data: Any, indices: NDArray[np.int64]) -> Tensor:
+    if isinstance(data, Tensor | np.ndarray):
+        images = torch.as_tensor(data)[torch.from_numpy(indices)]
+    else:
+        items = [data[index] for index in indices.tolist()]
+        images = default_collate([item[0] if isinstance(item, tuple | list) else item for item in items])
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ConfigurationError(f"probe: images are {shape} in a batch; expected a tensor (N, C, H, W)")
+    return images
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Undo what reading a data set or running a model draws from the generators of Python, NumPy and torch."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - whoever uses it shall not notice us
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
