@@ -1,10 +1,10 @@
 """Thresholds chosen by data: many tried on the networks of some seeds, the best of them judged on those of others.
 
 Stored fits are screened by every point of a grid. The *score* of a point is that of the weakest of the three things a
-verdict on H1 needs, all on a scale that ends at 1: association of the count with the generalisation gap within seeds,
-the same given the epoch, and the rise of the count beyond that of the control network, as a share of the count's range.
-The point with the highest mean score is chosen. Among thousands the best looks good by chance; only seeds that had no
-part in the choice can say whether it is.
+verdict on H1 needs, all without a unit: association of the count with the generalisation gap within seeds, the same
+given the epoch, and the rise of the count beyond that of the control network, as a share of the count's range. The
+point with the highest mean score is chosen. Among thousands the best looks good by chance; only seeds that had no part
+in the choice can say whether it is.
 """
 
 from collections.abc import Iterator, Mapping
