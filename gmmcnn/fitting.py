@@ -8,8 +8,7 @@ begin.
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from gmmcnn import config, gpu
 from gmmcnn.errors import ConfigurationError, ConvergenceWarning, StoreError
 from gmmcnn.featuremaps.store import ActivationStore
-from gmmcnn.featuremaps.stream import activation_statistics, filter_blocks
+from gmmcnn.featuremaps.stream import activation_statistics, filter_slices, read_ahead
 from gmmcnn.fits import Fits, LayerFits
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 from gmmcnn.principal_components import pca
@@ -49,7 +48,7 @@ def fit_store(
     settings : config.Settings
         Its ``pca``, ``gmm``, ``engine`` and ``seed``.
     advance : Advance
-        Called with the number of fits just done, one for each filter and probe batch.
+        Called with the number of fits just done, or found done; one for each filter and probe batch.
 
     Returns
     -------
@@ -100,27 +99,54 @@ def _fit_layer(
     settings: config.Settings,
     advance: Advance,
 ) -> LayerFits:
+    missing: list[_Block] = []
     if not (folder / "complete").exists():
-        for filters, batches, maps in _blocks(store, layer, batch_samples):
-            part = folder / f"batch-{batches.start:04d}" / f"filter-{filters.start:06d}.npz"
-            if not part.exists():
-                part.parent.mkdir(parents=True, exist_ok=True)
-                fit_maps(maps, layer, filters, batches, settings).save(part)
-            advance(len(filters) * len(batches))
-        (folder / "complete").touch()
+        blocks = _blocks(store, layer, batch_samples)
+        missing = [block for block in blocks if not block.file(folder).exists()]
+    n_missing = sum(block.n_fits for block in missing)
+    advance(store.layers[layer].n_filters * (store.n_samples // batch_samples) - n_missing)
+    parts = [block.part(batch_samples) for block in missing]
+    for block, maps in zip(missing, read_ahead(store, layer, parts), strict=True):
+        file = block.file(folder)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fit_maps(maps, layer, block.filters, block.batches, settings).save(file)
+        advance(block.n_fits)
+    (folder / "complete").touch()
     return _gather(folder)
 
 
-def _blocks(store: ActivationStore, layer: str, batch_samples: int) -> Iterator[tuple[range, range, NDArray]]:
-    """Filters, probe batches and their maps (F, B * N, P); all batches at once unless one filter's are too large."""
+@dataclass(frozen=True)
+class _Block:
+    """What is read, fitted and kept together."""
+
+    filters: range
+    batches: range
+
+    @property
+    def n_fits(self) -> int:
+        return len(self.filters) * len(self.batches)
+
+    def file(self, folder: Path) -> Path:
+        return folder / f"batch-{self.batches.start:04d}" / f"filter-{self.filters.start:06d}.npz"
+
+    def part(self, batch_samples: int) -> tuple[slice, slice]:
+        """Filters and samples."""
+        samples = slice(self.batches.start * batch_samples, self.batches.stop * batch_samples)
+        return slice(self.filters.start, self.filters.stop), samples
+
+
+def _blocks(store: ActivationStore, layer: str, batch_samples: int) -> list[_Block]:
+    """Divide a layer: by filters, and by probe batches too where one filter's maps of all of them are too large."""
     tap = store.layers[layer]
     n_batches = store.n_samples // batch_samples
     at_once = min(n_batches, max(1, BYTES_PER_BLOCK // (batch_samples * tap.height * tap.width * 4)))
+    blocks = []
     for first in range(0, n_batches, at_once):
         batches = range(first, min(first + at_once, n_batches))
-        samples = slice(batches.start * batch_samples, batches.stop * batch_samples)
-        for filters, maps in filter_blocks(store, layer, samples=samples, bytes_per_block=BYTES_PER_BLOCK):
-            yield range(filters.start, filters.stop), batches, maps
+        samples = slice(0, len(batches) * batch_samples)
+        slices = filter_slices(store, layer, samples=samples, bytes_per_block=BYTES_PER_BLOCK)
+        blocks += [_Block(range(filters.start, filters.stop), batches) for filters in slices]
+    return blocks
 
 
 def _gather(folder: Path) -> LayerFits:
@@ -151,18 +177,19 @@ def fit_maps(maps: NDArray, layer: str, filters: range, batches: range, settings
         Its ``pca``, ``gmm``, ``engine`` and ``seed``.
     """
     problems = maps.reshape(len(filters) * len(batches), -1, maps.shape[-1])
-    keys = [stream_key(layer, filter, batch) for filter in filters for batch in batches]
+    repeats = range(settings.gmm.repeats)
+    keys = [stream_key(layer, filter, batch, repeat) for filter in filters for batch in batches for repeat in repeats]
     engine, threads = settings.engine.name, settings.engine.threads
     mean_activation, active_share = activation_statistics(problems)
     reduced = pca(problems, settings.pca.dims, engine=engine, threads=threads)
     starts = {"random_state": settings.seed + settings.gmm.random_state}
-    sweep = GaussianMixtureSweep(**asdict(settings.gmm) | starts, engine=engine, threads=threads)
+    sweep = GaussianMixtureSweep(**settings.gmm.of_a_sweep | starts, engine=engine, threads=threads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # kept for each fit in ``converged``
-        sweep.fit(reduced.scores, keys=np.array(keys, np.uint64))
+        sweep.fit(np.repeat(reduced.scores, len(repeats), axis=0), keys=np.array(keys, np.uint64))
 
     def by_batch(flat: NDArray) -> NDArray:
-        return flat.reshape(len(filters), len(batches), *flat.shape[1:])
+        return flat.reshape(len(filters), -1, *flat.shape[1:])
 
     return LayerFits(
         scores=by_batch(reduced.scores.astype(np.float32)),
@@ -182,6 +209,7 @@ def fit_maps(maps: NDArray, layer: str, filters: range, batches: range, settings
     )
 
 
-def stream_key(layer: str, filter: int, batch: int) -> int:
-    """Name of a fit's random stream: 64 bits that depend on nothing but which maps these are."""
-    return int.from_bytes(hashlib.blake2b(f"{layer}/{filter}/{batch}".encode(), digest_size=8).digest(), "little")
+def stream_key(layer: str, filter: int, batch: int, repeat: int = 0) -> int:
+    """Name of a fit's random stream: 64 bits that depend on nothing but which maps these are, and how often fitted."""
+    name = f"{layer}/{filter}/{batch}" + (f"/{repeat}" if repeat else "")
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")

@@ -1,14 +1,21 @@
 """Fits of a store: kept, reused, resumed, and the same wherever blocks begin."""
 
+import subprocess
+import sys
 from dataclasses import fields, replace
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as search
+from hypothesis import strategies as st
 
 from gmmcnn import config, fitting
 from gmmcnn.errors import ConfigurationError
-from gmmcnn.featuremaps import extract
-from gmmcnn.fits import LayerFits
+from gmmcnn.featuremaps import ActivationStore, Tap, extract, import_activations
+from gmmcnn.fits import Fits, LayerFits
 
 N = 40
 SETTINGS = config.Settings(gmm=config.Gmm(k_max=4, n_init=2))
@@ -44,19 +51,48 @@ def test_every_filter_of_every_batch_is_fitted(store, tmp_path):
         assert np.isfinite(layer.scores).all()
 
 
-@pytest.mark.parametrize("bytes_per_block", [1, 20_000, 10**6])
-def test_no_result_depends_on_the_blocks(store, tmp_path, monkeypatch, bytes_per_block):
+@pytest.fixture(scope="module")
+def activations() -> np.ndarray:
+    """Maps (60 samples, 5 filters, 4, 5), some of them dead, as the same numbers for every store made of them."""
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(60, 5, 4, 5)) + 3 * rng.integers(3, size=(60, 5, 1, 1))
+    maps[:, 2] = 0
+    return np.maximum(maps, 0).astype(np.float32)
+
+
+def fit_cut(activations, folder: Path, block_samples: int, bytes_per_block: int, threads: int) -> Fits:
+    """Fits of three probe batches from a store with shards of so many samples."""
+    path = folder / f"{block_samples}.zarr"
+    np.save(folder / "maps.npy", activations)
+    if not path.exists():
+        import_activations(folder / "maps.npy", path, block_samples=block_samples)
+    store = ActivationStore.open(path)
+    fits = folder / f"fits-{block_samples}-{bytes_per_block}-{threads}"
+    settings = replace(SETTINGS, engine=config.Engine(threads=threads))
+    with mock.patch.object(fitting, "BYTES_PER_BLOCK", bytes_per_block):
+        return fitting.fit_store(store, fits, batch_samples=20, settings=settings)
+
+
+@search(max_examples=12)
+@given(block_samples=st.integers(1, 60), bytes_per_block=st.integers(1, 30_000), threads=st.integers(1, 3))
+def test_no_result_depends_on_shards_blocks_or_threads(
+    activations, tmp_path_factory, block_samples, bytes_per_block, threads
+):
+    """One filter of one batch has 1,600 bytes, the whole store 24,000."""
+    folder = tmp_path_factory.mktemp("cut")
+    whole = fit_cut(activations, folder, 60, 2**20, 1)
+    assert all_equal(whole, fit_cut(activations, folder, block_samples, bytes_per_block, threads))
+    assert {str(status) for status in whole.layers["imported"].status.ravel()} == {"ok", "dead"}
+
+
+@pytest.mark.parametrize(("bytes_per_block", "threads"), [(1, 1), (20_000, 3)])
+def test_no_result_of_a_network_depends_on_blocks_or_threads(store, tmp_path, monkeypatch, bytes_per_block, threads):
     whole = fitting.fit_store(store, tmp_path / "whole", batch_samples=N, settings=SETTINGS)
     monkeypatch.setattr(fitting, "BYTES_PER_BLOCK", bytes_per_block)
-    parts = fitting.fit_store(store, tmp_path / "parts", batch_samples=N, settings=SETTINGS)
-    assert all_equal(whole, parts)
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_no_result_depends_on_threads(store, tmp_path, threads):
-    one = fitting.fit_store(store, tmp_path / "a", batch_samples=N, settings=SETTINGS)
     settings = replace(SETTINGS, engine=config.Engine(threads=threads))
-    assert all_equal(one, fitting.fit_store(store, tmp_path / "b", batch_samples=N, settings=settings))
+    parts = fitting.fit_store(store, tmp_path / "parts", batch_samples=N, settings=settings)
+    assert len(list((tmp_path / "parts").rglob("*.npz"))) > len(list((tmp_path / "whole").rglob("*.npz")))
+    assert all_equal(whole, parts)
 
 
 def test_what_is_fitted_is_read_and_other_settings_are_fitted_beside_it(store, tmp_path, monkeypatch):
@@ -97,11 +133,54 @@ def test_an_interrupted_fit_loses_the_block_in_hand_alone(store, tmp_path, monke
         fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS)
     assert len(list(tmp_path.rglob("*.npz"))) == 4
     assert not list(tmp_path.rglob("*.partial"))
-    again = []
+    again, filters_read, done = [], [], []
+    read = store.read
     monkeypatch.setattr(fitting, "fit_maps", lambda *a: again.append(a[1:4]) or fit_maps(*a))
-    resumed = fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS)
+    monkeypatch.setattr(store, "read", lambda *a: filters_read.append(a[1]) or read(*a))
+    resumed = fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS, advance=done.append)
     assert not {str(block) for block in finished} & {str(block) for block in again}
+    assert len(filters_read) == len(again)  # what is fitted already is not read either
+    assert sum(done) == fitting.n_fits(store, N)
     assert all_equal(resumed, fitting.fit_store(store, tmp_path / "whole", batch_samples=N, settings=SETTINGS))
+
+
+def cheap_store(path: Path, n_filters: int) -> ActivationStore:
+    """200 samples of 56 x 56 pixels, which compress well: 2.5 MB a filter."""
+    tap = Tap("conv", n_filters, 56, 56, "imported")
+    store = ActivationStore.create(path, [tap], 200, block_samples=25)
+    few = np.random.default_rng(0).integers(0, 4, (5, 25, 56, 56)).astype(np.float32)
+    maps = np.tile(few, (n_filters // len(few), 1, 1, 1))
+    for block in range(store.n_blocks):
+        store.write("conv", block, maps)
+        store.commit(block)
+    return store
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell a process's peak memory")
+def test_memory_does_not_grow_with_the_store(tmp_path):
+    """Stores of 0.2 and of 0.8 GB are fitted in less than 1 GiB, and the larger one in hardly more than the other."""
+    program = (
+        "import sys; from pathlib import Path; from gmmcnn import config, fitting\n"
+        "from gmmcnn.featuremaps import ActivationStore\n"
+        "settings = config.Settings(gmm=config.Gmm(k_max=2, n_init=1))\n"
+        "store, fits = ActivationStore.open(sys.argv[1]), Path(sys.argv[1]) / 'fits'\n"
+        "print(len(fitting.fit_store(store, fits, batch_samples=200, settings=settings).layers['conv']))\n"
+        "[peak] = [line for line in Path('/proc/self/status').read_text().splitlines() if 'VmHWM' in line]\n"
+        "print(peak.split()[1])"
+    )
+    peaks = {}
+    for n_filters in (80, 320):
+        store = cheap_store(tmp_path / f"{n_filters}.zarr", n_filters)
+        run = subprocess.run([sys.executable, "-c", program, store.path], capture_output=True, text=True, check=True)
+        fitted, kilobytes = map(int, run.stdout.split())
+        assert fitted == n_filters
+        peaks[store.nbytes] = kilobytes * 1024
+    (small, small_peak), (large, large_peak) = sorted(peaks.items())
+    assert small > 2 * fitting.BYTES_PER_BLOCK  # the small one too has a block in hand, one being read, and more
+    assert large == 4 * small
+    assert large_peak < 2**30
+    assert large_peak - small_peak < (large - small) / 4
 
 
 def test_samples_that_are_no_whole_number_of_batches(store, tmp_path):

@@ -8,11 +8,15 @@ import subprocess
 import sys
 import time
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gmmcnn.mixture import reference
+from gmmcnn import threads
+from gmmcnn.mixture import cpu, reference
 from gmmcnn.mixture.initialise import kmeans_labels
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 
@@ -103,15 +107,45 @@ def test_spikes_needles_and_distant_outliers():
     assert (actual.labels_ == expected.labels_).mean() > 0.99
 
 
-def test_results_do_not_depend_on_threads_order_or_subset(lenet_scores):
-    keys = np.arange(len(lenet_scores), dtype=np.uint64) * np.uint64(2**40 + 1)
-    whole = fit(lenet_scores, keys=keys, n_init=2, threads=1)
-    threaded = fit(lenet_scores, keys=keys, n_init=2, threads=3)
-    order = np.random.default_rng(0).permutation(len(lenet_scores))[:9]
-    some = fit(lenet_scores[order], keys=keys[order], n_init=2, threads=2)
-    for name in ("labels_", "lower_bound_", "calinski_harabasz_", "means_", "covariances_", "n_iter_", "n_components_"):
-        np.testing.assert_array_equal(getattr(whole, name), getattr(threaded, name))
-        np.testing.assert_array_equal(getattr(whole, name)[order], getattr(some, name))
+@pytest.fixture(scope="module")
+def whole_sweep(lenet_scores):
+    """Fits of all filters at once, on one thread, in blocks as large as they get."""
+    return {dtype: fit(lenet_scores, keys=keys_of(lenet_scores), n_init=2, threads=1, dtype=dtype) for dtype in DTYPES}
+
+
+DTYPES = ("float32", "float64")
+
+
+def keys_of(scores):
+    return np.arange(len(scores), dtype=np.uint64) * np.uint64(2**40 + 1)
+
+
+@settings(max_examples=15)
+@given(
+    order=st.permutations(range(20)),
+    n_filters=st.integers(1, 20),
+    workers=st.integers(1, 3),
+    samples_per_block=st.sampled_from([1, 3000, cpu.SAMPLES_PER_BLOCK]),
+    blocks_per_thread=st.sampled_from([1, threads.BLOCKS_PER_THREAD]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_no_result_depends_on_order_subset_threads_or_blocks(
+    lenet_scores, whole_sweep, order, n_filters, workers, samples_per_block, blocks_per_thread, dtype
+):
+    some = order[:n_filters]
+    with (
+        mock.patch.object(cpu, "SAMPLES_PER_BLOCK", samples_per_block),
+        mock.patch.object(threads, "BLOCKS_PER_THREAD", blocks_per_thread),
+    ):
+        actual = fit(lenet_scores[some], keys=keys_of(lenet_scores)[some], n_init=2, threads=workers, dtype=dtype)
+    for name in RESULTS:
+        np.testing.assert_array_equal(getattr(actual, name), getattr(whole_sweep[dtype], name)[some], err_msg=name)
+
+
+RESULTS = (
+    "status_", "n_components_", "labels_", "calinski_harabasz_", "lower_bound_", "n_iter_", "converged_", "weights_",
+    "means_", "covariances_",
+)  # fmt: skip
 
 
 def test_seed_and_key_choose_the_start(lenet_scores):
