@@ -1,21 +1,17 @@
 """Time and memory of real cells at their smallest; exponents of tables whose truth is known."""
 
 import json
-import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from gmmcnn import config
-from gmmcnn.errors import EngineError
 from gmmcnn.experiments import scalability
 from gmmcnn.experiments.networks import Laboratory
-from gmmcnn.experiments.scalability import AXES, GRIDS, STAGES, Cell, build, by_axis, exponents, measure, slope
+from gmmcnn.experiments.scalability import AXES, GRIDS, STAGES, by_axis, exponents, measure, slope
 
 MIB = 2**20
 
@@ -65,34 +61,15 @@ def test_what_was_measured_is_not_measured_again(outcome, laboratory, monkeypatc
     (folder / "3-2-6-20-1-0.json").write_text(
         json.dumps({stage: {"seconds": 42.0, "peak_bytes": 7 * MIB} for stage in STAGES})
     )
-    monkeypatch.setattr(scalability, "_measure", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(scalability, "measure_cell", lambda *args: pytest.fail("measured again"))
     again = measure(laboratory, grid)
     assert (again.query("width == 3 and depth == 2 and side == 6 and samples == 20")["seconds"] == 42).any()
 
 
 def test_other_settings_are_other_cells(laboratory, monkeypatch):
     other = replace(laboratory.settings, gmm=replace(laboratory.settings.gmm, n_init=1))
-    monkeypatch.setattr(scalability, "_measure", lambda *args: {"fit": {"seconds": 1.0, "peak_bytes": MIB}})
+    monkeypatch.setattr(scalability, "measure_cell", lambda *args: {"fit": {"seconds": 1.0, "peak_bytes": MIB}})
     assert set(measure(Laboratory(other, laboratory.folder), GRIDS["smoke"])["seconds"]) == {1}
-
-
-def test_peak_memory_is_what_the_work_takes_at_once_and_not_what_came_before():
-    def work() -> None:
-        for _ in range(3):
-            np.ones(40 * MIB // 8)  # touched, then freed
-            time.sleep(0.02)
-
-    costs = scalability._costs(work)
-    np.ones(200 * MIB // 8)
-    assert 35 * MIB < costs["peak_bytes"] < 60 * MIB
-    assert 0.06 <= costs["seconds"] < 5
-    assert scalability._costs(lambda: None)["peak_bytes"] == MIB
-
-
-def test_a_killed_process_is_told_with_its_cell(laboratory):
-    images = np.zeros((20, 1, 8, 8), np.float32)
-    with scalability._Isolated() as isolated, pytest.raises(EngineError, match=r"width=2, depth=1.*killed"):
-        scalability._measure(lambda *_: isolated(os._exit, 9), Cell(2, 1, 4, 20, 1), laboratory.settings, images)
 
 
 def table_of(exponent: float, memory: float) -> pd.DataFrame:
@@ -138,17 +115,6 @@ def test_the_interval_tells_how_well_a_power_law_describes():
 def test_quick_and_full_have_a_network_of_more_than_4000_filters():
     for size in ("quick", "full"):
         assert max(cell.filters for cell in GRIDS[size].along("width")) > 4000
-
-
-def test_networks_keep_the_size_of_the_maps_and_the_scale_of_the_signal():
-    network = build(Cell(width=32, depth=8, side=12, samples=20, batches=1), 3, seed=0)
-    images = torch.rand(20, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        maps = network(images)
-    assert maps.shape == (20, 32, 12, 12)
-    assert 0.05 < maps.std() / images.std() < 20
-    again = build(Cell(width=32, depth=8, side=12, samples=20, batches=1), 3, seed=0)
-    assert torch.equal(again.get_parameter("conv8.weight"), network.get_parameter("conv8.weight"))
 
 
 def test_everything_is_written(outcome, tmp_path):
