@@ -11,6 +11,7 @@ At last thresholds are chosen by data, and judged on seeds that had no part in t
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import inf
 from typing import Any
 
 import pandas as pd
@@ -120,21 +121,24 @@ def variants(laboratory: Laboratory) -> Iterator[Variant]:
 
 
 def _varied(laboratory: Laboratory, key: str) -> Iterator[Variant]:
-    """Variants of one setting, in ascending order where there is one."""
+    """Variants of one setting."""
     settings, (group, _, name) = laboratory.settings, key.partition(".")
     in_force = getattr(getattr(settings, group), name)
-    values = VALUES[key] if in_force in VALUES[key] else (*VALUES[key], in_force)
-    if not isinstance(in_force, str):
-        values = tuple(sorted(values))
-    for value in values:
-        if key == "extract.tap" and value not in distinct_taps(laboratory):
-            continue
-        if key == "probe.samples" and value > laboratory.size.train_samples:
-            continue
-        if key == "gmm.k_max" and value < settings.gmm.k_min:
-            continue
+    for value in _values(laboratory, key, in_force):
         varied = replace(settings, **{group: replace(getattr(settings, group), **{name: value})})
         yield Variant(name, value, varied, value == in_force)
+
+
+def _values(laboratory: Laboratory, key: str, in_force: Any) -> list:
+    """Values of a setting that this network and its data allow, in ascending order where there is one."""
+    if key == "extract.tap":
+        return distinct_taps(laboratory)
+    values = list(dict.fromkeys((*VALUES[key], in_force)))
+    if isinstance(in_force, str):
+        return values
+    least = laboratory.settings.gmm.k_min if key == "gmm.k_max" else 0
+    most = laboratory.size.train_samples if key == "probe.samples" else inf
+    return sorted(value for value in values if least <= value <= most)
 
 
 def distinct_taps(laboratory: Laboratory) -> list[str]:
