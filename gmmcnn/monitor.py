@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from gmmcnn import config
+from gmmcnn import config, gpu
 from gmmcnn.analysis import Analysis
 from gmmcnn.api import settings_from
 from gmmcnn.console import note
@@ -213,6 +213,7 @@ def _prepare(probe: Any, samples: int | None, batches: int, given: dict[str, Any
         raise ConfigurationError(
             f"probe: a batch has {samples} samples; expected more than k_max={chosen.gmm.k_max}, better a few hundred"
         )
+    chosen.engine.name = gpu.resolved(chosen.engine.name)  # now: to look for a device in every step takes a millisecond
     order = np.random.default_rng([chosen.seed, _DRAW]).permutation(available)
     return _images(data, order[: min(batches, available // samples) * samples]), chosen
 

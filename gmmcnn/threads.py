@@ -29,7 +29,7 @@ def for_blocks(
         Whatever ``function`` raises. After that, as after Ctrl-C, blocks not yet begun are left undone.
     """
     threads = threads or available_cores()
-    block = max(1, min(largest_block, n_items // (threads * BLOCKS_PER_THREAD)))
+    block = max(1, min(largest_block, n_items // (threads * BLOCKS_PER_THREAD) if threads > 1 else n_items))
     blocks = [(first, min(first + block, n_items)) for first in range(0, n_items, block)]
     if threads == 1 or len(blocks) < 2:
         for first, last in blocks:
