@@ -347,6 +347,15 @@ def test_a_value_that_is_not_finite_names_layer_filter_and_sample(images: Tensor
         capture(model, images, taps, lambda *_: None, sample_offset=40)
 
 
+def test_huge_values_are_finite(images: Tensor) -> None:
+    model = nn.Sequential(conv(), nn.ReLU())
+    with torch.no_grad():
+        model[0].bias[:] = 3e38  # their sum overflows
+    largest = []
+    capture(model, images, find_taps(model, images[:1]), lambda _, maps: largest.append(maps.max().item()))
+    assert largest == [pytest.approx(3e38)]
+
+
 def test_a_pass_that_goes_another_way_is_an_error(images: Tensor) -> None:
     model = Net(lambda net, x: F.relu(net.conv(x)) if len(x) == 1 else x, conv=conv())
     taps = find_taps(model, images[:1])
