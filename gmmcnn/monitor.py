@@ -160,13 +160,14 @@ class OverfittingMonitor:
                 f"epoch={epoch}: epoch {self._last} has been looked at already; expected a later one "
                 "(another training needs a monitor of its own)"
             )
+        row = None
+        if not self._rows or (epoch - self._rows[0]["epoch"]) % self.every == 0:
+            self._fits = self._fit()
+            row = {"epoch": epoch} | counts(self._fits, self.settings.screen)
+            self._rows.append(row)
+            note(NOTE)
         self._last = epoch
-        if self._rows and (epoch - self._rows[0]["epoch"]) % self.every:
-            return None
-        self._fits = self._fit()
-        self._rows.append({"epoch": epoch} | counts(self._fits, self.settings.screen))
-        note(NOTE)
-        return dict(self._rows[-1])
+        return row and dict(row)
 
     def figure(self) -> "go.Figure":
         """Draw the counts over the epochs."""

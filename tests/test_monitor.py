@@ -156,7 +156,10 @@ def test_a_step_that_fails_leaves_the_model_as_it_was(network, images):
     with pytest.raises(CaptureError, match=r"layer '4', filter 2, sample 0.*has training diverged"):
         monitor.step(2)
     torch.testing.assert_close(everything_about(network), before, rtol=0, atol=0, equal_nan=True)
-    assert monitor.history["epoch"].tolist() == [1]
+    with torch.no_grad():
+        network[4].weight[2] = 0.1
+    monitor.step(2)
+    assert monitor.history["epoch"].tolist() == [1, 2]
 
 
 def test_history_holds_a_row_for_each_epoch_looked_at(network, images):
