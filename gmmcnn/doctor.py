@@ -8,7 +8,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -202,9 +202,9 @@ def _estimate(settings: Settings, engine: str, job: JobSize) -> str:
 
     rng = np.random.default_rng(0)
     few = rng.normal(size=(8, n_samples, dims)).astype(np.float32)
-    arguments: dict[str, Any] = asdict(gmm)
+    arguments = gmm.of_a_sweep
     probed, filters = _grow(lambda n: _fit(np.tile(few, (n, 1, 1)), engine, **arguments), len(few))
-    mixtures = probed / work(filters) * work(job.n_filters) * n_fits
+    mixtures = probed / work(filters) * work(job.n_filters) * n_fits * gmm.repeats
 
     def seconds_for_components(pixels: int) -> float:
         maps = rng.normal(size=(2, n_samples, pixels)).clip(0).astype(np.float32)

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 class LayerFits:
     """PCA and mixture sweep of one layer: F filters, B probe batches of N samples, d dimensions, at most K components.
 
-    The first two axes of every array are (F, B). ``S = k_max - k_min + 1`` is the number of K values tried.
+    The first two axes of what the maps decide, from ``scores`` to ``active_share``, are (F, B). Those of the
+    clusterings, from ``status`` on, are (F, B R), the R repeats of a batch beside each other. ``S = k_max - k_min + 1``
+    is the number of K values tried.
     """
 
     scores: NDArray[np.float32]
@@ -29,28 +31,33 @@ class LayerFits:
     active_share: NDArray[np.float64]
     """(F, B) share of samples on which the filter has any positive activation."""
     status: NDArray[np.str_]
-    """(F, B) ``ok``, ``dead`` or the reason why no clustering exists."""
+    """(F, B R) ``ok``, ``dead`` or the reason why no clustering exists."""
     n_components: NDArray[np.int64]
-    """(F, B) chosen K, 0 where none."""
+    """(F, B R) chosen K, 0 where none."""
     labels: NDArray[np.int16]
-    """(F, B, N) cluster of each sample for the chosen K, -1 where none."""
+    """(F, B R, N) cluster of each sample for the chosen K, -1 where none."""
     calinski_harabasz: NDArray[np.float64]
-    """(F, B, S) NaN where undefined."""
+    """(F, B R, S) NaN where undefined."""
     lower_bound: NDArray[np.float64]
-    """(F, B, S) mean log-likelihood of a sample."""
+    """(F, B R, S) mean log-likelihood of a sample."""
     n_iter: NDArray[np.int64]
-    """(F, B, S) EM iterations of the best start."""
+    """(F, B R, S) EM iterations of the best start."""
     converged: NDArray[np.bool_]
-    """(F, B, S)"""
+    """(F, B R, S)"""
     weights: NDArray[np.float64]
-    """(F, B, K) of the chosen K, NaN-padded, like the next two."""
+    """(F, B R, K) of the chosen K, NaN-padded, like the next two."""
     means: NDArray[np.float64]
-    """(F, B, K, d)"""
+    """(F, B R, K, d)"""
     covariances: NDArray[np.float64]
-    """(F, B, K, d, d)"""
+    """(F, B R, K, d, d)"""
 
     def __len__(self) -> int:
         return len(self.status)
+
+    @property
+    def repeats(self) -> int:
+        """Clusterings of each filter in each probe batch (R)."""
+        return self.status.shape[1] // self.scores.shape[1]
 
     def save(self, path: Path) -> None:
         """Write to ``path`` (``.npz``), complete or not at all."""
@@ -88,7 +95,12 @@ class Fits:
     @property
     def n_batches(self) -> int:
         """Probe batches (B)."""
-        return next(iter(self.layers.values())).status.shape[1]
+        return next(iter(self.layers.values())).scores.shape[1]
+
+    @property
+    def repeats(self) -> int:
+        """Clusterings of each filter in each probe batch (R)."""
+        return next(iter(self.layers.values())).repeats
 
     @property
     def n_samples(self) -> int:

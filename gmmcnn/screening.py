@@ -2,7 +2,8 @@
 
 A filter is screened in each probe batch on its own and is *flagged* there when all rules hold; the share of batches
 that flag it is its flag frequency, and an *anomaly filter* is flagged in at least ``min_frequency`` of them. (arXiv
-2412.10457, anomaly filter criteria; averages over live filters and the frequency are this project's.)
+2412.10457, anomaly filter criteria; averages over live filters and the frequency are this project's.) Where batches
+were clustered repeatedly, each clustering is screened as if it were a batch of its own.
 
 Dead filters (no variance) and near-dead ones (active on too few samples) have a status of their own. They are never
 anomalous and take part in no average: a filter that fires on three samples of 200 reaches a CH index of 1e10.
@@ -91,7 +92,7 @@ class Screening:
     Attributes
     ----------
     batches : DataFrame
-        One row per filter and probe batch, with everything the rules looked at and ``flagged``.
+        One row per filter, probe batch and repeat, with everything the rules looked at and ``flagged``.
     filters : DataFrame
         One row per filter; see :func:`summarise`.
     """
@@ -108,7 +109,7 @@ class Screening:
     @property
     def flagged_per_batch(self) -> float:
         """Mean number of filters flagged in a probe batch: the count that is followed over training."""
-        return float(self.batches.groupby("batch")["flagged"].sum().mean())
+        return float(self.batches.groupby(["batch", "repeat"])["flagged"].sum().mean())
 
 
 def screen(fits: Fits, settings: config.Screen, rules: Sequence[Rule] | None = None) -> Screening:
@@ -165,12 +166,12 @@ def counts(fits: Fits, settings: config.Screen) -> dict[str, float]:
 
 
 def measure(fits: Fits, settings: config.Screen) -> pd.DataFrame:
-    """Tabulate what the criteria look at: one row per filter and probe batch.
+    """Tabulate what the criteria look at: one row per filter, probe batch and repeat.
 
     Returns
     -------
     DataFrame
-        ``layer, filter, batch, status, n_components, calinski_harabasz, smallest_cluster, n_small_clusters,
+        ``layer, filter, batch, repeat, status, n_components, calinski_harabasz, smallest_cluster, n_small_clusters,
         mean_activation, active_share, ch_over_average, activation_over_average``; CH and sizes are NaN where there is
         no clustering.
     """
@@ -178,12 +179,14 @@ def measure(fits: Fits, settings: config.Screen) -> pd.DataFrame:
 
 
 def _tabulate(fits: Fits, columns: Mapping[str, NDArray]) -> pd.DataFrame:
-    """Arrays (F, B) as columns, beside the names of their filters and batches."""
+    """Arrays (F, B R) as columns, beside the names of their filters and batches."""
     sizes = [len(layer) for layer in fits.layers.values()]
+    n_fits = fits.n_batches * fits.repeats
     names = {
-        "layer": np.repeat(np.array(list(fits.layers), object), np.multiply(sizes, fits.n_batches)),
-        "filter": np.repeat(np.concatenate([np.arange(size) for size in sizes]), fits.n_batches),
-        "batch": np.tile(np.arange(fits.n_batches), sum(sizes)),
+        "layer": np.repeat(np.array(list(fits.layers), object), np.multiply(sizes, n_fits)),
+        "filter": np.repeat(np.concatenate([np.arange(size) for size in sizes]), n_fits),
+        "batch": np.tile(np.arange(n_fits) // fits.repeats, sum(sizes)),
+        "repeat": np.tile(np.arange(n_fits) % fits.repeats, sum(sizes)),
     }
     return pd.DataFrame(names | {name: values.ravel() for name, values in columns.items()})
 
@@ -225,15 +228,18 @@ def _measure_layer(fits: LayerFits, k_min: int, settings: config.Screen) -> dict
     smallest[clustered] = np.nanmin(occupied[clustered], axis=-1)
     chosen = np.maximum(fits.n_components - k_min, 0)[..., None]
     index = np.take_along_axis(fits.calinski_harabasz, chosen, axis=2)[..., 0]
-    near_dead = (fits.active_share < settings.min_active_share) & (fits.status != "dead")
+    mean_activation, active_share = (
+        np.repeat(a, fits.repeats, axis=1) for a in (fits.mean_activation, fits.active_share)
+    )
+    near_dead = (active_share < settings.min_active_share) & (fits.status != "dead")
     return {
         "status": np.where(near_dead, "near_dead", fits.status),
         "n_components": fits.n_components,
         "calinski_harabasz": np.where(clustered, index, np.nan),
         "smallest_cluster": smallest,
         "n_small_clusters": (occupied <= settings.small_cluster).sum(axis=-1),
-        "mean_activation": fits.mean_activation,
-        "active_share": fits.active_share,
+        "mean_activation": mean_activation,
+        "active_share": active_share,
     }
 
 
@@ -261,30 +267,61 @@ def summarise(batches: pd.DataFrame, criteria: Sequence[str], settings: config.S
     """Bring the probe batches of each filter together: one row per filter.
 
     ``status`` and ``n_components`` are the most frequent, ``calinski_harabasz`` and ``smallest_cluster`` the median,
-    ``n_small_clusters``, ``mean_activation`` and ``active_share`` the mean over batches; each criterion says whether
-    it held in at least ``min_frequency`` of the batches, ``flag_frequency`` in what share all held together,
-    ``reason`` says it in words.
+    ``n_small_clusters``, ``mean_activation`` and ``active_share`` the mean over batches; ``n_components_share`` is the
+    share of fits that chose the most frequent K. Each criterion says whether it held in at least ``min_frequency`` of
+    the batches, ``flag_frequency`` in what share all held together, with the ends of its 95 % interval
+    (:func:`wilson_interval`) as ``flag_frequency_low`` and ``flag_frequency_high``; ``reason`` says it in words.
     """
     by_filter = batches.groupby(FILTER, sort=False)
     median = by_filter[["calinski_harabasz", "smallest_cluster", "ch_over_average", "activation_over_average"]].median()
     mean = by_filter[["n_small_clusters", "mean_activation", "active_share"]].mean()
     held = by_filter[list(criteria)].mean() >= settings.min_frequency
     frequency = by_filter["flagged"].mean()
+    low, high = wilson_interval(frequency, batches["batch"].nunique())
+    most_frequent = _most_frequent(batches, "n_components")
+    chose_it = batches["n_components"] == most_frequent.loc[pd.MultiIndex.from_frame(batches[FILTER])].to_numpy()
     filters = pd.concat(
         [
             _most_frequent(batches, "status"),
-            _most_frequent(batches, "n_components"),
+            most_frequent,
+            chose_it.groupby([batches[key] for key in FILTER], sort=False).mean().rename("n_components_share"),
             median[["calinski_harabasz", "smallest_cluster"]],
             mean,
             held,
             (frequency >= settings.min_frequency).rename("anomalous"),
             frequency.rename("flag_frequency"),
+            low.rename("flag_frequency_low"),
+            high.rename("flag_frequency_high"),
             median[["ch_over_average", "activation_over_average"]],
         ],
         axis=1,
     ).reset_index()
     filters["reason"] = [_reason(row, settings) for row in filters.itertuples()]
     return filters
+
+
+def wilson_interval(share: pd.Series, n_batches: int) -> tuple[pd.Series, pd.Series]:
+    """95 % interval of the frequency with which batches like these flag a filter.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference" (1927), with the probe batches as
+    observations: what batches and starts of the mixtures leave open, both. Repeats of a batch are none of their own,
+    hence with repeats the interval is too wide rather than too narrow.
+
+    Parameters
+    ----------
+    share : Series
+        Share of batches that flag a filter.
+    n_batches : int
+
+    Returns
+    -------
+    low, high : Series
+    """
+    z2 = 1.96**2
+    centre = share + z2 / (2 * n_batches)
+    half_width = np.sqrt(z2 * (share * (1 - share) + z2 / (4 * n_batches)) / n_batches)
+    scale = 1 + z2 / n_batches
+    return ((centre - half_width) / scale).clip(0, share), ((centre + half_width) / scale).clip(share, 1)
 
 
 def _most_frequent(batches: pd.DataFrame, column: str) -> pd.Series:

@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from gmmcnn import config
 from gmmcnn.fits import Fits, LayerFits
+from gmmcnn.fitting import fit_maps
 from gmmcnn.outliers import find_outliers
-from gmmcnn.screening import Active, Screening, Unbalanced, cluster_sizes, saturation, screen
+from gmmcnn.screening import Active, Screening, Unbalanced, cluster_sizes, saturation, screen, wilson_interval
 
 K_MIN, K_MAX, N = 2, 3, 40
 
@@ -52,6 +54,12 @@ def batches_of(*batches: LayerFits) -> LayerFits:
     """Put the batches of the same filters beside each other."""
     names = LayerFits.__dataclass_fields__
     return LayerFits(**{name: np.concatenate([getattr(b, name) for b in batches], axis=1) for name in names})
+
+
+def repeats_of(*clusterings: LayerFits) -> LayerFits:
+    """Clusterings of the same batch beside each other."""
+    maps = ("scores", "explained_variance", "mean_activation", "active_share")
+    return replace(batches_of(*clusterings), **{name: getattr(clusterings[0], name) for name in maps})
 
 
 def screened(*layers: LayerFits, **thresholds) -> Screening:
@@ -132,6 +140,52 @@ def test_batches_are_compared_with_their_own_averages():
     weak = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[1, 1])
     strong = layer_of([[37, 3]] * 2, ch=[1000, 1000], activation=[1, 1])
     assert screened(batches_of(weak, strong)).batches["ch_over_average"].tolist() == [1.0] * 4
+
+
+def test_repeats_are_screened_each_and_counted_together():
+    flagged = layer_of([[37, 3], [20, 20]], ch=[10, 10], activation=[1, 1])
+    unflagged = layer_of([[20, 20], [14, 13, 13]], ch=[10, 10], activation=[1, 1])
+    first, second = repeats_of(flagged, flagged, unflagged), repeats_of(unflagged, unflagged, unflagged)
+    screening = screened(batches_of(first, second))
+    assert screening.batches["batch"].tolist() == [0, 0, 0, 1, 1, 1] * 2
+    assert screening.batches["repeat"].tolist() == [0, 1, 2] * 4
+    assert screening.batches["flagged"].tolist() == [True, True] + [False] * 10
+    assert screening.flagged_per_batch == pytest.approx(1 / 3)
+    assert screening.filters["flag_frequency"].tolist() == pytest.approx([1 / 3, 0])
+    assert screening.filters["n_components"].tolist() == [2, 3]
+    assert screening.filters["n_components_share"].tolist() == pytest.approx([1, 2 / 3])
+
+
+def test_an_outlier_is_one_in_half_of_the_repeats():
+    ends = [layer_of([sizes], ch=[10], activation=[1]) for sizes in ([37, 3], [38, 2], [20, 20], [20, 20])]
+    fits = Fits({"conv1": repeats_of(*ends)}, K_MIN, K_MAX)
+    outliers = find_outliers(fits, screen(fits, config.Screen()), small_cluster=5)
+    assert outliers["sample"].tolist() == [38, 39]  # 37 in one repeat of four
+    assert outliers["n_filters"].tolist() == [1, 1]
+
+
+def test_repeated_fits_are_independent_and_the_first_is_that_of_one_repeat():
+    maps = np.random.default_rng(0).gamma(0.3, size=(2, 3 * N, 5)).astype(np.float32)
+    one, three = (
+        fit_maps(maps, "conv1", range(2), range(3), config.Settings(gmm=config.Gmm(n_init=1, repeats=repeats)))
+        for repeats in (1, 3)
+    )
+    assert (one.repeats, three.repeats) == (1, 3)
+    np.testing.assert_array_equal(three.scores, one.scores)
+    np.testing.assert_array_equal(three.labels[:, ::3], one.labels)
+    np.testing.assert_array_equal(three.calinski_harabasz[:, ::3], one.calinski_harabasz)
+    index = three.calinski_harabasz.reshape(2, 3, 3, -1)
+    assert (index[:, :, 0] != index[:, :, 1]).any(axis=-1).all()
+    assert (index[:, :, 1] != index[:, :, 2]).any(axis=-1).all()
+
+
+@pytest.mark.parametrize("n_batches", [1, 4, 10])
+def test_the_interval_is_wilsons(n_batches):
+    flagged = np.arange(n_batches + 1)
+    low, high = wilson_interval(pd.Series(flagged / n_batches), n_batches)
+    expected = [binomtest(int(k), n_batches).proportion_ci(method="wilson") for k in flagged]
+    np.testing.assert_allclose(low, [ends.low for ends in expected], atol=1e-4)
+    np.testing.assert_allclose(high, [ends.high for ends in expected], atol=1e-4)
 
 
 def test_own_rules_replace_the_three():

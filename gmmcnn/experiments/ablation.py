@@ -49,7 +49,7 @@ def counts(analysis: Analysis) -> dict[str, float]:
     """Mean over probe batches of the number of live filters that meet each combination."""
     batches = analysis.screening.batches
     return {
-        name: float(batches[columns].all(axis=1).groupby(batches["batch"]).sum().mean())
+        name: float(batches[columns].all(axis=1).groupby([batches["batch"], batches["repeat"]]).sum().mean())
         for name, columns in COMBINATIONS.items()
     }
 

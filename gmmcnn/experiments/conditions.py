@@ -185,13 +185,13 @@ def measures(analysis: Analysis) -> dict[str, float]:
     """
     screening, outliers = analysis.screening, analysis.outliers
     live = screening.batches[screening.batches["status"] == "ok"]
-    counts = overfitting.counts(analysis)
+    counts, n_fits = overfitting.counts(analysis), analysis.fits.n_batches * analysis.fits.repeats
     other = {name: analysis.with_thresholds(**by).screening.flagged_per_batch for name, by in THRESHOLDS.items()}
     return {
         **counts,
         **other,
-        "flagged share": counts["flagged"] * analysis.fits.n_batches / max(len(live), 1),
-        "live": len(live) / analysis.fits.n_batches,
+        "flagged share": counts["flagged"] * n_fits / max(len(live), 1),
+        "live": len(live) / n_fits,
         "anomalous": float(screening.filters["anomalous"].sum()),
         "components": _mean(live["n_components"]),
         "log CH": _mean(np.log(live["calinski_harabasz"])),

@@ -127,9 +127,9 @@ def _mean(values: list[float]) -> dict[str, float]:
 
 
 def flagged_selections(analysis: Analysis) -> Iterator[Selection]:
-    """Members of the small clusters of every filter, in each probe batch that flags it."""
+    """Members of the small clusters of every filter, in each probe batch whose first clustering flags it."""
     fits = analysis.fits
-    for row in analysis.screening.batches.query("flagged").itertuples():
+    for row in analysis.screening.batches.query("flagged and repeat == 0").itertuples():
         members = small_members(fits, row.layer, row.filter, row.batch, analysis.settings.small_cluster)
         yield Selection(row.layer, row.filter, row.batch, row.batch * fits.n_samples + members)
 
@@ -139,14 +139,15 @@ def random_selections(analysis: Analysis, flagged: list[Selection], rng: np.rand
 
     Where a layer has no such filter left, the flagged one has no counterpart.
     """
-    batches = analysis.screening.batches
+    batches = analysis.screening.batches.query("repeat == 0")
     candidates = batches[(batches["status"] == "ok") & ~batches["flagged"]].groupby(["layer", "batch"])["filter"]
     by_place = {place: filters.to_numpy() for place, filters in candidates}
     for selection in flagged:
         filters = by_place.get((selection.layer, selection.batch))
         if filters is not None:
             chosen = int(rng.choice(filters))
-            members = smallest_cluster(analysis.fits.layers[selection.layer].labels[chosen, selection.batch])
+            labels = analysis.fits.layers[selection.layer].labels[chosen, selection.batch * analysis.fits.repeats]
+            members = smallest_cluster(labels)
             yield Selection(
                 selection.layer, chosen, selection.batch, selection.batch * analysis.fits.n_samples + members
             )

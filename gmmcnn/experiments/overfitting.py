@@ -66,7 +66,7 @@ def measure(laboratory: Laboratory) -> pd.DataFrame:
 def counts(analysis: Analysis) -> dict[str, float]:
     """Mean over probe batches of the number of filters that meet each criterion, and all of them."""
     batches = analysis.screening.batches
-    return {column: float(batches.groupby("batch")[column].sum().mean()) for column in COUNTS}
+    return {column: float(batches.groupby(["batch", "repeat"])[column].sum().mean()) for column in COUNTS}
 
 
 def beyond_held_out(table: pd.DataFrame) -> Estimate:

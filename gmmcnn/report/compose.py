@@ -93,14 +93,15 @@ def _own_facts(analysis: Analysis) -> dict[str, str]:
 
 
 def _cluster_plots(analysis: Analysis) -> Iterator[ClusterPlot]:
-    """One plot for each anomaly filter: the first batch that flags it."""
+    """One plot for each anomaly filter: the first clustering that flags it."""
     filters = analysis.filters[analysis.filters["anomalous"]]
     flagged = analysis.screening.batches[analysis.screening.batches["flagged"]]
-    first = flagged.drop_duplicates(["layer", "filter"]).set_index(["layer", "filter"])["batch"]
+    first = flagged.drop_duplicates(["layer", "filter"]).set_index(["layer", "filter"])[["batch", "repeat"]]
     fits = analysis.fits
     for row in filters.itertuples():
-        layer, batch = fits.layers[row.layer], int(first[row.layer, row.filter])
-        labels = layer.labels[row.filter, batch]
+        layer = fits.layers[row.layer]
+        batch, repeat = (int(number) for number in first.loc[(row.layer, row.filter)])
+        labels = layer.labels[row.filter, batch * fits.repeats + repeat]
         sizes = cluster_sizes(labels, layer.weights.shape[2])
         yield ClusterPlot(
             layer=row.layer,
