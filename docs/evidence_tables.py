@@ -40,7 +40,7 @@ def table_of_growth(growths: pd.DataFrame) -> Iterator[str]:
     names = {"seconds": "time", "peak_bytes": "memory"}
     yield row(["varied", *(f"{names[cost]} of {stage}" for stage, cost in columns)])
     yield row(["---"] * (1 + len(columns)))
-    for axis, found in growths.groupby("axis", sort=False):
+    for size, found in growths.groupby("size", sort=False):
         by_column = found.set_index(["stage", "cost"])
         cells = []
         for stage, cost in columns:
@@ -52,7 +52,7 @@ def table_of_growth(growths: pd.DataFrame) -> Iterator[str]:
                 f"{ends[0]} to {ends[1]}"
             )
         sizes = found.iloc[0]
-        yield row([f"{axis}: {sizes['smallest']:g} to {sizes['largest']:g}", *cells])
+        yield row([f"{size}: {sizes['smallest']:g} to {sizes['largest']:g}", *cells])
 
 
 def table_of(runs: dict[str, pd.DataFrame]) -> Iterator[str]:

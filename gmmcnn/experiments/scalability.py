@@ -14,6 +14,7 @@ largest sizes is given beside it. Needs a system that forks (Linux, macOS).
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -135,9 +136,7 @@ def run(laboratory: Laboratory) -> Outcome:
     growths = exponents(table)
     largest = table.loc[table["filters"].idxmax()]
     remarks = [*map(str, growths), _forward_in_words(table), _largest_in_words(table, int(largest["filters"]))]
-    return Outcome(
-        table, (), tuple(remarks), _figures(table), {"exponents": pd.DataFrame([asdict(growth) for growth in growths])}
-    )
+    return Outcome(table, (), tuple(remarks), _figures(table), {"exponents": exponents_table(growths)})
 
 
 def measure(laboratory: Laboratory, grid: Grid) -> pd.DataFrame:
@@ -188,6 +187,11 @@ def exponents(table: pd.DataFrame) -> list[Growth]:
                 ends = (sizes[0], sizes[-1], costs[0], costs[-1])
                 found.append(Growth(axis, stage, cost, *slope(sizes, costs), *ends))
     return found
+
+
+def exponents_table(growths: Sequence[Growth]) -> pd.DataFrame:
+    """One row a growth; ``size`` names what ``smallest`` and ``largest`` count."""
+    return pd.DataFrame([{"size": AXES[growth.axis][1]} | asdict(growth) for growth in growths])
 
 
 def over_repeats(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
