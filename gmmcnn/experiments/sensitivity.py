@@ -22,7 +22,14 @@ from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import thresholds
 from gmmcnn.experiments.networks import Laboratory
 from gmmcnn.experiments.outcome import Outcome
-from gmmcnn.experiments.statistics import MIN_SEEDS, Verdict, judge_over_training
+from gmmcnn.experiments.statistics import (
+    MIN_SEEDS,
+    NOT_SPECIFIC,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    Verdict,
+    judge_over_training,
+)
 from gmmcnn.experiments.thresholds import Choice, choose, counts, follow, point
 from gmmcnn.featuremaps import find_taps
 from gmmcnn.featuremaps.capture import TAPS
@@ -48,6 +55,7 @@ VALUES: dict[str, tuple] = {
 """Setting → values; the one in force is among the variants in any case."""
 SATURATION = "saturation"
 IN_FORCE = "in force"
+LABELS = (SUPPORTED, NOT_SPECIFIC, NOT_SUPPORTED)
 FACTORS = (*(key.partition(".")[2] for key in VALUES), SATURATION)
 """What can be varied: settings by their names without the group, and λ·K_max/N."""
 
@@ -209,9 +217,14 @@ def moves(summary: pd.DataFrame, in_force: Verdict) -> Iterator[str]:
     """Say which settings change the verdict, and between which values."""
     moved = [str(factor) for factor, rows in summary.groupby("factor", sort=False) if rows["verdict"].nunique() > 1]
     steady = [str(factor) for factor in summary["factor"].unique() if factor not in moved]
+    counted = ", ".join(f"{(summary['verdict'] == label).sum()} {label}" for label in LABELS)
     yield (
-        f"{len(summary)} variants around the settings in force ({in_force.label}): the verdict changes with "
-        f"{', '.join(moved) or 'none of the settings'}; it stays with {', '.join(steady) or 'none'}."
+        f"{len(summary)} variants around the settings in force ({in_force.label}): {counted}. One in forty may "
+        "look like an effect by chance."
+    )
+    yield (
+        f"The verdict changes with {', '.join(moved) or 'none of the settings'}; "
+        f"it stays with {', '.join(steady) or 'none'}."
     )
     for factor, rows in summary.groupby("factor", sort=False):
         ordered = rows.sort_values("ratio", kind="stable") if factor == SATURATION else rows

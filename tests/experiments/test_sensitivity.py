@@ -145,11 +145,12 @@ def test_it_says_between_which_values_the_verdict_changes():
         for v in ("layer", "network")
     ]
     table = pd.DataFrame(rows).assign(effect_high=[-0.1, float("nan"), 0.9, 0.9, 0.9, 0.9])
-    first, by_size, by_scope = moves(table, replace(judge("", [], []), label=NOT_SPECIFIC))
-    assert first == (
+    counted, first, by_size, by_scope = moves(table, replace(judge("", [], []), label=NOT_SPECIFIC))
+    assert counted.startswith(
         "6 variants around the settings in force (not specific to overfitting): "
-        "the verdict changes with small_cluster; it stays with scope."
+        "1 supported, 3 not specific to overfitting, 2 not supported."
     )
+    assert first == "The verdict changes with small_cluster; it stays with scope."
     assert by_size == (
         "small_cluster: not supported, the count falls, at 2; not supported at 3; "
         "not specific to overfitting at 5 (in force); supported at 10."
@@ -162,7 +163,7 @@ def test_the_ratio_orders_what_is_varied_together():
         {"factor": "saturation", "value": v, "in_force": False, "ratio": ratio, "verdict": label}
         for v, ratio, label in [("20·10/200", 1.0, SUPPORTED), ("2·10/200", 0.1, NOT_SUPPORTED)]
     ]
-    assert list(moves(pd.DataFrame(rows).assign(effect_high=0.9), judge("", [], [])))[1] == (
+    assert list(moves(pd.DataFrame(rows).assign(effect_high=0.9), judge("", [], [])))[2] == (
         "saturation: not supported at 2·10/200 = 0.10; supported at 20·10/200 = 1.00."
     )
 
@@ -177,5 +178,5 @@ def test_everything_is_written(outcome, tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"table.csv", "variants.csv", "thresholds.csv", "estimates.csv", "variants.html", "thresholds.html"}
     said = (tmp_path / "verdict.txt").read_text()
-    assert "the verdict" in said
+    assert "The verdict changes with" in said
     assert "Thresholds chosen among" in said
