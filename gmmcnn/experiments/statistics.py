@@ -249,12 +249,13 @@ def judge_over_training(table: pd.DataFrame, column: str, claim: str) -> Verdict
     -------
     Verdict
         Its effect is the association within seeds (mean Spearman coefficient of count and gap). The checks are the
-        association *given the epoch*, and the rise of the count beyond that of the control of the same seed.
+        association *given the epoch*, over both networks of a seed: does the one with the wider gap have the higher
+        count at the same epoch? And the rise of the count beyond that of the control of the same seed.
     """
     overfitting = table[table["condition"] == "overfitting"]
     control = table[table["condition"] == "control"]
     association = by_seed(overfitting, lambda rows: spearman(rows[column], rows["gap"]))
-    given_epoch = by_seed(overfitting, lambda rows: partial_spearman(rows[column], rows["gap"], rows["epoch"]))
+    given_epoch = by_seed(table, lambda rows: partial_spearman(rows[column], rows["gap"], rows["epoch"]))
     checks = [over_seeds("given the epoch", given_epoch, possible=(-1, 1))]
     paired = sorted(set(overfitting["seed"]) & set(control["seed"]))
     excess = [

@@ -126,10 +126,13 @@ def scores(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 def _of_a_seed(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """What is needed, by column, for one seed; the rise is 0 for a constant count."""
     overfitting, control = (rows[rows["condition"] == condition] for condition in CONDITIONS)
-    counted, gap, epoch = overfitting[columns], overfitting["gap"], overfitting["epoch"]
     beyond = rise(overfitting, columns) - rise(control, columns)
     span = np.ptp(rows[columns].to_numpy(float), axis=0)
-    needed = (spearman(counted, gap), partial_spearman(counted, gap, epoch), beyond / np.where(span > 0, span, 1))
+    needed = (
+        spearman(overfitting[columns], overfitting["gap"]),
+        partial_spearman(rows[columns], rows["gap"], rows["epoch"]),
+        beyond / np.where(span > 0, span, 1),
+    )
     return pd.DataFrame(dict(zip(NEEDED, needed, strict=True)), index=pd.Index(columns, name="thresholds"))
 
 

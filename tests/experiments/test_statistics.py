@@ -79,13 +79,18 @@ def test_too_few_seeds_support_nothing(n_seeds):
     assert verdict(experiment(lambda epoch, gap, noise: 3 + 4 * gap, n_seeds)) == NOT_SUPPORTED
 
 
-def test_a_gap_that_is_a_function_of_the_epoch_is_judged_by_the_control_alone():
-    table = experiment(lambda epoch, gap, noise: 3 + 4 * gap + 0.3 * noise, wiggle=0.0)
-    found = judge_over_training(table, "count", "the count follows the gap")
-    assert found.checks[0].n == 0
-    assert found.label == SUPPORTED
-    assert "given the epoch" in str(found)
-    assert "too few seeds to judge" in str(found)
+def test_a_gap_that_is_a_function_of_the_epoch_is_told_from_it_by_the_control():
+    def count(epoch, gap, noise):
+        return 3 + 4 * gap + 0.3 * noise
+
+    beside = judge_over_training(experiment(count, wiggle=0.0), "count", "the count follows the gap")
+    assert beside.checks[0].n == 5
+    assert beside.label == SUPPORTED
+    alone = judge_over_training(experiment(count, wiggle=0.0, control=False), "count", "the count follows the gap")
+    assert [check.n for check in alone.checks] == [0, 0]
+    assert alone.label == NOT_SPECIFIC
+    assert "given the epoch" in str(alone)
+    assert "too few seeds to judge" in str(alone)
 
 
 def test_more_epochs_do_not_make_a_verdict_surer():

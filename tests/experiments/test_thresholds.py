@@ -63,7 +63,7 @@ def test_the_grid_holds_the_thresholds_in_force():
 def training(seeds, count_of) -> pd.DataFrame:
     """Counts by every threshold; ``count_of(name, condition, gap, rng)`` makes one over the epochs of a training."""
     parts = []
-    for seed, (condition, slope) in product(seeds, [("overfitting", 0.2), ("control", 0.0)]):
+    for seed, (condition, slope) in product(seeds, [("overfitting", 0.4), ("control", 0.0)]):
         rng = np.random.default_rng([seed, slope > 0])
         gap = slope * EPOCHS + 0.3 * rng.normal(size=len(EPOCHS))
         made = {name: count_of(name, condition, gap, rng) for name in NAMES}
