@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--filters", type=int, default=75, help="of each network and each N")
     parser.add_argument("--starts", type=int, default=5, help="beside one start, so many are compared")
     arguments = parser.parse_args()
+    own: list[Comparison] = []
     with cases.pool() as pool:
         for n_samples in (cases.DEFAULT_BATCH, cases.LARGE_BATCH):
             scores = np.concatenate([live_scores(network, n_samples, arguments.filters) for network in NETWORKS])
@@ -92,6 +93,10 @@ def main() -> None:
                 print(f"  {case}, n_init = {n_init}: {describe(compared, case)}")
                 about = {"title": "quality", "case": case, "N": n_samples, "n_init": n_init}
                 timing.write_json(arguments.json, about | compared._asdict())
+                own += [compared] if case != "same start" else []
+    above, below = sum(one.above for one in own), sum(one.below for one in own)
+    chance = binomtest(below, above + below).pvalue
+    print(f"own starts, all: better in {above}, worse in {below} (a coin: p = {chance:.2f})")
 
 
 def by_us(scores: NDArray, n_init: int = 1, starts: dict[int, NDArray] | None = None) -> Fits:

@@ -51,7 +51,7 @@ def test_ways_of_using_starts(maps, starts, way, chosen, near, flagged):
 def test_an_outcome_agrees_with_itself(maps, starts):
     result = outcome(maps, starts, Way("", 2, by_index=True))
     figures = agreement(result, result, maps.live)
-    assert figures["K"] == figures["flagged"] == figures["verdict 50 %"] == figures["Jaccard 10 %"] == 1
+    assert figures["K"] == figures["flagged"] == figures["verdict 50%"] == figures["Jaccard 10%"] == 1
     assert figures["standard error"] == figures["largest"] == figures["count"] == 0
 
 
