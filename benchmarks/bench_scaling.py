@@ -1,41 +1,111 @@
-"""How the sweep's time grows with filters, samples and threads.
+"""How the sweep's time grows with filters, samples, threads and dimensions.
 
-python -m benchmarks.bench_scaling [--json FILE]
+    python -m benchmarks.bench_scaling [--json FILE]
+
+Times are those of whole sweeps, median over rounds of the ratio within a round. For threads the ceiling is measured
+beside them: as many processes as cores, each with its part of the filters and one thread, which share nothing.
+Samples beyond a probe batch are the batch repeated. For dimensions the time is that of EM alone, from sweeps with few
+and with many iterations.
 """
 
+import argparse
+import statistics
 import warnings
+from collections.abc import Callable
+
+import numpy as np
+from joblib import delayed
+from numpy.typing import NDArray
 
 from benchmarks import cases, timing
 from benchmarks.bench_sweep import fit
+from gmmcnn.constants import MAX_DIMS
+from gmmcnn.principal_components import pca
+from gmmcnn.threads import available_cores
+
+SAMPLES = [(200, 800, 128), (1000, 8000, 32), (8000, 100_000, 8)]
+"""Few and many samples, and how many filters have them."""
+
+EM_ITERATIONS = (3, 23)
 
 
 def main() -> None:
     parser = cases.parser(__doc__)
     parser.add_argument("--filters", type=int, nargs=2, default=(1024, 8192))
-    parser.add_argument("--max-iter", type=int, default=20, help="EM iterations, the same for every problem")
+    parser.add_argument("--max-iter", type=int, default=20, help="EM iterations, the same for every number of samples")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     few, many = arguments.filters
     scores = cases.trained_scores(cases.DEFAULT_BATCH, many)
-    large = cases.trained_scores(4 * cases.DEFAULT_BATCH, few // 8)
-    same_work = {"tol": 0, "max_iter": arguments.max_iter}
-    results = {}
     fit(scores[:8])
-    for name, small_work, large_work, expected in [
-        (f"filters {few} → {many}", lambda: fit(scores[:few]), lambda: fit(scores), many / few),
-        (
-            "samples 200 → 800",
-            lambda: fit(large[:, :200].copy(), **same_work),
-            lambda: fit(large, **same_work),
-            4.0,
-        ),
-        ("threads 2 → 1", lambda: fit(scores[:few], threads=2), lambda: fit(scores[:few], threads=1), 2.0),
-    ]:
-        ratios = [timing.seconds(large_work) / timing.seconds(small_work) for _ in range(arguments.rounds)]
-        ratio = sorted(ratios)[len(ratios) // 2]
-        results[name] = ratio
-        print(f"{name:28s} time × {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}), ideal {expected:.2f}")
-    timing.write_json(arguments.json, {"title": "bench_scaling", "results": results})
+    results = {
+        f"filters {few} → {many}": growth(lambda: fit(scores[:few]), lambda: fit(scores), arguments.rounds),
+        **samples(arguments),
+        **threads(scores[: 2 * few], 3 * arguments.rounds),
+    }
+    for name, (ratio, lowest, highest) in results.items():
+        print(f"{name:40s} × {ratio:.2f}  ({lowest:.2f} to {highest:.2f})")
+    ns_per_cell = dimensions(2 * arguments.rounds)
+    for d, ns in ns_per_cell.items():
+        print(f"d = {d}: {ns:.2f} ns a sample, component and iteration of EM, one thread")
+    content = {"ratios": results, "ns_per_cell": ns_per_cell}
+    timing.write_json(arguments.json, {"title": "bench_scaling", **content})
+
+
+Ratio = tuple[float, float, float]
+"""Median, lowest and highest."""
+
+
+def growth(small: Callable[[], object], large: Callable[[], object], rounds: int) -> Ratio:
+    """Time of the large work over that of the small."""
+    ratios = [timing.seconds(large) / timing.seconds(small) for _ in range(rounds)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def samples(arguments: argparse.Namespace) -> dict[str, Ratio]:
+    """Growth of the time with N, for the same number of EM iterations."""
+    results = {}
+    for few, many, n_filters in SAMPLES:
+        scores = cases.trained_scores(min(many, cases.LARGE_BATCH), n_filters)
+        scores = np.take(scores, np.arange(many) % scores.shape[1], axis=1)
+        start = np.ascontiguousarray(scores[:, :few])
+        small, large = (lambda x=x: fit(x, tol=0, max_iter=arguments.max_iter) for x in (start, scores))
+        results[f"samples {few} → {many}"] = growth(small, large, arguments.rounds)
+    return results
+
+
+def threads(scores: NDArray, rounds: int) -> dict[str, Ratio]:
+    """How much faster all cores are than one, by threads and by processes."""
+    cores = available_cores()
+    parts = np.array_split(scores, cores)
+    with cases.pool() as pool:
+        by_process = lambda: pool(delayed(fit_alone)(part) for part in parts)  # noqa: E731
+        by_process()
+        return {
+            f"speed, {cores} threads": growth(lambda: fit(scores), lambda: fit_alone(scores), rounds),
+            f"ceiling: {cores} independent processes": growth(by_process, lambda: fit_alone(scores), rounds),
+        }
+
+
+def fit_alone(scores: NDArray) -> None:
+    """Sweep on one thread."""
+    fit(scores, threads=1)
+
+
+def dimensions(rounds: int) -> dict[int, float]:
+    """Nanoseconds of one core that an EM iteration takes for a sample and component, by d."""
+    reduced = pca(cases.trained_maps(cases.LARGE_BATCH)[-1][:32], MAX_DIMS).scores
+    few, many = EM_ITERATIONS
+    cells = reduced.shape[0] * reduced.shape[1] * sum(range(cases.K_MIN, cases.K_MAX + 1)) * (many - few)
+    result = {}
+    for d in range(1, MAX_DIMS + 1):
+        scores = np.ascontiguousarray(reduced[..., :d])
+        fit(scores[:1])
+        short, long = (
+            timing.best(lambda n=n, x=scores: fit(x, threads=1, tol=0, max_iter=n), rounds) for n in (few, many)
+        )
+        result[d] = (long - short) / cells * 1e9
+    return result
 
 
 if __name__ == "__main__":
