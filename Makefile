@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick kernels lint bench evidence clean
+.PHONY: help demo test test-quick kernels lint bench bench-rivals evidence clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -33,9 +33,11 @@ lint: .venv/dev ## Check format, style and types.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/dev ## Time the engine beside its rivals.
-	$(BIN)/python -m benchmarks.bench_sweep $(ARGS)
-	$(BIN)/python -m benchmarks.bench_pca $(ARGS)
+bench: .venv/dev ## Time the CPU engine beside scikit-learn and plain torch: sweep, PCA, pipeline, scaling.
+	for name in sweep pca pipeline scaling; do $(BIN)/python -m benchmarks.bench_$$name $(ARGS) || exit 1; done
+
+bench-rivals: .venv/rivals/ready ## Time the sweep beside torchgmm, pomegranate and gmm-gpu as well, in an environment of their own.
+	.venv/rivals/bin/python -m benchmarks.bench_sweep $(ARGS)
 
 EVIDENCE ?= runs/evidence
 evidence: .venv/dev ## Run the experiments in the folder EVIDENCE; ARGS="experiment.size=full data=cifar10" and so on.
@@ -60,6 +62,12 @@ clean: ## Remove the environment and what tools left behind.
 # A folder of its own: the environment that runs all other tests has no CuPy.
 .venv/nvrtc: .venv/torch
 	$(PIP) install $(PIP_ARGS) --no-deps --target $@ cupy-cuda13x nvidia-cuda-nvrtc cuda-pathfinder
+
+.venv/rivals/ready: pyproject.toml benchmarks/rivals.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $(PIP_ARGS) "$(TORCH)" -e . -r benchmarks/rivals.txt
+	$(@D)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps gmm-gpu==0.2.8
+	touch $@
 
 .venv/dev: .venv/torch pyproject.toml
 	$(PIP) install $(PIP_ARGS) -e ".[dev]"
