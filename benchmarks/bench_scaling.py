@@ -47,7 +47,9 @@ def main() -> None:
         print(f"{name:40s} × {ratio:.2f}  ({lowest:.2f} to {highest:.2f})")
     ns_per_cell = dimensions(2 * arguments.rounds)
     for d, ns in ns_per_cell.items():
-        print(f"d = {d}: {ns:.2f} ns a sample, component and iteration of EM, one thread")
+        print(
+            f"d = {d}: {ns:.2f} ns a sample, component and iteration of EM, {flops_per_cell(d) / ns:.0f} Gflop/s a core"
+        )
     content = {"ratios": results, "ns_per_cell": ns_per_cell}
     timing.write_json(arguments.json, {"title": "bench_scaling", **content})
 
@@ -106,6 +108,12 @@ def dimensions(rounds: int) -> dict[int, float]:
         )
         result[d] = (long - short) / cells * 1e9
     return result
+
+
+def flops_per_cell(d: int) -> int:
+    """Of a sample and component in an iteration of EM; for d = 2 :data:`benchmarks.bench_sweep.FLOPS_PER_CELL`."""
+    triangle = d * (d + 1)  # multiply-adds of A x, and of u uᵀ; a multiply-add counts 2
+    return 2 * triangle + 4 * d + 15
 
 
 if __name__ == "__main__":
