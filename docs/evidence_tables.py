@@ -2,8 +2,8 @@
 
 python docs/evidence_tables.py runs/evidence/*
 
-A run folder is named after its network and data; every experiment found in one adds a row for each of its claims, and
-the one on sensitivity a table of its own, with a row for each variant.
+A run folder is named after its network and data, and is a row in the table of every claim that an experiment in it
+judged; those on sensitivity and on scalability have tables of their own.
 """
 
 import sys
@@ -14,7 +14,7 @@ import pandas as pd
 
 
 def main(folders: Iterable[Path]) -> None:
-    """Print one table for each experiment."""
+    """Print all tables, by experiment."""
     folders = list(folders)
     found = {
         (path.parent.name.rpartition("-")[0], folder.name): pd.read_csv(path)
@@ -24,7 +24,7 @@ def main(folders: Iterable[Path]) -> None:
     for experiment in dict.fromkeys(name for name, _ in found):
         runs = {run: table for (name, run), table in found.items() if name == experiment}
         print(f"### {experiment}\n")
-        print(*table_of(runs), "", sep="\n")
+        print(*tables_of(runs), sep="\n")
     for folder in folders:
         for path in sorted(folder.glob("experiments/sensitivity-*/variants.csv")):
             print(f"### variants, {folder.name}\n")
@@ -55,16 +55,20 @@ def table_of_growth(growths: pd.DataFrame) -> Iterator[str]:
         yield row([f"{size}: {sizes['smallest']:g} to {sizes['largest']:g}", *cells])
 
 
-def table_of(runs: dict[str, pd.DataFrame]) -> Iterator[str]:
-    """Lines of a Markdown table: a row for each run and claim, a column for each estimate, the verdict last."""
-    names = list(dict.fromkeys(name for table in runs.values() for name in table["name"]))
-    header = ["network", "claim", *names, "verdict"]
-    yield row(header)
-    yield row(["---"] * len(header))
-    for run, table in runs.items():
-        for claim, estimates in table.groupby("claim", sort=False):
-            cells = {estimate.name: in_numbers(estimate) for _, estimate in estimates.set_index("name").iterrows()}
-            yield row([run, claim, *(cells.get(name, "") for name in names), estimates["verdict"].iloc[0]])
+def tables_of(runs: dict[str, pd.DataFrame]) -> Iterator[str]:
+    """Lines of Markdown tables, one for each claim: a row for each run, a column for each estimate, the verdict last."""
+    everything = pd.concat([table.assign(run=run) for run, table in runs.items()])
+    for claim, estimates in everything.groupby("claim", sort=False):
+        names = list(estimates["name"].unique())
+        yield f"{claim}:"
+        yield ""
+        yield row(["network", "seeds", *names, "verdict"])
+        yield row(["---"] * (len(names) + 3))
+        for run, found in estimates.groupby("run", sort=False):
+            numbers = found.set_index("name")
+            cells = [in_numbers(numbers.loc[name]) if name in numbers.index else "" for name in names]
+            yield row([run, str(found["seeds"].max()), *cells, found["verdict"].iloc[0]])
+        yield ""
 
 
 def table_of_variants(variants: pd.DataFrame) -> Iterator[str]:
@@ -88,8 +92,8 @@ def in_numbers(estimate: pd.Series) -> str:
     """Value and 95 % interval; the value alone where too few seeds answer."""
     if pd.isna(estimate["value"]):
         return "—"
-    interval = "" if pd.isna(estimate["low"]) else f" [{estimate['low']:+.3g}, {estimate['high']:+.3g}]"
-    return f"{estimate['value']:+.3g}{interval}"
+    interval = "" if pd.isna(estimate["low"]) else f" [{estimate['low']:+.2f}, {estimate['high']:+.2f}]"
+    return f"{estimate['value']:+.2f}{interval}"
 
 
 def row(cells: Iterable[str]) -> str:
