@@ -56,7 +56,7 @@ def table_of_growth(growths: pd.DataFrame) -> Iterator[str]:
 
 
 def tables_of(runs: dict[str, pd.DataFrame]) -> Iterator[str]:
-    """Lines of Markdown tables, one for each claim: a row for each run, a column for each estimate, the verdict last."""
+    """Lines of Markdown tables, one a claim: a row for each run, a column for each estimate, the verdict last."""
     everything = pd.concat([table.assign(run=run) for run, table in runs.items()])
     for claim, estimates in everything.groupby("claim", sort=False):
         names = list(estimates["name"].unique())
@@ -92,8 +92,8 @@ def in_numbers(estimate: pd.Series) -> str:
     """Value and 95 % interval; the value alone where too few seeds answer."""
     if pd.isna(estimate["value"]):
         return "—"
-    interval = "" if pd.isna(estimate["low"]) else f" [{estimate['low']:+.2f}, {estimate['high']:+.2f}]"
-    return f"{estimate['value']:+.2f}{interval}"
+    interval = "" if pd.isna(estimate["low"]) else f" [{estimate['low']:+.3f}, {estimate['high']:+.3f}]"
+    return f"{estimate['value']:+.3f}{interval}"
 
 
 def row(cells: Iterable[str]) -> str:
