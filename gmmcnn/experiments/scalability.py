@@ -240,9 +240,9 @@ def in_words(cost: str, value: float) -> str:
 
 
 def _forward_in_words(table: pd.DataFrame) -> str:
-    rows = table[table["stage"] == "extract"]
-    share = rows["forward_seconds"] / rows["seconds"]
-    return f"extract: the network's own forward pass alone takes {share.min():.0%} to {share.max():.0%} of the time."
+    rows = table[(table["stage"] == "extract") & (table["axis"] == "width")].groupby("size")
+    parts = [f"{rows.min()['forward_seconds'][size]:.2g} s for {size}" for size in rows.groups]
+    return f"extract: of its time the network's own forward pass alone takes {', '.join(parts)} filters."
 
 
 def _largest_in_words(table: pd.DataFrame, filters: int) -> str:
