@@ -23,7 +23,7 @@ from gmmcnn.constants import MAX_DIMS
 from gmmcnn.principal_components import pca
 from gmmcnn.threads import available_cores
 
-SAMPLES = [(200, 800, 128), (1000, 8000, 32), (8000, 100_000, 8)]
+SAMPLES = [(200, 800, 512), (1000, 8000, 128), (8000, 100_000, 32)]
 """Few and many samples, and how many filters have them."""
 
 EM_ITERATIONS = (3, 23)
