@@ -64,9 +64,10 @@ def pomegranate_sweep(scores: NDArray, k_min: int, k_max: int) -> NDArray:
     lower_bounds = np.full(k_max - k_min + 1, np.nan)
     for i, k in enumerate(range(k_min, k_max + 1)):
         try:
-            mixture = GeneralMixtureModel([Normal() for _ in range(k)], tol=TOL * len(x), max_iter=MAX_ITER).fit(x)
+            normals = [Normal() for _ in range(k)]
+            mixture = GeneralMixtureModel(normals, tol=TOL * len(x), max_iter=MAX_ITER, random_state=0).fit(x)
             lower_bounds[i] = mixture.log_probability(x).mean()
-        except (RuntimeError, ValueError):  # a covariance that is not positive definite, an empty cluster
+        except (RuntimeError, ValueError, AttributeError):  # of covariances that are not positive, or empty clusters
             continue
     return lower_bounds
 
