@@ -106,10 +106,11 @@ def _fit_layer(
     n_missing = sum(block.n_fits for block in missing)
     advance(store.layers[layer].n_filters * (store.n_samples // batch_samples) - n_missing)
     parts = [block.part(batch_samples) for block in missing]
-    for block, maps in zip(missing, read_ahead(store, layer, parts), strict=True):
+    maps = read_ahead(store, layer, parts)
+    for block in missing:
         file = block.file(folder)
         file.parent.mkdir(parents=True, exist_ok=True)
-        fit_maps(maps, layer, block.filters, block.batches, settings).save(file)
+        fit_maps(next(maps), layer, block.filters, block.batches, settings).save(file)
         advance(block.n_fits)
     (folder / "complete").touch()
     return _gather(folder)

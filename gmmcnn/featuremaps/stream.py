@@ -191,16 +191,27 @@ def read_ahead(
 ) -> Iterator[NDArray[np.float32]]:
     """Read one part (filters, samples) of a layer after the other, each while the caller works on the one before.
 
+    Parts of more than ``BYTES_PER_BLOCK`` are read when it is their turn: two of them need not be in memory at once.
+
     Yields
     ------
     (F, N, P) float32
     """
+    if any(_part_bytes(store, layer, part) > BYTES_PER_BLOCK for part in parts):
+        yield from (store.read(layer, *part) for part in parts)
+        return
     with ThreadPoolExecutor(1, "gmmcnn-reader") as reader:
         ahead = None
         for part in (*parts, None):
             ready, ahead = ahead, reader.submit(store.read, layer, *part) if part else None
             if ready:
                 yield ready.result()
+
+
+def _part_bytes(store: ActivationStore, layer: str, part: tuple[slice, slice]) -> int:
+    filters, samples = part
+    n_filters, height, width = store.tap(layer).shape
+    return 4 * len(range(*filters.indices(n_filters))) * len(range(*samples.indices(store.n_samples))) * height * width
 
 
 def activation_statistics(maps: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -218,9 +229,14 @@ def activation_statistics(maps: NDArray) -> tuple[NDArray[np.float64], NDArray[n
         Share of the samples whose map has a value above 0.
     """
     # Filter by filter, so that the order of summation does not depend on how many filters come at once.
-    mean_activation = [np.abs(filter_maps).mean(dtype=np.float64) for filter_maps in map(np.ascontiguousarray, maps)]
+    mean_activation = [_magnitudes(np.ascontiguousarray(of_filter)).mean(dtype=np.float64) for of_filter in maps]
     active_share = (maps.max(axis=2) > 0).mean(axis=1)
     return np.array(mean_activation, dtype=np.float64), active_share
+
+
+def _magnitudes(values: NDArray) -> NDArray:
+    """Absolute values, without a copy where nothing is negative: the maps of one filter may be large."""
+    return np.abs(values) if values.min() < 0 else values
 
 
 def import_activations(
