@@ -1,7 +1,9 @@
 """Time and memory of work that takes a known amount of both; processes that die."""
 
+import json
 import os
-import time
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,23 +11,28 @@ import torch
 
 from gmmcnn import config
 from gmmcnn.errors import EngineError
-from gmmcnn.experiments.costs import Cell, Isolated, build, costs_of, measure_cell
+from gmmcnn.experiments.costs import Cell, Isolated, build, measure_cell
 
 MIB = 2**20
 SETTINGS = config.Settings(gmm=config.Gmm(k_max=4, n_init=2), engine=config.Engine(threads=1))
 
 
 def test_peak_memory_is_what_the_work_takes_at_once_and_not_what_came_before():
-    def work() -> None:
-        for _ in range(3):
-            np.ones(40 * MIB // 8)  # touched, then freed
-            time.sleep(0.02)
-
-    np.ones(200 * MIB // 8)
-    costs = costs_of(work)
-    assert 35 * MIB < costs["peak_bytes"] < 60 * MIB
-    assert 0.06 <= costs["seconds"] < 5
-    assert costs_of(lambda: None)["peak_bytes"] == MIB
+    program = (  # in a process of its own, where nothing else comes and goes
+        "import json, time, numpy as np\n"
+        "from gmmcnn.experiments.costs import costs_of\n"
+        "def work():\n"
+        "    for _ in range(3):\n"
+        "        np.ones(40 << 17)\n"  # 40 MiB, touched, then freed
+        "        time.sleep(0.02)\n"
+        "np.ones(200 << 17)\n"
+        "print(json.dumps([costs_of(work), costs_of(lambda: None)]))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    busy, idle = json.loads(run.stdout)
+    assert 35 * MIB < busy["peak_bytes"] < 60 * MIB
+    assert 0.06 <= busy["seconds"] < 5
+    assert idle["peak_bytes"] == MIB
 
 
 def test_a_killed_process_is_told_with_its_cell():
