@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 NOTE = (
-    "gmmcnn's counts describe filters; they do not detect overfitting: they rise with training time in networks that "
-    "do not overfit too, and given the epoch they have shown no association with the generalisation gap."
+    "gmmcnn's counts describe filters; they do not detect overfitting: they change with training time in networks "
+    "that do not overfit too, and none has been shown to rise with the generalisation gap beyond such a control."
 )
 COLUMNS = ("epoch", "flagged", "unbalanced", "separated", "active", "live", "near_dead", "dead")
 """Columns of :attr:`OverfittingMonitor.history`."""
@@ -48,9 +48,9 @@ class OverfittingMonitor:
 
     What the count tells: in how many filters, at this epoch, a handful of the probe samples stands apart from the
     others while the filter is strongly active. What it does **not** tell: whether the network overfits. The count
-    rises with training time also in networks that do not overfit, and given the epoch it has shown no association
-    with the generalisation gap. Nor is a single fit reproducible: read the course of the count, not one filter's
-    verdict. ``gmmcnn task=experiment experiment=overfitting`` puts the same count beside its controls.
+    changes with training time also in networks that do not overfit, and has not been shown to rise with the
+    generalisation gap beyond such a control. Nor is a single fit reproducible: read the course of the count, not one
+    filter's verdict. ``gmmcnn task=experiment experiment=overfitting`` puts the same count beside its controls.
 
     Parameters
     ----------
