@@ -8,6 +8,7 @@ in place of training images. A count that says something about memorised samples
 import pandas as pd
 import plotly.express as px
 
+from gmmcnn import screening
 from gmmcnn.analysis import Analysis
 from gmmcnn.experiments.networks import Laboratory
 from gmmcnn.experiments.outcome import Outcome
@@ -65,8 +66,8 @@ def measure(laboratory: Laboratory) -> pd.DataFrame:
 
 def counts(analysis: Analysis) -> dict[str, float]:
     """Mean over probe batches of the number of filters that meet each criterion, and all of them."""
-    batches = analysis.screening.batches
-    return {column: float(batches.groupby(["batch", "repeat"])[column].sum().mean()) for column in COUNTS}
+    found = screening.counts(analysis.fits, analysis.settings)
+    return {column: found[column] for column in COUNTS}
 
 
 def beyond_held_out(table: pd.DataFrame) -> Estimate:
