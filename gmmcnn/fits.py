@@ -63,7 +63,7 @@ class LayerFits:
         """Write to ``path`` (``.npz``), complete or not at all."""
         aside = path.with_suffix(".partial")
         with aside.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **{f.name: getattr(self, f.name) for f in fields(self)})
+            np.savez(file, allow_pickle=False, **{f.name: getattr(self, f.name) for f in fields(self)})
         aside.replace(path)
 
     @classmethod

@@ -181,7 +181,7 @@ def fit_maps(maps: NDArray, layer: str, filters: range, batches: range, settings
     repeats = range(settings.gmm.repeats)
     keys = [stream_key(layer, filter, batch, repeat) for filter in filters for batch in batches for repeat in repeats]
     engine, threads = settings.engine.name, settings.engine.threads
-    mean_activation, active_share = activation_statistics(problems)
+    mean_activation, active_share = activation_statistics(problems, threads)
     reduced = pca(problems, settings.pca.dims, engine=engine, threads=threads)
     starts = {"random_state": settings.seed + settings.gmm.random_state}
     sweep = GaussianMixtureSweep(**settings.gmm.of_a_sweep | starts, engine=engine, threads=threads)

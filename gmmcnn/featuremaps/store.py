@@ -15,7 +15,9 @@ The samples come in blocks of ``block_samples``: what one forward pass makes. **
 all filters, because a shard is what Zarr writes at once and whole. It is **chunked by filter**, because a fit reads one
 filter over all samples; filters with small maps share a chunk (:data:`BYTES_PER_CHUNK`), which makes a layer three to
 five times as fast to write and read, and a single filter hardly slower. Chunks are compressed with Zstandard level 1,
-without shuffling (the maps of rectified layers repeat whole values), and end in a CRC-32C.
+without shuffling (the maps of rectified layers repeat whole values), and end in a CRC-32C. They are written by Zarr
+itself, and read by the zarrs pipeline, which decodes straight into the result: twice to three times as fast, and with
+no second copy of what may be hundreds of megabytes. zarrs does not write here, since it does not write whole files.
 
 The fill value is NaN, which no stored map holds: a missing part reads as NaN and is found out. Zarr itself would fill
 it in without an error, so completeness has its own record: a block counts once all its shards are on disk (``fsync``)
@@ -28,6 +30,7 @@ import math
 import os
 import re
 import shutil
+import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -46,6 +49,9 @@ from gmmcnn.featuremaps.taps import Tap
 FORMAT, VERSION = "gmmcnn feature maps", 1
 DTYPES = ("float32", "float16")
 ALL = slice(None)
+
+_READING = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+_opening = threading.Lock()  # Zarr's choice of a pipeline is global; no writer may be opened during a reader's choice
 
 BYTES_PER_CHUNK = 1 << 18
 """Maps of several filters share a chunk up to this size: smaller chunks cost Zarr more time than their content."""
@@ -70,6 +76,7 @@ class ActivationStore:
 
     def __init__(self, path: Path, *, writable: bool) -> None:
         self.path = path
+        self._pipeline = {} if writable else _READING
         self._group = zarr.open_group(path / "maps", mode="r+" if writable else "r")
         header: dict[str, Any] = dict(self._group.attrs)
         self.layers = {entry["layer"]: Tap(**entry) for entry in header["layers"]}
@@ -303,7 +310,8 @@ class ActivationStore:
     def _array(self, layer: str) -> zarr.Array:
         self.tap(layer)
         if layer not in self._arrays:
-            array = self._group[_array_name(list(self.layers).index(layer), layer)]
+            with _opening, zarr.config.set(self._pipeline):
+                array = self._group[_array_name(list(self.layers).index(layer), layer)]
             if not isinstance(array, zarr.Array):
                 raise StoreError(f"{self.path}: layer {layer!r}: its array is damaged; extract with overwrite")
             self._arrays[layer] = array

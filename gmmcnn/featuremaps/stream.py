@@ -31,6 +31,7 @@ from gmmcnn.featuremaps.images import ImageBlocks, Images, hash_tensor
 from gmmcnn.featuremaps.store import ALL, ActivationStore, discard
 from gmmcnn.featuremaps.taps import Tap, Taps
 from gmmcnn.progress import Advance
+from gmmcnn.threads import for_blocks
 
 BYTES_PER_BLOCK = 64 << 20
 """Largest tensor of one forward pass, and so the largest block of one layer."""
@@ -214,12 +215,14 @@ def _part_bytes(store: ActivationStore, layer: str, part: tuple[slice, slice]) -
     return 4 * len(range(*filters.indices(n_filters))) * len(range(*samples.indices(store.n_samples))) * height * width
 
 
-def activation_statistics(maps: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def activation_statistics(maps: NDArray, threads: int | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """How strongly and how often each filter is active.
 
     Parameters
     ----------
     maps : (F, N, P) float
+    threads : int or None
+        None takes all cores.
 
     Returns
     -------
@@ -228,10 +231,15 @@ def activation_statistics(maps: NDArray) -> tuple[NDArray[np.float64], NDArray[n
     active_share : (F,) float64
         Share of the samples whose map has a value above 0.
     """
-    # Filter by filter, so that the order of summation does not depend on how many filters come at once.
-    mean_activation = [_magnitudes(np.ascontiguousarray(of_filter)).mean(dtype=np.float64) for of_filter in maps]
-    active_share = (maps.max(axis=2) > 0).mean(axis=1)
-    return np.array(mean_activation, dtype=np.float64), active_share
+    mean_activation, active_share = np.empty(len(maps)), np.empty(len(maps))
+
+    def fill_in(first: int, last: int) -> None:
+        for f in range(first, last):  # one by one: the order of summation depends on nothing but the filter
+            mean_activation[f] = _magnitudes(np.ascontiguousarray(maps[f])).mean(dtype=np.float64)
+            active_share[f] = (maps[f].max(axis=1) > 0).mean()
+
+    for_blocks(fill_in, len(maps), threads)
+    return mean_activation, active_share
 
 
 def _magnitudes(values: NDArray) -> NDArray:
