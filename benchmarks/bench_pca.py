@@ -5,29 +5,33 @@
 Maps of a trained LeNet-5, of 784 and 100 pixels, and the former enlarged to 224 × 224. Workers find the maps in shared
 memory. The largest error of the scores against float64 is printed, relative to their scale.
 
-Then, how close to the limit: PCA reads a filter's maps once to sketch them and once for every pass of its iteration.
-The same reading, as often, on the same threads, without any arithmetic but a sum, is timed beside it, and so are the
-processor's fused multiply-adds.
+Then, how close to the limit: PCA reads a filter's maps once for every pass of its iteration. These passes alone are
+timed beside the same reading, as often, on the same threads, without any arithmetic but a sum, beside the processor's
+fused multiply-adds, and beside all of PCA: what remains is sketching the maps and the algebra between passes.
 """
 
 import argparse
 import warnings
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed
+from numba import njit
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from benchmarks import cases, peaks, rivals, timing
 from gmmcnn import pca_cpu
-from gmmcnn.mixture.vectors import aligned_empty
+from gmmcnn.mixture.vectors import aligned_empty, lanes
 from gmmcnn.principal_components import pca
-from gmmcnn.threads import available_cores
+from gmmcnn.threads import available_cores, for_blocks
 
 LARGE_SIDE = 224
+LARGEST = 320 * 2**20
+"""Bytes of maps."""
 FLOPS_PER_NUMBER = 4 * pca_cpu.block_size(cases.DIMS)
 """Of a pass, for each number of the maps: a multiply-add each way for every direction."""
 
@@ -35,7 +39,7 @@ FLOPS_PER_NUMBER = 4 * pca_cpu.block_size(cases.DIMS)
 def main() -> None:
     parser = cases.parser(__doc__)
     parser.add_argument("--only", type=int, metavar="PIXELS", help="only maps of so many pixels")
-    parser.add_argument("--filters", type=int, default=64, help="at most")
+    parser.add_argument("--filters", type=int, default=512, help="at most")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     peak = peaks.multiply_add()
@@ -51,9 +55,10 @@ def problems(arguments: argparse.Namespace) -> Iterator[NDArray[np.float32]]:
     for n_samples in (cases.LARGE_BATCH, cases.DEFAULT_BATCH):
         for maps in cases.trained_maps(n_samples, store):
             if arguments.only in (None, maps.shape[2]):
-                yield np.ascontiguousarray(maps[: arguments.filters])
+                yield np.ascontiguousarray(maps[: min(arguments.filters, LARGEST // maps[0].nbytes)])
     if arguments.only in (None, LARGE_SIDE**2):
-        yield enlarged(cases.trained_maps(cases.DEFAULT_BATCH, store)[0][: max(1, arguments.filters // 8)])
+        largest = LARGEST // (4 * cases.DEFAULT_BATCH * LARGE_SIDE**2)
+        yield enlarged(cases.trained_maps(cases.DEFAULT_BATCH, store)[0][: min(arguments.filters, largest)])
 
 
 def enlarged(maps: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -84,21 +89,54 @@ def largest_error(maps: NDArray[np.float32]) -> float:
 
 
 def report_limits(maps: NDArray[np.float32], peak: float, arguments: argparse.Namespace) -> None:
-    """The rates of PCA beside those of reading alone and of multiply-adds alone."""
+    """The rate of the passes beside those of reading alone and of multiply-adds alone."""
     threads = available_cores()
-    readings = 1 + passes(maps)
-    read_bytes = maps[0].nbytes * readings.sum()
-    flops = FLOPS_PER_NUMBER * maps[0].size * (readings - 1).sum()
-    pca_s = timing.best(lambda: pca(maps, engine="cpu"), 2 * arguments.rounds + 1)
-    read_s = timing.best(lambda: peaks.read_filters(maps, readings, threads), 2 * arguments.rounds + 1)
+    n_passes = passes(maps)
+    read_bytes = maps[0].nbytes * n_passes.sum()
+    flops = FLOPS_PER_NUMBER * maps[0].size * n_passes.sum()
+    rounds = 2 * arguments.rounds + 1
+    passes_s = timing.best(lambda: only_passes(maps, n_passes, threads), rounds)
+    read_s = timing.best(lambda: peaks.read_filters(maps, n_passes, threads), rounds)
+    pca_s = timing.best(lambda: pca(maps, engine="cpu"), rounds)
     multiply_s = flops / (peak * threads)
+    gigabytes = read_bytes / 1e9
     print(
-        f"  {readings.mean():.1f} readings of {maps[0].nbytes / 1e6:.1f} MB a filter:"
-        f" {read_bytes / pca_s / 1e9:.1f} GB/s, {read_s / pca_s:.0%} of {read_bytes / read_s / 1e9:.1f} by reading;"
-        f" {flops / pca_s / 1e9:.0f} Gflop/s, {multiply_s / pca_s:.0%} of {peak * threads / 1e9:.0f}"
+        f"  {n_passes.mean():.1f} passes over {maps[0].nbytes / 1e6:.1f} MB a filter, {passes_s / pca_s:.0%} of the time:"
+        f" {gigabytes / passes_s:.1f} GB/s, {read_s / passes_s:.0%} of {gigabytes / read_s:.1f} by reading;"
+        f" {flops / passes_s / 1e9:.0f} Gflop/s, {multiply_s / passes_s:.0%} of {peak * threads / 1e9:.0f}"
     )
-    rates = {"readings": readings.mean(), "pca_s": pca_s, "read_s": read_s, "multiply_s": multiply_s}
+    rates = {
+        "passes": n_passes.mean(),
+        "passes_s": passes_s,
+        "read_s": read_s,
+        "multiply_s": multiply_s,
+        "pca_s": pca_s,
+    }
     timing.write_json(arguments.json, {"title": "pca_limits", "N": maps.shape[1], "P": maps.shape[2], **rates})
+
+
+def only_passes(maps: NDArray[np.float32], n_passes: NDArray[np.int64], threads: int) -> None:
+    """As many passes over the maps (F, N, P) of each filter as it takes, and nothing else."""
+    width = -(-maps.shape[2] // lanes(maps.dtype)) * lanes(maps.dtype)
+
+    def work(first: int, last: int) -> None:
+        sizes = (width, *(n * pca_cpu.GROUP for n in (width, width, maps.shape[1], 3 * width)))
+        scratch = [aligned_empty(size, maps.dtype) for size in sizes]
+        for array in scratch:
+            array[:] = 0
+        _passes(maps[first:last], n_passes[first:last], (0.0,) * pca_cpu.GROUP, *scratch)
+
+    for_blocks(work, len(maps), threads)
+
+
+@njit(nogil=True, error_model="numpy")
+def _passes(
+    maps: Any, n_passes: Any, group: Any, mean: Any, basis: Any, images: Any, scores: Any, tile: Any
+) -> None:  # fmt: skip
+    for f in range(len(maps)):
+        flat = maps[f].ravel()
+        for _ in range(n_passes[f]):
+            pca_cpu.centred_pass(flat, *maps[f].shape, mean, basis, 0, group, images, scores, tile)
 
 
 def passes(maps: NDArray[np.float32]) -> NDArray[np.int64]:

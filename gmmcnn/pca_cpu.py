@@ -20,16 +20,19 @@ from numpy.typing import NDArray
 
 from gmmcnn.mixture import vectors
 from gmmcnn.mixture.vectors import (
-    VECTOR_BYTES,
     aligned_empty,
     compiled_entry,
     fma,
     kernel,
+    lanes_of,
     load,
+    load_first,
+    prefetch,
     registers,
     splat,
     store,
     total,
+    totals,
 )  # fmt: skip
 
 GROUP = 4
@@ -39,8 +42,9 @@ SPARE_DIRECTIONS = 2
 """A block has at least so many directions more than components are wanted."""
 
 MAX_PASSES = 14
-FIRST_CHECK = 4
-"""Passes after which convergence is tested for the first time."""
+FIRST_CHECK = 5
+"""Passes after which convergence is tested for the first time: few maps need fewer, and a test costs as much as a pass
+over small maps."""
 
 TOLERANCE = 3e-5
 """An eigenpair is taken when its residual is below this share of its distance to the other eigenvalues: that bounds
@@ -49,6 +53,12 @@ the angle between the direction found and the true one, hence the error of the s
 NEGLIGIBLE = 1e-7
 """An eigenvalue below this share of the largest is within the rounding of float32, and its direction of no
 consequence."""
+
+BYTES_PER_BLOCK = 2**18
+"""Samples that a pass multiplies by the directions before it turns to their images: half of a second-level cache."""
+
+CHUNK = 32
+"""Vectors of pixels that a pass takes at once: directions and rows in hand fill half of a first-level cache."""
 
 FOLD_VECTORS = 64
 
@@ -99,75 +109,131 @@ def sketch(maps: Any, width: Any, n_groups: Any, sums: Any, mean: Any, basis: An
 
 
 @kernel
-def centred_pass(maps: Any, flat: Any, mean: Any, basis: Any, at: Any, group: Any, images: Any, scores: Any) -> None:
+def centred_pass(flat: Any, n_samples: Any, n_pixels: Any, mean: Any, basis: Any, at: Any, group: Any, images: Any,
+    scores: Any, tiles: Any) -> None:  # fmt: skip
     """For ``GROUP`` directions, from row ``at`` of the basis: scores = X q and images = Xᵀ X q.
 
-    ``maps`` (N, P) is also given ``flat``; ``mean`` (P'), ``basis`` and ``images`` (rows of P') are flat and padded
-    to P' with zeros, the last row of vectors of ``maps`` is not. ``scores`` is flat with rows of N.
+    The maps (N, P) are ``flat``; ``mean`` (P'), ``basis`` and ``images`` (rows of P') are flat and padded to P' with
+    zeros. ``scores`` is flat with rows of N. ``tiles`` is scratch for 2 GROUP P' numbers: the directions, then their
+    images, the vectors of the four side by side.
+
+    Samples come in blocks that stay in the second-level cache between the two products, pixels in chunks whose
+    directions and images stay in the first-level cache while the block passes by.
     """
-    n_lanes = VECTOR_BYTES // flat.itemsize
-    n_samples, n_pixels = maps.shape
-    width = (n_pixels + n_lanes - 1) // n_lanes * n_lanes
-    whole = n_pixels // n_lanes * n_lanes
-    zero = splat(flat.dtype.type(0))
-    dots = registers(zero)
-    x = registers(zero)
-    y = registers(zero)
+    n_lanes = lanes_of(flat)
     n_rows = len(group)
+    n_vectors = (n_pixels + n_lanes - 1) // n_lanes
+    width = n_vectors * n_lanes
+    in_tile = n_rows * n_lanes
+    of_images = n_vectors * in_tile
     for c in range(n_rows):
-        for p in range(0, width, n_lanes):
-            store(images, (at + c) * width + p, zero)
-    tail = np.zeros(n_rows * n_lanes, dtype=flat.dtype)
-    for n in range(0, n_samples, n_rows):
-        for i in range(n_rows * n_rows):
-            dots[i] = zero
-        for r in range(n_rows):  # numbers beyond the last whole vector, and rows beyond the last, act as the mean
-            for p in range(whole, n_pixels):
-                tail[r * n_lanes + p - whole] = maps[min(n + r, n_samples - 1), p]
-        for p in range(0, whole, n_lanes):
-            centre = load(mean, p)
-            for r in range(n_rows):
-                x[r] = load(flat, min(n + r, n_samples - 1) * n_pixels + p) - centre
-            for c in range(n_rows):
-                q = load(basis, (at + c) * width + p)
-                for r in range(n_rows):
-                    dots[r * n_rows + c] = fma(x[r], q, dots[r * n_rows + c])
-        if whole < width:
-            centre = load(mean, whole)
-            for c in range(n_rows):
-                q = load(basis, (at + c) * width + whole)  # zero beyond the last pixel
-                for r in range(n_rows):
-                    dots[r * n_rows + c] = fma(load(tail, r * n_lanes) - centre, q, dots[r * n_rows + c])
+        for v in range(n_vectors):
+            store(tiles, v * in_tile + c * n_lanes, load(basis, (at + c) * width + v * n_lanes))
+            store(tiles, of_images + v * in_tile + c * n_lanes, splat(flat.dtype.type(0)))
+    block = min(max(4, BYTES_PER_BLOCK // (n_rows * n_pixels * flat.itemsize)) * n_rows, n_samples)
+    partial = np.empty((block + n_rows - 1) // n_rows * n_rows * in_tile, dtype=flat.dtype)
+    for first in range(0, n_samples, block):
+        last = min(first + block, n_samples)
+        for v in range(0, n_vectors, CHUNK):
+            for n in range(first, last, n_rows):
+                add_products(flat, n_samples, n_pixels, n, mean, tiles, v, group, partial, (n - first) * in_tile)
+        for n in range(first, last, n_rows):
+            sum_products(partial, (n - first) * in_tile, group, scores, at * n_samples, n_samples, n)
+        for v in range(0, n_vectors, CHUNK):
+            for n in range(first, last, n_rows):
+                add_images(
+                    flat, n_samples, n_pixels, n, mean, tiles, of_images, v, group, partial, (n - first) * in_tile
+                )
+    for c in range(n_rows):
+        for v in range(n_vectors):
+            store(images, (at + c) * width + v * n_lanes, load(tiles, of_images + v * in_tile + c * n_lanes))
+
+
+@kernel
+def add_products(
+    flat: Any, n_samples: Any, n_pixels: Any, n: Any, mean: Any, tiles: Any, v_first: Any, group: Any, partial: Any,
+    at: Any,
+) -> None:  # fmt: skip
+    """Products of four rows and four directions over a chunk of pixels, lane by lane, added to those of chunks before.
+
+    A row beyond the last acts as the last.
+    """
+    n_lanes = lanes_of(flat)
+    n_rows = len(group)
+    zero = splat(flat.dtype.type(0))
+    products = registers(zero)
+    x = registers(zero)
+    for i in range(n_rows * n_rows):
+        products[i] = load(partial, at + i * n_lanes) if v_first > 0 else zero
+    for v in range(v_first, min(v_first + CHUNK, (n_pixels + n_lanes - 1) // n_lanes)):
         for r in range(n_rows):
-            for c in range(n_rows):
-                if n + r < n_samples:
-                    value = flat.dtype.type(total(dots[r * n_rows + c]))
-                    scores[(at + c) * n_samples + n + r] = value
-                    y[r * n_rows + c] = splat(value)
-                else:
-                    y[r * n_rows + c] = zero
-        for p in range(0, whole, n_lanes):
-            centre = load(mean, p)
+            x[r] = centred(flat, min(n + r, n_samples - 1), n_pixels, v, mean)
+            prefetch(flat, min(n + n_rows + r, n_samples - 1) * n_pixels + v * n_lanes)
+        for c in range(n_rows):
+            q = load(tiles, (v * n_rows + c) * n_lanes)
             for r in range(n_rows):
-                x[r] = load(flat, min(n + r, n_samples - 1) * n_pixels + p) - centre
-            for c in range(n_rows):
-                image = load(images, (at + c) * width + p)
-                for r in range(n_rows):
-                    image = fma(x[r], y[r * n_rows + c], image)
-                store(images, (at + c) * width + p, image)
-        if whole < width:
-            centre = load(mean, whole)
-            for c in range(n_rows):
-                image = load(images, (at + c) * width + whole)
-                for r in range(n_rows):
-                    image = fma(load(tail, r * n_lanes) - centre, y[r * n_rows + c], image)
-                store(images, (at + c) * width + whole, image)
+                products[c * n_rows + r] = fma(x[r], q, products[c * n_rows + r])
+    for i in range(n_rows * n_rows):
+        store(partial, at + i * n_lanes, products[i])
+
+
+@kernel
+def centred(flat: Any, n: Any, n_pixels: Any, v: Any, mean: Any) -> Any:
+    """Vector v of row n less the mean; zero beyond the last pixel."""
+    n_lanes = lanes_of(flat)
+    first = v * n_lanes
+    if first + n_lanes <= n_pixels:
+        return load(flat, n * n_pixels + first) - load(mean, first)
+    return load_first(flat, n * n_pixels + first, n_pixels - first) - load(mean, first)
+
+
+@kernel
+def sum_products(
+    partial: Any, at: Any, group: Any, scores: Any, at_scores: Any, n_samples: Any, n: Any
+) -> None:  # fmt: skip
+    """Scores of four rows: sums over lanes, which take the place of the first products. Those beyond the last are 0."""
+    n_lanes = lanes_of(partial)
+    n_rows = len(group)
+    products = registers(splat(partial.dtype.type(0)))
+    for i in range(n_rows * n_rows):
+        products[i] = load(partial, at + i * n_lanes)
+    for i in range(0, n_rows * n_rows, n_lanes):
+        store(partial, at + i, totals(products, i))
+    for c in range(n_rows):
+        for r in range(n_rows):
+            if n + r < n_samples:
+                scores[at_scores + c * n_samples + n + r] = partial[at + c * n_rows + r]
+            else:
+                partial[at + c * n_rows + r] = 0
+
+
+@kernel
+def add_images(
+    flat: Any, n_samples: Any, n_pixels: Any, n: Any, mean: Any, tiles: Any, of_images: Any, v_first: Any, group: Any,
+    row_scores: Any, at: Any,
+) -> None:  # fmt: skip
+    """Add four rows, times their scores, to the images of four directions, over a chunk of pixels."""
+    n_lanes = lanes_of(flat)
+    n_rows = len(group)
+    x = registers(splat(flat.dtype.type(0)))
+    y = registers(splat(flat.dtype.type(0)))
+    for i in range(n_rows * n_rows):
+        y[i] = splat(row_scores[at + i])
+    for v in range(v_first, min(v_first + CHUNK, (n_pixels + n_lanes - 1) // n_lanes)):
+        for r in range(n_rows):
+            x[r] = centred(flat, min(n + r, n_samples - 1), n_pixels, v, mean)
+            prefetch(flat, min(n + n_rows + r, n_samples - 1) * n_pixels + v * n_lanes)
+        for c in range(n_rows):
+            image = load(tiles, of_images + (v * n_rows + c) * n_lanes)
+            for r in range(n_rows):
+                image = fma(x[r], y[c * n_rows + r], image)
+            store(tiles, of_images + (v * n_rows + c) * n_lanes, image)
 
 
 @kernel
 def dot(a: Any, at_a: Any, b: Any, at_b: Any, width: Any) -> Any:
     """Inner product of two padded rows, in float64 over vectors."""
-    n_lanes = VECTOR_BYTES // a.itemsize
+    n_lanes = lanes_of(a)
     result = 0.0
     for first in range(0, width, FOLD_VECTORS * n_lanes):
         partial = splat(a.dtype.type(0))
@@ -180,7 +246,7 @@ def dot(a: Any, at_a: Any, b: Any, at_b: Any, width: Any) -> Any:
 @kernel
 def add_multiple(target: Any, at: Any, factor: Any, source: Any, at_source: Any, width: Any) -> None:
     """``target += factor * source`` for padded rows."""
-    n_lanes = VECTOR_BYTES // target.itemsize
+    n_lanes = lanes_of(target)
     scale = splat(target.dtype.type(factor))
     for p in range(0, width, n_lanes):
         store(target, at + p, fma(scale, load(source, at_source + p), load(target, at + p)))
@@ -212,14 +278,14 @@ def orthonormalise(basis: Any, first: Any, last: Any, width: Any) -> Any:
 @kernel
 def leading_components(
     maps: Any, flat: Any, n_components: Any, n_directions: Any, group: Any, mean: Any, basis: Any, images: Any,
-    krylov_scores: Any, scores: Any, variance: Any,
+    tile: Any, krylov_scores: Any, scores: Any, variance: Any,
 ) -> Any:  # fmt: skip
     """Scores (N, d) and variances (d,) of one filter; return the residual relative to the largest eigenvalue.
 
     Negative where the passes did not suffice. ``mean`` holds the padded mean, the first rows of ``basis`` the first
     block.
     """
-    n_lanes = VECTOR_BYTES // flat.itemsize
+    n_lanes = lanes_of(flat)
     width = (maps.shape[1] + n_lanes - 1) // n_lanes * n_lanes
     max_rows = MAX_PASSES * n_directions
     projected = np.zeros((max_rows, max_rows))
@@ -228,7 +294,7 @@ def leading_components(
     for n_passes in range(1, MAX_PASSES + 1):
         first, n_rows = n_rows, n_rows + n_directions
         for at in range(first, n_rows, len(group)):
-            centred_pass(maps, flat, mean, basis, at, group, images, krylov_scores)
+            centred_pass(flat, maps.shape[0], maps.shape[1], mean, basis, at, group, images, krylov_scores, tile)
         for j in range(first, n_rows):
             for i in range(j + 1):
                 projected[i, j] = projected[j, i] = dot(basis, i * width, images, j * width, width)
@@ -323,7 +389,8 @@ def krylov_pca(
     decompose(
         maps, maps.reshape(n_filters, -1), n_components, n_directions, (0.0,) * GROUP, width, np.empty((n_directions +
         1, n_pixels)), aligned_empty(width, maps.dtype), aligned_empty(rows * width, maps.dtype), aligned_empty(rows *
-        width, maps.dtype), aligned_empty(rows * n_samples, maps.dtype), scores, variance, residual, kind,
+        width, maps.dtype), aligned_empty(2 * GROUP * width, maps.dtype), aligned_empty(rows * n_samples, maps.dtype),
+        scores, variance, residual, kind,
     )  # fmt: skip
     return kind, residual >= 0
 
@@ -331,7 +398,7 @@ def krylov_pca(
 @compiled_entry(vectors)
 def decompose(
     maps: Any, flat: Any, n_components: Any, n_directions: Any, group: Any, width: Any, sums: Any, mean: Any, basis:
-    Any, images: Any, krylov_scores: Any, scores: Any, variance: Any, residual: Any, kind: Any,
+    Any, images: Any, tile: Any, krylov_scores: Any, scores: Any, variance: Any, residual: Any, kind: Any,
 ) -> None:  # fmt: skip
     """Leading components of every filter of a block."""
     for f in range(len(maps)):
@@ -339,6 +406,6 @@ def decompose(
         residual[f] = 0.0
         if kind[f] == FINITE:
             residual[f] = leading_components(
-                maps[f], flat[f], n_components, n_directions, group, mean, basis, images, krylov_scores, scores[f],
-                variance[f],
+                maps[f], flat[f], n_components, n_directions, group, mean, basis, images, tile, krylov_scores,
+                scores[f], variance[f],
             )  # fmt: skip

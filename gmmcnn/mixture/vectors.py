@@ -8,11 +8,15 @@ not.
 
 Inside compiled code only::
 
-    v = load(array, i)          # array[i : i + lanes]; store(array, i, v) puts it back splat(x)                    #
-    every lane x; the type of x chooses the vector's v + w, v - w, v * w, v / w  # by lane; so are <, >, == (giving a
-    mask), minimum, maximum, fma(a, b, c) = a b + c where(mask, v, w), any_lane(mask) total(v), product(v)        #
-    float64 sum, product over lanes; the order is fixed r = registers(v, 6)         # six vectors, r[i], which LLVM
-    keeps in registers where loops over them have constant length
+    v = load(array, i)                     # array[i : i + lanes]; store(array, i, v) puts it back
+    splat(x)                               # every lane x; the type of x chooses the vector's
+    v + w, v - w, v * w, v / w             # by lane; so are <, >, == (giving a mask), minimum, maximum
+    fma(a, b, c)                           # a b + c
+    where(mask, v, w), any_lane(mask)
+    total(v), product(v)                   # float64 sum, product over lanes; the order is fixed
+    r = registers(v)                       # vectors r[0], r[1], … that LLVM keeps in registers where loops over them
+                                           # have constant length
+    totals(r, i)                           # sums over lanes of r[i], r[i + 1], … as one vector
 """
 
 import operator
@@ -144,6 +148,16 @@ def _has_avx512(context: Any) -> bool:
 # --- memory ---
 
 
+@intrinsic
+def lanes_of(typingctx: Any, array: Any) -> Any:
+    """Numbers of the array's dtype in one vector: a constant, where an array's ``itemsize`` is none for LLVM."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.get_constant(types.intp, Vector(array.dtype).lanes)
+
+    return types.intp(array), codegen
+
+
 def _pointer(context: Any, builder: Any, vector: Vector, array_type: Any, array: Any, index: Any) -> Any:
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index], inbounds=True), _llvm(vector).as_pointer())
@@ -171,6 +185,36 @@ def store(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector), codegen
+
+
+@intrinsic
+def load_first(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
+    """``array[index : index + count]``, and zeros in the lanes from ``count`` on; nothing beyond is touched."""
+    vector = Vector(array.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, vector, sig.args[0], *args[:2])
+        numbers = ir.Constant(ir.VectorType(ir.IntType(64), vector.lanes), list(range(vector.lanes)))
+        mask = builder.icmp_signed("<", numbers, _splat(builder, args[2], vector.lanes))
+        align = ir.Constant(ir.IntType(32), vector.element.bitwidth // 8)
+        name = f"llvm.masked.load.{_suffix(vector)}.p0"
+        return _call(builder, name, _llvm(vector), pointer, align, mask, _constant(vector, 0.0))
+
+    return vector(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of ``array[index]``, which will be read soon."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, Vector(array.dtype), sig.args[0], *args)
+        read, close, data = (ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))
+        line = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), line, read, close, data)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
 
 
 _MAX_REGISTERS = 48
@@ -365,6 +409,36 @@ def product(typingctx: Any, vector: Any) -> Any:
         return _reduce(builder, "fmul", 1.0, _widened(builder, vector, args[0]))
 
     return types.float64(vector), codegen
+
+
+@intrinsic
+def totals(typingctx: Any, registers: Any, first: Any) -> Any:
+    """A vector of the sums over lanes of as many registers as there are lanes, from ``first`` on, in their precision.
+
+    By halves: two vectors become one that holds sums of pairs of lanes of both, until one vector is left.
+    """
+    vector = registers.vector
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        def register(i: int) -> Any:
+            index = builder.add(args[1], ir.Constant(args[1].type, i))
+            return builder.load(_register(builder, sig.args[0], args[0], index), align=VECTOR_BYTES)
+
+        vectors, group = [register(i) for i in range(vector.lanes)], vector.lanes
+        while len(vectors) > 1:
+            vectors = [_halves_added(builder, a, b, group) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+            group //= 2
+        return vectors[0]
+
+    return vector(registers, types.intp), codegen
+
+
+def _halves_added(builder: Any, a: Any, b: Any, group: int) -> Any:
+    """In every group of lanes of a, then of b, the first half plus the second."""
+    lower = [lane for lane in range(2 * a.type.count) if lane % group < group // 2]
+    kind = ir.VectorType(ir.IntType(32), a.type.count)
+    upper = [lane + group // 2 for lane in lower]
+    return builder.fadd(*(builder.shuffle_vector(a, b, ir.Constant(kind, lanes)) for lanes in (lower, upper)))
 
 
 # --- exponential and logarithm ---

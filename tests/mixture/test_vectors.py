@@ -30,6 +30,21 @@ def over_lanes(x):
     return v.total(a), v.product(a), v.any_lane(a > v.splat(x[3])), v.any_lane(a > a)
 
 
+@njit
+def part_of_array(x, first, count, result):
+    v.prefetch(x, first)
+    v.store(result, 0, v.load_first(x, first, count))
+
+
+@njit
+def sums_of_rows(x, result):
+    n = 64 // x.itemsize
+    rows = v.registers(v.load(x, 0))
+    for i in range(n):
+        rows[i] = v.load(x, i * n)
+    v.store(result, 0, v.totals(rows, 0))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_lane_arithmetic(dtype):
     rng = np.random.default_rng(0)
@@ -71,6 +86,24 @@ def test_reductions(dtype):
     assert product == pytest.approx(x.prod(dtype=np.float64), rel=1e-14)
     assert some
     assert not none
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_part_of_a_vector(dtype):
+    n = v.lanes(dtype)
+    x, result = np.arange(3 * n, dtype=dtype), v.aligned_empty(n, dtype)
+    for first, count in [(0, n), (5, 3), (3 * n - 1, 1), (3 * n, 0)]:  # the last two end with the array
+        part_of_array(x, first, count, result)
+        np.testing.assert_array_equal(result, np.pad(x[first : first + count], (0, n - count)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_of_many_vectors(dtype):
+    n = v.lanes(dtype)
+    x, result = v.aligned_empty(n * n, dtype), v.aligned_empty(n, dtype)
+    x[:] = np.random.default_rng(0).integers(-1000, 1000, size=n * n)  # whole numbers: no rounding
+    sums_of_rows(x, result)
+    np.testing.assert_array_equal(result, x.reshape(n, n).sum(axis=1))
 
 
 def test_arrays_are_aligned():
