@@ -33,6 +33,7 @@ from gmmcnn.mixture.vectors import (
     fnma,
     kernel,
     lane_numbers,
+    lanes_of,
     load,
     mantissa,
     maximum,
@@ -82,7 +83,7 @@ def expect_and_maximise(
 ) -> Any:
     """One pass: write Σr, Σr u, Σr u uᵀ of every component to ``sums`` and return Σ_n log2 Σ_k of 2^(h − |u|²)."""
     lane = lane_numbers(load(points, 0))
-    n_lanes = VECTOR_BYTES // points.itemsize
+    n_lanes = lanes_of(points)
     n_dims = len(dims)
     n_sums = n_components * (1 + n_dims + n_dims * (n_dims + 1) // 2)
     n_vectors = (n_samples + n_lanes - 1) // n_lanes
@@ -129,7 +130,7 @@ def expect_block(
     likelihood_at: Any, work: Any,
 ) -> None:  # fmt: skip
     """For ``width`` samples from ``first``: density and u of every component, (d + 1) rows each, and the likelihood."""
-    n_lanes = VECTOR_BYTES // points.itemsize
+    n_lanes = lanes_of(points)
     at = 0
     while at + len(TILE) * n_lanes <= width:
         expect_tile(points, stride, dims, first, at, TILE, constants, n_components, row, likelihood_at, work)
@@ -145,7 +146,7 @@ def expect_tile(
     likelihood_at: Any, work: Any,
 ) -> None:  # fmt: skip
     """The same for as many vectors as ``tile`` is long; samples and likelihoods stay in registers."""
-    n_lanes = VECTOR_BYTES // points.itemsize
+    n_lanes = lanes_of(points)
     n_dims = len(dims)
     n_numbers = 1 + n_dims + n_dims * (n_dims + 1) // 2
     zero = splat(points.dtype.type(0))
@@ -204,7 +205,7 @@ def maximise_block(
     dims: Any, width: Any, n_components: Any, row: Any, inverse_at: Any, partial_at: Any, work: Any
 ) -> None:
     """Add the samples of a block to the partial sums of every component."""
-    n_lanes = VECTOR_BYTES // work.itemsize
+    n_lanes = lanes_of(work)
     n_dims = len(dims)
     n_numbers = 1 + n_dims + n_dims * (n_dims + 1) // 2
     partial = registers(load(work, 0))
@@ -233,7 +234,7 @@ def hard_sums(
     points: Any, n_samples: Any, stride: Any, dims: Any, constants: Any, n_components: Any, labels: Any, sums: Any
 ) -> None:
     """The sums of :func:`expect_and_maximise` for responsibilities 0 and 1."""
-    n_lanes = VECTOR_BYTES // points.itemsize
+    n_lanes = lanes_of(points)
     n_dims = len(dims)
     n_numbers = 1 + n_dims + n_dims * (n_dims + 1) // 2
     zero, one = splat(points.dtype.type(0)), splat(points.dtype.type(1))
@@ -400,7 +401,7 @@ def predict(
     points: Any, n_samples: Any, stride: Any, dims: Any, constants: Any, n_components: Any, labels: Any
 ) -> None:
     """Component of largest responsibility for every sample, as a number of the kind of ``labels``; -1 beyond them."""
-    n_lanes = VECTOR_BYTES // points.itemsize
+    n_lanes = lanes_of(points)
     n_dims = len(dims)
     n_numbers = 1 + n_dims + n_dims * (n_dims + 1) // 2
     lane = lane_numbers(load(points, 0))

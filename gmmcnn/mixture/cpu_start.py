@@ -11,10 +11,10 @@ import numpy as np
 
 from gmmcnn.constants import LLOYD_MAX_ITER, LLOYD_TOL, PHILOX_KEY_STEPS, PHILOX_MULTIPLIERS, PHILOX_ROUNDS
 from gmmcnn.mixture.vectors import (
-    VECTOR_BYTES,
     fma,
     kernel,
     lane_numbers,
+    lanes_of,
     load,
     minimum,
     registers,
@@ -91,7 +91,7 @@ def kmeans_plusplus(
 @kernel
 def draw_sample(n_samples: Any, u: Any, potential: Any, nearest: Any, vector_sums: Any) -> Any:
     """First sample whose cumulative squared distance exceeds ``u * potential``."""
-    n_lanes = VECTOR_BYTES // nearest.itemsize
+    n_lanes = lanes_of(nearest)
     if potential <= 0:
         return min(int(u * n_samples), n_samples - 1)
     target, cumulative, v = u * potential, 0.0, 0
@@ -113,7 +113,7 @@ def move_nearer(
     points: Any, n_samples: Any, stride: Any, dims: Any, chosen: Any, first: Any, nearest: Any, vector_sums: Any
 ) -> Any:
     """Take a sample as a further centre: update the distances and return their sum."""
-    n_lanes = VECTOR_BYTES // points.itemsize
+    n_lanes = lanes_of(points)
     lane = lane_numbers(load(points, 0))
     zero = splat(points.dtype.type(0))
     centre = registers(zero)
@@ -135,7 +135,7 @@ def move_nearer(
 @kernel
 def potential_with(points: Any, n_samples: Any, stride: Any, dims: Any, candidate: Any, nearest: Any) -> Any:
     """Sum of squared distances if the sample ``candidate`` were a further centre."""
-    n_lanes = VECTOR_BYTES // points.itemsize
+    n_lanes = lanes_of(points)
     zero = splat(points.dtype.type(0))
     centre = registers(zero)
     for j in range(len(dims)):
@@ -174,7 +174,7 @@ def lloyd(
 @kernel
 def assign(points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, centres: Any, labels: Any) -> None:
     """Label every sample with its nearest centre; lanes beyond the last sample get -1."""
-    n_lanes = VECTOR_BYTES // points.itemsize
+    n_lanes = lanes_of(points)
     n_dims = len(dims)
     lane = lane_numbers(load(points, 0))
     centre = registers(lane)
@@ -197,7 +197,7 @@ def assign(points: Any, n_samples: Any, stride: Any, dims: Any, n_components: An
 @kernel
 def add_up(points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, labels: Any, sums: Any) -> None:
     """Write size and sum of samples of every cluster to ``sums`` (K (1 + d)), float64."""
-    n_lanes = VECTOR_BYTES // points.itemsize
+    n_lanes = lanes_of(points)
     n_dims = len(dims)
     zero, one = splat(points.dtype.type(0)), splat(points.dtype.type(1))
     partial = registers(zero)
