@@ -99,7 +99,9 @@ def test_the_other_claims_are_judged_by_their_own_experiments(searched):
 
 
 def test_everything_that_is_counted_is_judged_both_ways(laboratory):
-    judged = [measure for measure, _ in conditions._judge_counts(laboratory)]
-    counted = measures(laboratory.analysis(Network(0, "overfitting"), 4))
+    experiment = replace(laboratory.settings.experiment, seeds=1)
+    one = laboratory.beside(replace(laboratory.settings, experiment=experiment))
+    judged = [measure for measure, _ in conditions._judge_counts(one)]
+    counted = measures(one.analysis(Network(0, "overfitting"), 4))
     assert len(judged) == 2 * 3 * len(counted)
     assert {"more flagged", "less flagged", "more live, before the activation"} <= set(judged)
