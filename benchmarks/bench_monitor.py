@@ -3,17 +3,19 @@
     python -m benchmarks.bench_monitor [--json FILE]
 
 A plain training loop (Adam, batches of 64, no evaluation) with all cores, a step of the monitor after every epoch, with
-its defaults: 200 samples, one start, one thread. The first step, which loads the compiled engine, is told apart.
+its defaults: 200 samples, one start, one thread. The first step, which loads the compiled engine, is told apart. Then
+the same with ``every="auto"``, where the monitor chooses the epochs.
 """
 
 import argparse
 import math
 import os
-import statistics
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 
 import gmmcnn
@@ -47,6 +49,8 @@ class Cost:
     share: float
     lowest_share: float
     highest_share: float
+    auto_share: float
+    """Of all steps but the first two in the time of all epochs but the first two, with ``every="auto"``."""
 
     @property
     def every(self) -> int:
@@ -68,7 +72,7 @@ def main() -> None:
             f"epoch {1e3 * cost.epoch_s:7.0f} ms   step {1e3 * cost.step_s:5.1f} ms "
             f"(first {cost.first_step_s:.1f} s)   "
             f"share {cost.share:6.1%} ({cost.lowest_share:.1%} to {cost.highest_share:.1%})   "
-            f"within {BAR:.0%} from every={cost.every}"
+            f"within {BAR:.0%} from every={cost.every}   every='auto': {cost.auto_share:.1%}"
         )
     sizes = {"samples": arguments.samples, "threads": arguments.threads, "rounds": arguments.rounds}
     timing.write_json(arguments.json, {"title": "monitor", "sizes": sizes, "results": [asdict(cost) for cost in costs]})
@@ -82,19 +86,29 @@ def measure(network: str, name: str, train_samples: int | None, arguments: argpa
         in_channels=data.in_channels, image_size=data.image_size, n_classes=data.n_classes, seed=0,
     )  # fmt: skip
     optimizer = torch.optim.Adam(model.parameters())
-    monitor = gmmcnn.OverfittingMonitor(
+    every_epoch = gmmcnn.OverfittingMonitor(
         model, data.train.images, samples=arguments.samples, threads=arguments.threads, engine="cpu"
     )
-    train_epoch(model, optimizer, data.train)
-    first = timing.seconds(lambda: monitor.step(0))
-    epochs, steps = [], []
-    for epoch in range(1, arguments.rounds + 1):
-        epochs.append(timing.seconds(lambda: train_epoch(model, optimizer, data.train)))
-        steps.append(timing.seconds(lambda epoch=epoch: monitor.step(epoch)))
-    shares = [step / epoch for step, epoch in zip(steps, epochs, strict=True)]
+    by_itself = gmmcnn.OverfittingMonitor(
+        model, data.train.images, samples=arguments.samples, threads=arguments.threads, engine="cpu", every="auto"
+    )
+
+    def times(monitor: gmmcnn.OverfittingMonitor, n_epochs: int) -> NDArray[np.float64]:
+        """Seconds (E, 2) of each epoch and of the step after it."""
+        return np.array([
+            (timing.seconds(lambda: train_epoch(model, optimizer, data.train)),
+            timing.seconds(lambda epoch=epoch: monitor.step(epoch)))
+            for epoch in range(n_epochs)
+        ])  # fmt: skip
+
+    of_each = times(every_epoch, arguments.rounds + 1)
+    first, (epochs, steps) = of_each[0, 1], of_each[1:].T
+    shares = steps / epochs
+    auto_epochs, auto_steps = times(by_itself, 2 + 4 * arguments.rounds)[2:].sum(axis=0)
     return Cost(
-        network, name, len(data.train), monitor.analysis.fits.n_filters, first,
-        statistics.median(epochs), statistics.median(steps), statistics.median(shares), min(shares), max(shares),
+        network, name, len(data.train), every_epoch.analysis.fits.n_filters, first,
+        float(np.median(epochs)), float(np.median(steps)), float(np.median(shares)), shares.min(), shares.max(),
+        auto_steps / auto_epochs,
     )  # fmt: skip
 
 

@@ -99,10 +99,10 @@ def report_limits(maps: NDArray[np.float32], peak: float, arguments: argparse.Na
     read_s = timing.best(lambda: peaks.read_filters(maps, n_passes, threads), rounds)
     pca_s = timing.best(lambda: pca(maps, engine="cpu"), rounds)
     multiply_s = flops / (peak * threads)
-    gigabytes = read_bytes / 1e9
+    done, could = read_bytes / passes_s / 1e9, read_bytes / read_s / 1e9
     print(
-        f"  {n_passes.mean():.1f} passes over {maps[0].nbytes / 1e6:.1f} MB a filter, {passes_s / pca_s:.0%} of the time:"
-        f" {gigabytes / passes_s:.1f} GB/s, {read_s / passes_s:.0%} of {gigabytes / read_s:.1f} by reading;"
+        f"  {n_passes.mean():.1f} passes over {maps[0].nbytes / 1e6:.1f} MB a filter, {passes_s / pca_s:.0%} of PCA:"
+        f" {done:.1f} GB/s, {done / could:.0%} of {could:.1f} by reading;"
         f" {flops / passes_s / 1e9:.0f} Gflop/s, {multiply_s / passes_s:.0%} of {peak * threads / 1e9:.0f}"
     )
     rates = {

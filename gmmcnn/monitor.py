@@ -6,9 +6,10 @@ the same weights bit by bit.
 """
 
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,9 @@ NOTE = (
 COLUMNS = ("epoch", "flagged", "unbalanced", "separated", "active", "live", "near_dead", "dead")
 """Columns of :attr:`OverfittingMonitor.history`."""
 
+SHARE_OF_TIME = 0.05
+"""Of a training, which steps stay within with ``every="auto"``."""
+
 _DRAW = 103
 _DEFAULTS = {"n_init": 1, "threads": 1}
 
@@ -65,8 +69,10 @@ class OverfittingMonitor:
         Disjoint probe batches that the counts are averaged over.
     layers : list of str, optional
         Dotted names of the Conv2d layers to look at; None takes all.
-    every : int
-        Look only at every such epoch, counted from the first, where an epoch takes less than a second.
+    every : int or "auto"
+        Look only at every such epoch, counted from the first. ``"auto"`` looks as often as keeps the steps within 5 %
+        of the training's time; which epochs these are then depends on the machine. The first two are looked at in any
+        case, since the first step loads the engine and the second tells what a step takes.
     **settings
         As in :func:`gmmcnn.analyze`. Unlike there, one start (``n_init=1``) and one thread (``threads=1``) are the
         default: the count needs no more, and the other cores may be loading data.
@@ -100,11 +106,11 @@ class OverfittingMonitor:
         samples: int | None = None,
         batches: int = 1,
         layers: list[str] | None = None,
-        every: int = 1,
+        every: int | Literal["auto"] = 1,
         **settings: Any,
     ) -> None:
-        if every < 1:
-            raise ConfigurationError(f"every={every}: expected a whole number >= 1")
+        if every != "auto" and (not isinstance(every, int) or every < 1):
+            raise ConfigurationError(f"every={every!r}: expected a whole number >= 1, or 'auto'")
         self.model = model
         self.every = every
         with _random_states_kept():
@@ -113,6 +119,7 @@ class OverfittingMonitor:
         require_analysed(self._taps)
         self._rows: list[dict[str, float]] = []
         self._last: int | None = None
+        self._took = self._ended = 0.0
         self._fits: Fits | None = None
 
     @property
@@ -161,13 +168,21 @@ class OverfittingMonitor:
                 "(another training needs a monitor of its own)"
             )
         row = None
-        if not self._rows or (epoch - self._rows[0]["epoch"]) % self.every == 0:
+        if self._is_due(epoch):
+            started = time.perf_counter()
             self._fits = self._fit()
             row = {"epoch": epoch} | counts(self._fits, self.settings.screen)
             self._rows.append(row)
             note(NOTE)
+            self._ended = time.perf_counter()
+            self._took = self._ended - started
         self._last = epoch
         return row and dict(row)
+
+    def _is_due(self, epoch: int) -> bool:
+        if self.every != "auto":
+            return not self._rows or (epoch - self._rows[0]["epoch"]) % self.every == 0
+        return len(self._rows) < 2 or time.perf_counter() - self._ended >= self._took / SHARE_OF_TIME
 
     def figure(self) -> "go.Figure":
         """Draw the counts over the epochs."""

@@ -2,6 +2,7 @@
 
 import random
 import tempfile
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -194,6 +195,25 @@ def test_the_page_of_the_last_epoch(network, images, tmp_path):
     assert "Sequential, epoch 7" in page
 
 
+def test_auto_looks_as_often_as_its_share_of_time_allows(network, images, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("gmmcnn.monitor.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monitor = gmmcnn.OverfittingMonitor(network, images, samples=50, every="auto", **QUICK)
+    fit = monitor._fit
+
+    def fit_for_a_second():
+        clock[0] += 1
+        return fit()
+
+    monkeypatch.setattr(monitor, "_fit", fit_for_a_second)
+    looked_at = []
+    for epoch in range(1, 19):
+        clock[0] += 4  # seconds of training: five epochs are twenty times a step
+        looked_at += [epoch] * (monitor.step(epoch) is not None)
+    assert looked_at == [1, 2, 7, 12, 17]
+    assert list(monitor.history["epoch"]) == looked_at
+
+
 def test_every_kind_of_probe_gives_the_same_images(network, images):
     data = TensorDataset(images, torch.arange(len(images)))
     kinds = (images, images.numpy(), data, DataLoader(data, batch_size=7, shuffle=True))
@@ -245,7 +265,8 @@ def test_only_the_layers_asked_for_are_counted(network, images):
         ({"samples": 151}, "samples=151: there are 150 images"),
         ({"samples": 10, "k_max": 10}, "a batch has 10 samples; expected more than k_max=10"),
         ({"batches": 0}, "probe.batches=0: expected >= 1"),
-        ({"every": 0}, "every=0: expected a whole number >= 1"),
+        ({"every": 0}, "every=0: expected a whole number >= 1, or 'auto'"),
+        ({"every": "always"}, "every='always': expected a whole number >= 1, or 'auto'"),
         ({"k_maxx": 3}, "k_maxx: no such setting; did you mean k_max?"),
         ({"layers": ["9"]}, "layer '9': the model has no Conv2d of that name"),
     ],
