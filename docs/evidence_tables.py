@@ -3,7 +3,8 @@
 python docs/evidence_tables.py runs/evidence/*
 
 A run folder is named after its network and data, and is a row in the table of every claim that an experiment in it
-judged; those on sensitivity and on scalability have tables of their own.
+judged; those on sensitivity and on scalability have tables of their own, and for those that plant outliers or search
+for conditions their remarks are printed.
 """
 
 import sys
@@ -11,6 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
+
+IN_WORDS = ("planted", "conditions")
+"""Experiments whose outcome is told by their remarks."""
 
 
 def main(folders: Iterable[Path]) -> None:
@@ -32,6 +36,10 @@ def main(folders: Iterable[Path]) -> None:
         for path in sorted(folder.glob("experiments/scalability-*/exponents.csv")):
             print(f"### growth, {folder.name}\n")
             print(*table_of_growth(pd.read_csv(path)), "", sep="\n")
+        for path in sorted(folder.glob("experiments/*/verdict.txt")):
+            if path.parent.name.startswith(IN_WORDS):
+                print(f"### {path.parent.name.rpartition('-')[0]}, {folder.name}\n")
+                print(*(f"- {line.strip()}" for line in path.read_text().splitlines()), "", sep="\n")
 
 
 def table_of_growth(growths: pd.DataFrame) -> Iterator[str]:
