@@ -8,11 +8,18 @@ const COLUMNS = [
   ["separated", "separated", "flag"], ["active", "active", "flag"], ["reason", "reason", "text"],
 ].filter(([key]) => key in report.filters);
 
+const percent = (share) => Math.round(100 * share);
+
+function interval(i) {
+  const { flag_frequency_low: low, flag_frequency_high: high } = report.filters;
+  return low?.[i] == null ? "" : `(${percent(low[i])}–${percent(high[i])})`;
+}
+
 const formats = {
   text: (value) => value ?? "",
   status: (value) => value.replaceAll("_", " "),
   count: (value) => (value === null ? "–" : value.toLocaleString("en")),
-  share: (value) => (value === null ? "–" : `${Math.round(100 * value)} %`),
+  share: (value, i) => (value === null ? "–" : `${percent(value)} % ${interval(i)}`),
   number: (value) => value === null ? "–" : Math.abs(value) >= 1e6 ? value.toExponential(1) : value.toLocaleString("en", { maximumSignificantDigits: 3 }),
   flag: (value) => (value ? "✓" : "·"),
 };
@@ -76,7 +83,7 @@ function filterTable(host) {
 
   function row(i) {
     const cells = COLUMNS.map(([key, , kind]) => {
-      const cell = element("td", { className: `${kind === "status" ? "text" : kind} ${key}` }, formats[kind](filters[key][i]));
+      const cell = element("td", { className: `${kind === "status" ? "text" : kind} ${key}` }, formats[kind](filters[key][i], i));
       if (kind === "flag") cell.setAttribute("aria-label", filters[key][i] ? "yes" : "no");
       return cell;
     });

@@ -18,6 +18,8 @@ FILTER_COLUMNS = [
     "filter",
     "status",
     "flag_frequency",
+    "flag_frequency_low",
+    "flag_frequency_high",
     "n_components",
     "calinski_harabasz",
     "smallest_cluster",
