@@ -10,6 +10,7 @@ The control: filters drawn at random from the unflagged live ones of the same la
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -54,14 +55,12 @@ def measure(laboratory: Laboratory) -> pd.DataFrame:
         where no sample is an outlier.
     """
     networks = list(laboratory.networks())
-    rows = []
+    tables = []
     with progress("gradients", len(networks), "networks") as advance:
         for network in networks:
-            rows += [
-                {"seed": network.seed, "condition": network.condition} | row for row in _compare(laboratory, network)
-            ]
+            tables.append(laboratory.kept(network, "gradients", partial(_compare, laboratory, network)))
             advance()
-    return pd.DataFrame(rows)
+    return pd.concat(tables, ignore_index=True)
 
 
 def verdict_on(table: pd.DataFrame, measure: str) -> Verdict:
@@ -86,8 +85,8 @@ class Selection:
     members: NDArray[np.int64]
 
 
-def _compare(laboratory: Laboratory, network: Network) -> list[dict[str, object]]:
-    """Rows of one network."""
+def _compare(laboratory: Laboratory, network: Network) -> pd.DataFrame:
+    """Rows of one network, by measure."""
     number = laboratory.rounds[-1]
     analysis = laboratory.analysis(network, number)
     probe = laboratory.probe(network)
@@ -108,7 +107,8 @@ def _compare(laboratory: Laboratory, network: Network) -> list[dict[str, object]
         random = [_auc(values, _union(draw, len(values))) for draw in draws]
         rows.append({"measure": name, "auc": _auc(values, outliers), "low": low, "high": high} | _mean(random) | common)
     own = {"measure": "own_filter", "auc": own_filter_auc(gradients, flagged, analysis), "low": np.nan, "high": np.nan}
-    return [*rows, own | _mean([own_filter_auc(gradients, draw, analysis) for draw in draws]) | common]
+    rows.append(own | _mean([own_filter_auc(gradients, draw, analysis) for draw in draws]) | common)
+    return pd.DataFrame([{"seed": network.seed, "condition": network.condition} | row for row in rows])
 
 
 def trained_labels(laboratory: Laboratory, network: Network, samples: pd.DataFrame) -> tuple[Tensor, NDArray[np.bool_]]:

@@ -14,7 +14,7 @@ import csv
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -209,6 +209,21 @@ class Laboratory:
             write_aside(path, json.dumps(result.metrics.iloc[-1].drop("epoch").to_dict()) + "\n")
             self._log(f"fine-tune {sum(map(len, chosen.values()))} masked", network, started)
         return json.loads(path.read_text())
+
+    def kept(self, network: Network, work: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """Table that some work on a network makes, or the one that it made by the same settings before."""
+        settings = self.settings_of(network)
+        size = asdict(replace(self.size, seeds=1))  # of which this network is one
+        depends_on = [size, settings.experiment.finetune_epochs, asdict(settings.screen), _fits_name(settings)]
+        path = self._folder(network) / f"{work}-{_name(depends_on)}.parquet"
+        if not path.exists():
+            started = time.perf_counter()
+            table = make()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table.to_parquet(aside := path.with_suffix(".partial"), index=False)
+            aside.replace(path)
+            self._log(work, network, started)
+        return pd.read_parquet(path)
 
     def _untrained(self, network: Network) -> nn.Module:
         splits = self.data(network)

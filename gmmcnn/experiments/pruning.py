@@ -1,7 +1,7 @@
 """H3: whether masking the anomaly filters of an overfitted network lowers training and raises validation accuracy.
 
 Masked are all anomaly filters, those under a stricter rule (flagged in nine of ten probe batches) and under a more
-lenient one (in one of five), and each single anomaly filter. Masking any filter changes a network, so the effect is
+lenient one (in one of five), and single anomaly filters. Masking any filter changes a network, so the effect is
 compared with that of as many filters of every layer drawn at random among the live ones (a permutation test for each
 seed), of those with the smallest weights (lowest L1 norm: Li, Kadav, Durdanovic, Samet, Graf, *Pruning Filters for
 Efficient ConvNets*, 2017), and of those nearest to the others (FPGM: He, Liu, Wang, Hu, Yang, *Filter Pruning via
@@ -15,6 +15,7 @@ one mostly for the worse, so the comparison is with the unmasked network trained
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -71,7 +72,8 @@ def measure(laboratory: Laboratory) -> pd.DataFrame:
     with progress("networks", len(laboratory.seeds), "networks") as advance:
         tables = []
         for seed in laboratory.seeds:
-            tables.append(_measure(laboratory, Network(seed, "overfitting")))
+            network = Network(seed, "overfitting")
+            tables.append(laboratory.kept(network, "pruning", partial(_measure, laboratory, network)))
             advance()
     return pd.concat(tables, ignore_index=True)
 
@@ -160,7 +162,7 @@ def masks(
     seed : int
         Of the random masks.
     singly : bool
-        Also mask the chosen filters one by one, as ``single``.
+        Also mask chosen filters one by one, as ``single``: all of them, or ``n_random`` drawn at random.
     """
     yield "none", 0, {}
     chosen = screening.anomalous
@@ -168,7 +170,8 @@ def masks(
         return
     yield "chosen", 0, chosen
     singles = [(layer, index) for layer, filters in chosen.items() for index in filters if singly]
-    for number, (layer, index) in enumerate(singles):
+    drawn = np.random.default_rng(seed).permutation(len(singles))[:n_random]
+    for number, (layer, index) in enumerate(singles[place] for place in sorted(drawn)):
         yield "single", number, {layer: [index]}
     live = screening.filters[screening.filters["status"] == "ok"]
     by_layer = {str(layer): rows["filter"].tolist() for layer, rows in live.groupby("layer")}

@@ -48,7 +48,7 @@ def test_every_chosen_mask_has_its_controls(outcome):
         counted = beside["mask"].value_counts()
         assert counted["none"] == 1
         assert counted["random"] == 5
-        assert counted.get("single", 0) == (row.n_filters if row.rule == "anomalous" else 0)
+        assert counted.get("single", 0) == (min(row.n_filters, 5) if row.rule == "anomalous" else 0)
         assert set(beside[beside["mask"].isin(CONTROLS)]["n_filters"]) == {row.n_filters}
 
 
@@ -144,7 +144,14 @@ def test_finetuning_masked_filters_is_finetuning_what_is_left_when_they_are_remo
     assert masked["train_loss"] != trained_on.finetuned(network, 4, {})["train_loss"]
 
 
+def test_a_network_that_was_measured_is_not_measured_again(finetuned, trained_on, monkeypatch):
+    monkeypatch.setattr(pruning, "_measure", lambda *args: pytest.fail("measured again"))
+    pd.testing.assert_frame_equal(pruning.measure(trained_on), finetuned.table)
+
+
 def test_a_finished_finetuning_is_not_repeated(finetuned, trained_on, monkeypatch):
+    for measured in trained_on.folder.glob("networks/*/pruning-*.parquet"):
+        measured.unlink()
     monkeypatch.setattr(training, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     monkeypatch.setattr(Laboratory, "trained", lambda *args: None)
     again = pruning.measure(trained_on)
