@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 NOTE = (
     "gmmcnn's counts describe filters; they do not detect overfitting: they change with training time in networks "
-    "that do not overfit too, and none has been shown to rise with the generalisation gap beyond such a control."
+    "that do not overfit too, and rose with the generalisation gap beyond such a control in some networks only."
 )
 COLUMNS = ("epoch", "flagged", "unbalanced", "separated", "active", "live", "near_dead", "dead")
 """Columns of :attr:`OverfittingMonitor.history`."""
@@ -52,8 +52,8 @@ class OverfittingMonitor:
 
     What the count tells: in how many filters, at this epoch, a handful of the probe samples stands apart from the
     others while the filter is strongly active. What it does **not** tell: whether the network overfits. The count
-    changes with training time also in networks that do not overfit, and has not been shown to rise with the
-    generalisation gap beyond such a control. Nor is a single fit reproducible: read the course of the count, not one
+    changes with training time also in networks that do not overfit, and rose with the generalisation gap beyond such a
+    control in some networks only (docs/evidence.md). Nor is a single fit reproducible: read the course of the count, not one
     filter's verdict. ``gmmcnn task=experiment experiment=overfitting`` puts the same count beside its controls.
 
     Parameters
