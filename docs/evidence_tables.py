@@ -1,17 +1,20 @@
 """Print the tables of docs/evidence.md from the run folders of experiments.
 
 python docs/evidence_tables.py runs/evidence/*
+python docs/evidence_tables.py --together flagged runs/seeds-0-to-7 runs/seeds-8-to-15
 
 A run folder is named after its network and data, and is a row in the table of every claim that an experiment in it
 judged; those on sensitivity and on scalability have tables of their own, and for those that plant outliers or search
-for conditions their remarks are printed.
+for conditions their remarks are printed. ``--together`` judges H1 by one count over the seeds of several folders.
 """
 
-import sys
+import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
+
+from gmmcnn.experiments.statistics import Verdict, judge_over_training
 
 IN_WORDS = ("planted", "conditions")
 """Experiments whose outcome is told by their remarks."""
@@ -40,6 +43,15 @@ def main(folders: Iterable[Path]) -> None:
             if path.parent.name.startswith(IN_WORDS):
                 print(f"### {path.parent.name.rpartition('-')[0]}, {folder.name}\n")
                 print(*(f"- {line.strip()}" for line in path.read_text().splitlines()), "", sep="\n")
+
+
+def together(folders: Iterable[Path], count: str) -> Verdict:
+    """Verdict on H1 by one count, a column of ``experiment=overfitting``, over the seeds of all folders."""
+    tables = [pd.read_csv(path) for folder in folders for path in folder.glob("experiments/overfitting-*/table.csv")]
+    table = pd.concat(tables)
+    if table.duplicated(["seed", "condition", "round"]).any():
+        raise ValueError("the folders share seeds; expected each seed in one of them")
+    return judge_over_training(table, count, f"H1 by {count}")
 
 
 def table_of_growth(growths: pd.DataFrame) -> Iterator[str]:
@@ -110,4 +122,11 @@ def row(cells: Iterable[str]) -> str:
 
 
 if __name__ == "__main__":
-    main(map(Path, sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--together", metavar="COUNT")
+    arguments = parser.parse_args()
+    if arguments.together:
+        print(together(arguments.folders, arguments.together))
+    else:
+        main(arguments.folders)
