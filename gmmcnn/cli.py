@@ -137,7 +137,8 @@ def _check_name(override: str, known: set[str]) -> None:
     try:
         key = OverridesParser.create().parse_override(override).key_or_group
     except HydraException:
-        raise ConfigurationError(f"{override!r} is not key=value") from None
+        hint = "; a value that holds = or spaces needs quotes within: key='a=b'" if "=" in override else ""
+        raise ConfigurationError(f"{override!r} is not key=value{hint}") from None
     if key not in known and not key.startswith(("hydra", *_FREE_FORM)):
         raise ConfigurationError(f"{key}: no such setting{did_you_mean(key, known)} (gmmcnn --cfg job shows all)")
 

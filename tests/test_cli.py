@@ -169,6 +169,10 @@ def test_runs_started_at_once_do_not_collide(tmp_path):
         (["-m", "gmm.k_max=4,1"], "gmm.k_max=1: expected a whole number"),
         (["-m", "seed=0,1", "run=here"], "run= in a sweep"),
         (["nonsense"], "'nonsense' is not key=value"),
+        (
+            ["model.kwargs={a:[b=c]}"],
+            "'model.kwargs={a:[b=c]}' is not key=value; a value that holds = or spaces needs quotes",
+        ),
         (["task=fly"], "task=fly: expected one of run, train, extract, fit, screen, prune, report, experiment, doctor"),
     ],
 )
