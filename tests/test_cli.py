@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,9 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(tiny_run, tmp_path):
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "gmmcnn", "task=train", "train.epochs=500", "run=folder"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    # Whoever runs the tests in the background of a shell passes on that Ctrl-C is ignored.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     while not (tmp_path / "folder" / "checkpoints" / "last.pt").exists():
         time.sleep(0.02)
         assert process.poll() is None
