@@ -120,7 +120,7 @@ def only_passes(maps: NDArray[np.float32], n_passes: NDArray[np.int64], threads:
     width = -(-maps.shape[2] // lanes(maps.dtype)) * lanes(maps.dtype)
 
     def work(first: int, last: int) -> None:
-        sizes = (width, *(n * pca_cpu.GROUP for n in (width, width, maps.shape[1], 3 * width)))
+        sizes = (width, *(n * pca_cpu.GROUP for n in (width, width, maps.shape[1], 2 * width)))
         scratch = [aligned_empty(size, maps.dtype) for size in sizes]
         for array in scratch:
             array[:] = 0
@@ -131,12 +131,12 @@ def only_passes(maps: NDArray[np.float32], n_passes: NDArray[np.int64], threads:
 
 @njit(nogil=True, error_model="numpy")
 def _passes(
-    maps: Any, n_passes: Any, group: Any, mean: Any, basis: Any, images: Any, scores: Any, tile: Any
+    maps: Any, n_passes: Any, group: Any, mean: Any, basis: Any, images: Any, scores: Any, tiles: Any
 ) -> None:  # fmt: skip
     for f in range(len(maps)):
         flat = maps[f].ravel()
         for _ in range(n_passes[f]):
-            pca_cpu.centred_pass(flat, *maps[f].shape, mean, basis, 0, group, images, scores, tile)
+            pca_cpu.centred_pass(flat, *maps[f].shape, mean, basis, 0, group, images, scores, tiles)
 
 
 def passes(maps: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -278,7 +278,7 @@ def orthonormalise(basis: Any, first: Any, last: Any, width: Any) -> Any:
 @kernel
 def leading_components(
     maps: Any, flat: Any, n_components: Any, n_directions: Any, group: Any, mean: Any, basis: Any, images: Any,
-    tile: Any, krylov_scores: Any, scores: Any, variance: Any,
+    tiles: Any, krylov_scores: Any, scores: Any, variance: Any,
 ) -> Any:  # fmt: skip
     """Scores (N, d) and variances (d,) of one filter; return the residual relative to the largest eigenvalue.
 
@@ -294,7 +294,7 @@ def leading_components(
     for n_passes in range(1, MAX_PASSES + 1):
         first, n_rows = n_rows, n_rows + n_directions
         for at in range(first, n_rows, len(group)):
-            centred_pass(flat, maps.shape[0], maps.shape[1], mean, basis, at, group, images, krylov_scores, tile)
+            centred_pass(flat, maps.shape[0], maps.shape[1], mean, basis, at, group, images, krylov_scores, tiles)
         for j in range(first, n_rows):
             for i in range(j + 1):
                 projected[i, j] = projected[j, i] = dot(basis, i * width, images, j * width, width)
@@ -398,7 +398,7 @@ def krylov_pca(
 @compiled_entry(vectors)
 def decompose(
     maps: Any, flat: Any, n_components: Any, n_directions: Any, group: Any, width: Any, sums: Any, mean: Any, basis:
-    Any, images: Any, tile: Any, krylov_scores: Any, scores: Any, variance: Any, residual: Any, kind: Any,
+    Any, images: Any, tiles: Any, krylov_scores: Any, scores: Any, variance: Any, residual: Any, kind: Any,
 ) -> None:  # fmt: skip
     """Leading components of every filter of a block."""
     for f in range(len(maps)):
@@ -406,6 +406,6 @@ def decompose(
         residual[f] = 0.0
         if kind[f] == FINITE:
             residual[f] = leading_components(
-                maps[f], flat[f], n_components, n_directions, group, mean, basis, images, tile, krylov_scores,
+                maps[f], flat[f], n_components, n_directions, group, mean, basis, images, tiles, krylov_scores,
                 scores[f], variance[f],
             )  # fmt: skip
