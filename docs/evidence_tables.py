@@ -14,10 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from gmmcnn.experiments.statistics import Verdict, judge_over_training
+from gmmcnn.experiments.overfitting import COUNTS, at_the_same_fit
+from gmmcnn.experiments.statistics import Estimate, Verdict, judge_over_training
 
 IN_WORDS = ("planted", "conditions")
 """Experiments whose outcome is told by their remarks."""
+
+OVER_TRAINING = "experiments/overfitting-*/table.csv"
+"""Counts beside losses, in a run folder."""
 
 
 def main(folders: Iterable[Path]) -> None:
@@ -32,6 +36,10 @@ def main(folders: Iterable[Path]) -> None:
         runs = {run: table for (name, run), table in found.items() if name == experiment}
         print(f"### {experiment}\n")
         print(*tables_of(runs), sep="\n")
+    followed = {folder.name: pd.read_csv(path) for folder in folders for path in folder.glob(OVER_TRAINING)}
+    if followed:
+        print("### fit\n\nHow many more filters there are than in the control at the same training loss:\n")
+        print(*table_of_fit(followed), "", sep="\n")
     for folder in folders:
         for path in sorted(folder.glob("experiments/sensitivity-*/variants.csv")):
             print(f"### variants, {folder.name}\n")
@@ -45,13 +53,25 @@ def main(folders: Iterable[Path]) -> None:
                 print(*(f"- {line.strip()}" for line in path.read_text().splitlines()), "", sep="\n")
 
 
-def together(folders: Iterable[Path], count: str) -> Verdict:
-    """Verdict on H1 by one count, a column of ``experiment=overfitting``, over the seeds of all folders."""
-    tables = [pd.read_csv(path) for folder in folders for path in folder.glob("experiments/overfitting-*/table.csv")]
-    table = pd.concat(tables)
+def together(folders: Iterable[Path], count: str) -> tuple[Verdict, Estimate]:
+    """Verdict on H1 by one count, a column of ``experiment=overfitting``, over the seeds of all folders.
+
+    And how much higher it is than in the control at the same training loss.
+    """
+    table = pd.concat([pd.read_csv(path) for folder in folders for path in folder.glob(OVER_TRAINING)])
     if table.duplicated(["seed", "condition", "round"]).any():
         raise ValueError("the folders share seeds; expected each seed in one of them")
-    return judge_over_training(table, count, f"H1 by {count}")
+    return judge_over_training(table, count, f"H1 by {count}"), at_the_same_fit(table, count)
+
+
+def table_of_fit(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
+    """Lines of a Markdown table: a row for each run, a column for each count."""
+    yield row(["network", *COUNTS])
+    yield row(["---"] * (1 + len(COUNTS)))
+    for run, table in tables.items():
+        estimates = [at_the_same_fit(table, count) for count in COUNTS]
+        cells = [f"{in_numbers(pd.Series(vars(estimate)))}; {estimate.n} seeds" for estimate in estimates]
+        yield row([run, *cells])
 
 
 def table_of_growth(growths: pd.DataFrame) -> Iterator[str]:
@@ -127,6 +147,6 @@ if __name__ == "__main__":
     parser.add_argument("--together", metavar="COUNT")
     arguments = parser.parse_args()
     if arguments.together:
-        print(together(arguments.folders, arguments.together))
+        print(*together(arguments.folders, arguments.together), sep="\n")
     else:
         main(arguments.folders)

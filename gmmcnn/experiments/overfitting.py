@@ -2,9 +2,11 @@
 
 The count is followed over training beside the generalisation gap (validation minus training loss). Two controls: the
 same network trained for as many updates on so much data that it does not overfit, and held-out images in the probe set
-in place of training images. A count that says something about memorised samples should rise in neither.
+in place of training images. A count that says something about memorised samples should rise in neither. Since the
+control does not fit its images as closely after as many updates, the two are compared at the same training loss too.
 """
 
+import numpy as np
 import pandas as pd
 import plotly.express as px
 
@@ -12,7 +14,7 @@ from gmmcnn import screening
 from gmmcnn.analysis import Analysis
 from gmmcnn.experiments.networks import Laboratory
 from gmmcnn.experiments.outcome import Outcome
-from gmmcnn.experiments.statistics import Estimate, judge_over_training, over_seeds, rise
+from gmmcnn.experiments.statistics import Estimate, by_seed, judge_over_training, over_seeds, rise
 from gmmcnn.progress import progress
 
 COUNTS = ("flagged", "unbalanced", "separated", "active")
@@ -26,9 +28,10 @@ def run(laboratory: Laboratory) -> Outcome:
         judge_over_training(table, column, f"H1, {_CLAIMS[column]} rise with the generalisation gap")
         for column in COUNTS
     )
+    fit = f"As closely fitted: {at_the_same_fit(table)} (above 0: more filters are flagged with the wider gap)."
     remark = f"Held-out images as probe: {beyond_held_out(table)} (above 0: training images are singled out more)."
     several = "The first verdict is on the claim; those on single criteria are not corrected for their number."
-    return Outcome(table, verdicts, (several, _trainings(table), remark), _figures(table))
+    return Outcome(table, verdicts, (several, _trainings(table), fit, remark), _figures(table))
 
 
 _CLAIMS = {
@@ -75,6 +78,25 @@ def beyond_held_out(table: pd.DataFrame) -> Estimate:
     overfitting = table[table["condition"] == "overfitting"]
     excess = [rise(rows, "flagged") - rise(rows, "flagged_held_out") for _, rows in overfitting.groupby("seed")]
     return over_seeds("rise beyond the held-out images'", excess)
+
+
+def at_the_same_fit(table: pd.DataFrame, column: str = "flagged") -> Estimate:
+    """How much higher the count is in the overfitting networks than in their controls at the same training loss.
+
+    The rounds of an overfitting network at which its training loss is one that the control of its seed had too, against
+    the control's count there (linear between its rounds), on average. At the same epoch the network with the wider gap
+    is the one that fits its images more closely, so a count that follows the fit alone looks there like one that
+    follows the gap; here it comes out at zero. What is not the same here is the epoch: the control took longer.
+    """
+
+    def excess(rows: pd.DataFrame) -> float:
+        overfitting, control = (rows[rows["condition"] == name] for name in ("overfitting", "control"))
+        control = control.sort_values("train_loss")
+        shared = overfitting[overfitting["train_loss"].between(*control["train_loss"].agg(["min", "max"]))]
+        expected = np.interp(shared["train_loss"], control["train_loss"], control[column])
+        return (shared[column] - expected).mean()
+
+    return over_seeds("beyond the control's at the same training loss", by_seed(table, excess))
 
 
 def _trainings(table: pd.DataFrame) -> str:

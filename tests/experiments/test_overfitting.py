@@ -52,6 +52,23 @@ def test_a_rise_on_training_images_alone_is_seen():
     assert found.positive
 
 
+@pytest.mark.parametrize(("of_gap", "expected"), [(0.0, 0.0), (10.0, 12.0)], ids=["follows the fit", "follows the gap"])
+def test_at_the_same_fit_what_follows_the_fit_is_told_from_what_follows_the_gap(of_gap, expected):
+    rows = []
+    for seed in range(3):
+        for epoch in range(1, 7):  # one fits fast and opens a gap of 1.2 at the losses that both have; one fits slowly
+            for condition, loss, gap in (("overfitting", 2 - 0.3 * epoch, 1.0), ("control", 2 - 0.1 * epoch, -0.2)):
+                count = 20 - 5 * loss + of_gap * gap
+                rows.append({"seed": seed, "condition": condition, "epoch": epoch, "train_loss": loss, "count": count})
+    assert overfitting.at_the_same_fit(pd.DataFrame(rows), "count").value == pytest.approx(expected)
+
+
+def test_networks_that_were_never_as_closely_fitted_are_not_compared():
+    rows = [{"seed": 0, "condition": "overfitting", "train_loss": 0.1, "flagged": 9}]
+    rows += [{"seed": 0, "condition": "control", "train_loss": loss, "flagged": 3} for loss in (1.0, 2.0)]
+    assert overfitting.at_the_same_fit(pd.DataFrame(rows)).n == 0
+
+
 def test_everything_is_written(outcome, tmp_path):
     outcome.write(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} >= {"table.csv", "estimates.csv", "verdict.txt", "over_training.html"}
