@@ -4,8 +4,8 @@ python docs/evidence_tables.py runs/evidence/*
 python docs/evidence_tables.py --together flagged runs/seeds-0-to-7 runs/seeds-8-to-15
 
 A run folder is named after its network and data, and is a row in the table of every claim that an experiment in it
-judged; those on sensitivity and on scalability have tables of their own, and for those that plant outliers or search
-for conditions their remarks are printed. ``--together`` judges H1 by one count over the seeds of several folders.
+judged; those on sensitivity and on scalability have tables of their own. What an experiment remarks besides is printed
+as it stands. ``--together`` judges H1 by one count over the seeds of several folders.
 """
 
 import argparse
@@ -16,9 +16,6 @@ import pandas as pd
 
 from gmmcnn.experiments.overfitting import COUNTS, at_the_same_fit
 from gmmcnn.experiments.statistics import Estimate, Verdict, judge_over_training
-
-IN_WORDS = ("planted", "conditions")
-"""Experiments whose outcome is told by their remarks."""
 
 OVER_TRAINING = "experiments/overfitting-*/table.csv"
 """Counts beside losses, in a run folder."""
@@ -47,10 +44,18 @@ def main(folders: Iterable[Path]) -> None:
         for path in sorted(folder.glob("experiments/scalability-*/exponents.csv")):
             print(f"### growth, {folder.name}\n")
             print(*table_of_growth(pd.read_csv(path)), "", sep="\n")
+    for folder in folders:
+        print(f"### remarks, {folder.name}\n")
         for path in sorted(folder.glob("experiments/*/verdict.txt")):
-            if path.parent.name.startswith(IN_WORDS):
-                print(f"### {path.parent.name.rpartition('-')[0]}, {folder.name}\n")
-                print(*(f"- {line.strip()}" for line in path.read_text().splitlines()), "", sep="\n")
+            print(f"{path.parent.name.rpartition('-')[0]}:\n")
+            print(*(f"- {line}" for line in remarks(path)), "", sep="\n")
+
+
+def remarks(path: Path) -> Iterator[str]:
+    """Lines of a ``verdict.txt`` that are no verdicts: those stand in the tables."""
+    judged = path.with_name("estimates.csv")
+    claims = tuple(pd.read_csv(judged)["claim"].unique()) if judged.exists() else ()
+    yield from (line.strip() for line in path.read_text().splitlines() if not line.startswith(claims))
 
 
 def together(folders: Iterable[Path], count: str) -> tuple[Verdict, Estimate]:

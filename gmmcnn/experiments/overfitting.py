@@ -100,9 +100,16 @@ def at_the_same_fit(table: pd.DataFrame, column: str = "flagged") -> Estimate:
 
 
 def _trainings(table: pd.DataFrame) -> str:
-    last = table[table["round"] == table["round"].max()].groupby("condition")[["gap", "flagged"]].mean()
-    parts = [f"{condition} {row['gap']:.2f} nats, {row['flagged']:.1f} filters" for condition, row in last.iterrows()]
-    return "Gap and count at the end, means over seeds: " + "; ".join(parts) + "."
+    parts = []
+    for condition, rows in table.groupby("condition"):
+        by_round = rows.groupby("round")[["gap", "train_accuracy", "flagged"]].mean()
+        first, last = by_round.iloc[0], by_round.iloc[-1]
+        parts.append(
+            f"{condition} gap {first['gap']:.2f} → {last['gap']:.2f} nats, training accuracy "
+            f"{first['train_accuracy']:.0%} → {last['train_accuracy']:.0%}, {first['flagged']:.1f} → "
+            f"{last['flagged']:.1f} filters"
+        )
+    return "First and last round, means over seeds: " + "; ".join(parts) + "."
 
 
 def _figures(table: pd.DataFrame) -> dict[str, object]:

@@ -75,6 +75,11 @@ class Variant:
         return self.factor if self.value is None else f"{self.factor}={self.value}"
 
     @property
+    def by_frequency(self) -> bool:
+        """Whether its count is that of the anomaly filters."""
+        return self.factor == "min_frequency"
+
+    @property
     def ratio(self) -> float:
         """λ·K_max/N."""
         return saturation(self.settings.probe.samples, self.settings.gmm.k_max, self.settings.screen.small_cluster)[0]
@@ -82,7 +87,7 @@ class Variant:
     def count(self, fits: Fits) -> float:
         """Filters flagged in a probe batch; where the frequency is varied, anomaly filters."""
         screen = self.settings.screen
-        return counts(fits, screen, point(screen, by_frequency=self.factor == "min_frequency")).item()
+        return counts(fits, screen, point(screen, by_frequency=self.by_frequency)).item()
 
 
 def run(laboratory: Laboratory) -> Outcome:
@@ -194,18 +199,20 @@ def summarise(table: pd.DataFrame, chosen: list[Variant], verdicts: dict[str, Ve
     Returns
     -------
     DataFrame
-        ``factor, value, in_force, ratio`` (λ·K_max/N), mean ``count`` of the overfitting networks, ``verdict``, and for
-        the ``effect`` and each check, ``given_epoch`` and ``beyond_control``, the mean over seeds with ``_low`` and
-        ``_high``.
+        ``factor, value, in_force, again`` (whether it is the count in force, or that of an earlier row), ``ratio``
+        (λ·K_max/N), mean ``count`` of the overfitting networks, ``verdict``, and for the ``effect`` and each check,
+        ``given_epoch`` and ``beyond_control``, the mean over seeds with ``_low`` and ``_high``.
     """
     overfitting = table[table["condition"] == "overfitting"]
+    seen = {repr((variant.settings, False)) for variant in chosen if variant.in_force}
     rows = []
     for variant in chosen:
-        verdict = verdicts[variant.name]
+        verdict, count = verdicts[variant.name], repr((variant.settings, variant.by_frequency))
         row = {
-            "factor": variant.factor, "value": variant.value, "in_force": variant.in_force, "ratio": variant.ratio,
-            "count": overfitting[variant.name].mean(), "verdict": verdict.label,
+            "factor": variant.factor, "value": variant.value, "in_force": variant.in_force, "again": count in seen,
+            "ratio": variant.ratio, "count": overfitting[variant.name].mean(), "verdict": verdict.label,
         }  # fmt: skip
+        seen.add(count)
         estimates = (*verdict.effects, *verdict.checks)
         for name, found in zip(("effect", "given_epoch", "beyond_control"), estimates, strict=True):
             row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
@@ -217,9 +224,10 @@ def moves(summary: pd.DataFrame, in_force: Verdict) -> Iterator[str]:
     """Say which settings change the verdict, and between which values."""
     moved = [str(factor) for factor, rows in summary.groupby("factor", sort=False) if rows["verdict"].nunique() > 1]
     steady = [str(factor) for factor in summary["factor"].unique() if factor not in moved]
-    counted = ", ".join(f"{(summary['verdict'] == label).sum()} {label}" for label in LABELS)
+    distinct = summary[~summary["again"]]
+    counted = ", ".join(f"{(distinct['verdict'] == label).sum()} {label}" for label in LABELS)
     yield (
-        f"{len(summary)} variants around the settings in force ({in_force.label}): {counted}. One in forty may "
+        f"{len(distinct)} variants around the settings in force ({in_force.label}): {counted}. One in forty may "
         "look like an effect by chance."
     )
     yield (

@@ -9,7 +9,7 @@ from gmmcnn import config
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import overfitting, sensitivity
 from gmmcnn.experiments.networks import Laboratory, Network
-from gmmcnn.experiments.sensitivity import FACTORS, Variant, distinct_taps, measure, moves, variants
+from gmmcnn.experiments.sensitivity import FACTORS, Variant, distinct_taps, measure, moves, summarise, variants
 from gmmcnn.experiments.statistics import NOT_SPECIFIC, NOT_SUPPORTED, SUPPORTED, judge, judge_over_training
 
 
@@ -106,6 +106,21 @@ def test_the_settings_in_force_are_judged_as_in_the_experiment_on_overfitting(fe
     assert (in_force["verdict"] == first.label).all()
 
 
+def test_a_count_that_stands_in_several_rows_is_one_variant(laboratory):
+    chosen = list(variants(laboratory))
+    table = measure_nothing(chosen)
+    summary = summarise(table, chosen, {v.name: judge_over_training(table, v.name, "") for v in chosen})
+    again = summary["factor"] + " " + summary["value"].astype(str)
+    again = set(again[summary["again"]])
+    assert {"small_cluster 5", "k_max 10", "saturation 5·10/200", "saturation 10·10/200", "saturation 5·5/200"} <= again
+    assert not {"min_frequency 0.5", "small_cluster 10", "k_max 5", "saturation 10·5/200"} & again
+
+
+def measure_nothing(chosen):
+    rows = [{"seed": seed, "condition": "overfitting", "epoch": 1, "gap": 0.0} for seed in range(3)]
+    return pd.DataFrame(rows).assign(**{variant.name: 0.0 for variant in chosen})
+
+
 def test_thresholds_are_judged_on_seeds_that_come_after_those_of_the_experiment(few, outcome):
     assert outcome.verdicts[1].claim.endswith("on held-out seeds")
     assert {int(path.name.split("-")[1]) for path in few.folder.glob("networks/*")} >= {3, 4, 5}
@@ -145,10 +160,11 @@ def test_it_says_between_which_values_the_verdict_changes():
         for v in ("layer", "network")
     ]
     table = pd.DataFrame(rows).assign(effect_high=[-0.1, float("nan"), 0.9, 0.9, 0.9, 0.9])
+    table["again"] = table["in_force"]
     counted, first, by_size, by_scope = moves(table, replace(judge("", [], []), label=NOT_SPECIFIC))
     assert counted.startswith(
-        "6 variants around the settings in force (not specific to overfitting): "
-        "1 supported, 3 not specific to overfitting, 2 not supported."
+        "4 variants around the settings in force (not specific to overfitting): "
+        "1 supported, 1 not specific to overfitting, 2 not supported."
     )
     assert first == "The verdict changes with small_cluster; it stays with scope."
     assert by_size == (
@@ -163,7 +179,7 @@ def test_the_ratio_orders_what_is_varied_together():
         {"factor": "saturation", "value": v, "in_force": False, "ratio": ratio, "verdict": label}
         for v, ratio, label in [("20·10/200", 1.0, SUPPORTED), ("2·10/200", 0.1, NOT_SUPPORTED)]
     ]
-    assert list(moves(pd.DataFrame(rows).assign(effect_high=0.9), judge("", [], [])))[2] == (
+    assert list(moves(pd.DataFrame(rows).assign(effect_high=0.9, again=False), judge("", [], [])))[2] == (
         "saturation: not supported at 2·10/200 = 0.10; supported at 20·10/200 = 1.00."
     )
 
