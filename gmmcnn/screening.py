@@ -271,6 +271,7 @@ def summarise(batches: pd.DataFrame, criteria: Sequence[str], settings: config.S
     share of fits that chose the most frequent K. Each criterion says whether it held in at least ``min_frequency`` of
     the batches, ``flag_frequency`` in what share all held together, with the ends of its 95 % interval
     (:func:`wilson_interval`) as ``flag_frequency_low`` and ``flag_frequency_high``; ``reason`` says it in words.
+    ``anomalous`` is a filter that is flagged often enough and can be judged in most batches.
     """
     by_filter = batches.groupby(FILTER, sort=False)
     median = by_filter[["calinski_harabasz", "smallest_cluster", "ch_over_average", "activation_over_average"]].median()
@@ -278,17 +279,17 @@ def summarise(batches: pd.DataFrame, criteria: Sequence[str], settings: config.S
     held = by_filter[list(criteria)].mean() >= settings.min_frequency
     frequency = by_filter["flagged"].mean()
     low, high = wilson_interval(frequency, batches["batch"].nunique())
-    most_frequent = _most_frequent(batches, "n_components")
+    status, most_frequent = _most_frequent(batches, "status"), _most_frequent(batches, "n_components")
     chose_it = batches["n_components"] == most_frequent.loc[pd.MultiIndex.from_frame(batches[FILTER])].to_numpy()
     filters = pd.concat(
         [
-            _most_frequent(batches, "status"),
+            status,
             most_frequent,
             chose_it.groupby([batches[key] for key in FILTER], sort=False).mean().rename("n_components_share"),
             median[["calinski_harabasz", "smallest_cluster"]],
             mean,
             held,
-            (frequency >= settings.min_frequency).rename("anomalous"),
+            ((frequency >= settings.min_frequency) & (status == "ok")).rename("anomalous"),
             frequency.rename("flag_frequency"),
             low.rename("flag_frequency_low"),
             high.rename("flag_frequency_high"),
@@ -322,6 +323,12 @@ def wilson_interval(share: pd.Series, n_batches: int) -> tuple[pd.Series, pd.Ser
     half_width = np.sqrt(z2 * (share * (1 - share) + z2 / (4 * n_batches)) / n_batches)
     scale = 1 + z2 / n_batches
     return ((centre - half_width) / scale).clip(0, share), ((centre + half_width) / scale).clip(share, 1)
+
+
+def usual_status(status: NDArray) -> NDArray:
+    """Most frequent status of each filter, the first by name of equals: (F, B) to (F,)."""
+    names = np.unique(status)
+    return names[np.argmax([(status == name).sum(axis=1) for name in names], axis=0)]
 
 
 def _most_frequent(batches: pd.DataFrame, column: str) -> pd.Series:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from gmmcnn import config
+from gmmcnn.experiments import thresholds
 from gmmcnn.fits import Fits, LayerFits
 from gmmcnn.fitting import fit_maps
 from gmmcnn.outliers import find_outliers
@@ -110,6 +111,20 @@ def test_a_near_dead_filter_is_never_anomalous_and_moves_no_average():
     assert filters["anomalous"].tolist() == [False, True]
     assert filters["ch_over_average"][1] == 1.0
     assert filters["activation_over_average"][1] == 1.0
+
+
+@pytest.mark.parametrize("min_frequency", [0.5, 0.3])
+def test_a_filter_that_is_near_dead_in_most_batches_is_not_anomalous_for_the_others(min_frequency):
+    flagged = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[1, 1])
+    silent = replace(flagged, active_share=np.array([[0.02], [1.0]]))
+    layer = batches_of(flagged, *[silent] * (1 if min_frequency == 0.5 else 2))
+    filters = screened(layer, min_frequency=min_frequency).filters
+    assert filters["status"].tolist() == ["near_dead", "ok"]
+    assert filters["flag_frequency"][0] >= min_frequency
+    assert filters["anomalous"].tolist() == [False, True]
+    settings = config.Screen(min_frequency=min_frequency)
+    fits = Fits({"conv1": layer}, K_MIN, K_MAX)
+    assert thresholds.counts(fits, settings, thresholds.point(settings, by_frequency=True)).item() == 1
 
 
 def test_the_median_withstands_one_filter_with_a_huge_index_and_the_mean_does_not():

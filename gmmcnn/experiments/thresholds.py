@@ -21,7 +21,7 @@ from gmmcnn.experiments.networks import CONDITIONS, Laboratory
 from gmmcnn.experiments.statistics import Verdict, judge_over_training, partial_spearman, rise, spearman
 from gmmcnn.fits import Fits
 from gmmcnn.progress import progress
-from gmmcnn.screening import Active, Separated, Unbalanced, judge
+from gmmcnn.screening import Active, Separated, Unbalanced, judge, usual_status
 
 Grid = Mapping[str, tuple]
 """Values of λ, α, β, θ and of the frequency, by their names in :class:`gmmcnn.config.Screen`, in this order. Without a
@@ -79,7 +79,7 @@ def _counts(measured: dict[str, NDArray], grid: Grid) -> NDArray[np.float64]:
     active = np.stack([Active(ratio)(measured) for ratio in grid["activation_ratio"]])
     live = measured["status"] == "ok"
     flagged = (unbalanced & live)[:, None, None] & separated[:, None] & active  # (α, β, θ, F, B)
-    frequency = flagged.mean(axis=-1)
+    frequency = flagged.mean(axis=-1) * (usual_status(measured["status"]) == "ok")
     by_frequency = [
         flagged.sum(axis=-2).mean(axis=-1) if least is None else (frequency >= least).sum(axis=-1)
         for least in grid["min_frequency"]
