@@ -10,11 +10,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.express as px
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gmmcnn import config
 from gmmcnn.analysis import Analysis
@@ -49,7 +51,7 @@ def run(laboratory: Laboratory) -> Outcome:
     explored = explore(laboratory, {cell: list(CLAIMS) for cell in cells})
     promising = explored[explored["verdict"] == SUPPORTED].drop_duplicates(QUESTION)
     claims = {str(cell): sorted(set(rows["hypothesis"])) for cell, rows in promising.groupby("cell", sort=False)}
-    held_out = explore(laboratory, claims, first_seed=laboratory.size.seeds)
+    held_out = explore(laboratory, claims, held_out=True)
     confirmed = held_out.merge(promising[QUESTION], on=QUESTION)
     table = pd.concat([explored.assign(stage="explored"), confirmed.assign(stage="held out")], ignore_index=True)
     return Outcome(table, (), tuple(in_words(table)), _figures(table))
@@ -86,13 +88,17 @@ def with_cell(settings: config.Settings, cell: str) -> config.Settings:
             or name not in config.GROUPS[group].__dataclass_fields__
         ):
             raise ConfigurationError(f"experiment.grid: {key}: no such setting; expected group.key=value")
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([setting]))[group][name]  # type: ignore[call-overload, index]
-        settings = replace(settings, **{group: replace(getattr(settings, group), **{name: value})})
+        given = OmegaConf.from_dotlist([setting])[group]
+        try:
+            changed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(getattr(settings, group)), given))
+        except OmegaConfBaseException as error:
+            raise ConfigurationError(f"experiment.grid: {setting}: {str(error).splitlines()[0]}") from None
+        settings = replace(settings, **{group: changed})
     return settings
 
 
-def explore(laboratory: Laboratory, claims: dict[str, list[str]], *, first_seed: int = 0) -> pd.DataFrame:
-    """Judge claims in cells, with seeds from the given one upwards, or read how they were judged.
+def explore(laboratory: Laboratory, claims: dict[str, list[str]], *, held_out: bool = False) -> pd.DataFrame:
+    """Judge claims in cells, by the seeds of each or by as many that come after them, or read how they were judged.
 
     Returns
     -------
@@ -103,8 +109,9 @@ def explore(laboratory: Laboratory, claims: dict[str, list[str]], *, first_seed:
     parts = [pd.DataFrame(columns=[*QUESTION, "verdict"])]
     with progress("claims", sum(map(len, claims.values())), "claims") as advance:
         for cell, hypotheses in claims.items():
-            settings = with_cell(laboratory.settings, cell)
-            own = Laboratory(replace(settings, seed=settings.seed + first_seed), laboratory.folder)
+            own = Laboratory(with_cell(laboratory.settings, cell), laboratory.folder)
+            if held_out:
+                own = Laboratory(replace(own.settings, seed=own.seeds[-1] + 1), laboratory.folder)
             for hypothesis in hypotheses:
                 path = laboratory.folder / "cells" / f"{_name(own)}-{hypothesis}.csv"
                 if not path.exists():

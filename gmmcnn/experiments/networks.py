@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from gmmcnn import config, data, models, training
+from gmmcnn import config, data, gpu, models, training
 from gmmcnn.analysis import Analysis, load
 from gmmcnn.api import analyze_samples
 from gmmcnn.data.splits import Images, Splits
@@ -180,7 +180,7 @@ class Laboratory:
     def analysis(self, network: Network, number: int, source: str = "training") -> Analysis:
         """Clustering of a network after a round on its probe images, screened by the thresholds in force."""
         settings = self.settings_of(network)
-        path = self._folder(network) / f"fits-{_fits_name(settings)}" / f"{source}-{number:03d}.npz"
+        path = self._folder(network) / f"fits-{self._fits_name(settings)}" / f"{source}-{number:03d}.npz"
         if not path.exists():
             model, probe = self.model(network, number), self.probe(network, source)
             started = time.perf_counter()
@@ -214,7 +214,7 @@ class Laboratory:
         """Table that some work on a network makes, or the one that it made by the same settings before."""
         settings = self.settings_of(network)
         size = asdict(replace(self.size, seeds=1))  # of which this network is one
-        depends_on = [size, settings.experiment.finetune_epochs, asdict(settings.screen), _fits_name(settings)]
+        depends_on = [size, settings.experiment.finetune_epochs, asdict(settings.screen), self._fits_name(settings)]
         path = self._folder(network) / f"{work}-{_name(depends_on)}.parquet"
         if not path.exists():
             started = time.perf_counter()
@@ -241,6 +241,15 @@ class Laboratory:
         name = _name([*depends_on, self.size.validation_samples])
         return self.folder / "networks" / f"{network.condition}-{network.seed}-{name}"
 
+    def _fits_name(self, settings: config.Settings) -> str:
+        """Name of everything but the network that fits depend on.
+
+        The probe images are drawn from those of the overfitting network, of which a control's folder does not tell.
+        """
+        groups: tuple[Any, ...] = (settings.probe, settings.demo, settings.extract, settings.pca, settings.gmm)
+        engine = gpu.resolved(settings.engine.name)
+        return _name([*(asdict(group) for group in groups), engine, self.size.train_samples])
+
     def _log(self, what: str, network: Network, started: float) -> None:
         path = self.folder / "log.csv"
         header = not path.exists()
@@ -252,12 +261,6 @@ class Laboratory:
             finished = datetime.now(UTC).isoformat(timespec="seconds")
             seconds = round(time.perf_counter() - started, 2)
             writer.writerow([finished, what, network.condition, network.seed, seconds])
-
-
-def _fits_name(settings: config.Settings) -> str:
-    """Name of everything but the network that fits depend on."""
-    groups: tuple[Any, ...] = (settings.probe, settings.demo, settings.extract, settings.pca, settings.gmm)
-    return _name([*(asdict(group) for group in groups), settings.engine.name])
 
 
 def _name(content: object) -> str:

@@ -40,7 +40,7 @@ class Estimate:
     low, high : float
         Limits of the interval; NaN where the seeds allow none.
     p : float
-        Two-sided, of the hypothesis that the mean is ``null``.
+        Two-sided, of the hypothesis that the mean is ``null``; NaN where the seeds allow no test.
     n : int
         Seeds that gave a number.
     null : float
@@ -79,8 +79,8 @@ def over_seeds(
 ) -> Estimate:
     """Estimate a mean over seeds, with Student's interval and test.
 
-    Where all seeds give the very same number, their spread says nothing about the next seed: the test is then that of
-    the signs, p = 2^(1-n), and there is an interval only where that is below 1 - 0.95.
+    Where all seeds give the very same number, as rank correlations of few rounds do when all are 1, the interval has no
+    width: agreement must not count for less than near-agreement does. The test has no answer then (p is NaN).
 
     Parameters
     ----------
@@ -101,9 +101,7 @@ def over_seeds(
         return Estimate(name, mean, np.nan, np.nan, np.nan, n, null)
     error = float(known.std(ddof=1)) / np.sqrt(n)
     if error <= 1e-12 * max(1.0, abs(mean)):
-        p = 1.0 if np.isclose(mean, null, atol=1e-12) else 2.0 ** (1 - n)
-        limits = (mean, mean) if p < 1 - CONFIDENCE else (np.nan, np.nan)
-        return Estimate(name, mean, *limits, p, n, null)
+        return Estimate(name, mean, mean, mean, 1.0 if np.isclose(mean, null, atol=1e-12) else np.nan, n, null)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
     p = float(2 * stats.t.sf(abs(mean - null) / error, n - 1))
     low, high = np.clip([mean - half, mean + half], *possible)

@@ -8,9 +8,9 @@ import pytest
 
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import conditions
-from gmmcnn.experiments.conditions import CLAIMS, QUESTION, evenness, grid, measures, with_cell
+from gmmcnn.experiments.conditions import CLAIMS, QUESTION, evenness, explore, grid, measures, with_cell
 from gmmcnn.experiments.networks import Laboratory, Network
-from gmmcnn.experiments.statistics import NOT_SUPPORTED, SUPPORTED, judge_over_training
+from gmmcnn.experiments.statistics import NOT_SUPPORTED, SUPPORTED, judge, judge_over_training
 
 
 def test_a_grid_is_every_combination():
@@ -30,7 +30,11 @@ def test_a_cell_changes_what_it_names(smoke_settings):
     assert replace(after, train=before.train, experiment=before.experiment) == before
 
 
-@pytest.mark.parametrize("wrong", ["train.optimiser=sgd", "training.epochs=3", "seed=3", "train.optimizer=adagrad"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["train.optimiser=sgd", "training.epochs=3", "seed=3", "train.optimizer=adagrad", "gmm.k_max=2.5",
+     "train.learning_rate=fast"],
+)  # fmt: skip
 def test_a_cell_that_names_no_setting_is_refused(smoke_settings, wrong):
     with pytest.raises(ConfigurationError, match=wrong.split("=")[0]):
         with_cell(smoke_settings(), wrong)
@@ -81,6 +85,15 @@ def test_what_looks_supported_is_asked_again_with_other_seeds_and_nothing_twice(
     outcome, again, judged = searched
     assert judged == [0, 3]
     pd.testing.assert_frame_equal(outcome.table, again.table)
+
+
+def test_held_out_seeds_come_after_those_of_the_cell(laboratory, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setitem(CLAIMS, "H1", lambda own: iter(asked.append(own.seeds) or [("none", judge("", [], []))]))
+    one = Laboratory(laboratory.settings, tmp_path)
+    for held_out in (False, True):
+        explore(one, {"experiment.seeds=5": ["H1"]}, held_out=held_out)
+    assert asked == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 
 
 def test_what_is_planted_is_found_and_confirmed_and_ripples_are_not(searched):

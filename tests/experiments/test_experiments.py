@@ -50,3 +50,12 @@ def test_an_experiment_leaves_its_results_in_the_run_folder_and_says_its_verdict
 def test_impossible_settings_are_named(wrong, message):
     with pytest.raises(ConfigurationError, match=message):
         config.Experiment(**wrong)
+
+
+@pytest.mark.parametrize(
+    "given", [{"model": config.Model(checkpoint="w.pt")}, {"extract": config.Extract(source="m.npy")}]
+)
+def test_an_experiment_that_trains_takes_no_trained_network_and_no_stored_activations(laboratory, given):
+    job = Run(replace(laboratory.settings, **given), laboratory.folder)
+    with pytest.raises(ConfigurationError, match="trains its own networks"):
+        experiments.run(job)

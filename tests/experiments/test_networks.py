@@ -87,6 +87,18 @@ def test_other_thresholds_use_the_same_fits_and_other_fits_lie_elsewhere(laborat
     assert work_done(laboratory) == before + 1
 
 
+def test_a_control_of_two_experiments_is_clustered_on_the_probe_images_of_each(tmp_path, smoke_settings):
+    """Twice as many samples with half the factor: the same control, and another set of images to draw from."""
+    one, other = (
+        Laboratory(smoke_settings(train_samples=samples, factor=factor, rounds=1), tmp_path)
+        for samples, factor in ((200, 4), (400, 2))
+    )
+    assert one._folder(CONTROL) == other._folder(CONTROL)
+    for made in (one, other):
+        analysed = made.analysis(CONTROL, 1).samples
+        assert analysed["dataset_index"].tolist() == made.probe(CONTROL).samples["dataset_index"].tolist()
+
+
 @pytest.mark.parametrize(("given", "expected"), [({}, 3), ({"seeds": 2}, 2)])
 def test_what_is_given_overrides_the_size(tmp_path, smoke_settings, given, expected):
     made = Laboratory(smoke_settings(**given), tmp_path)

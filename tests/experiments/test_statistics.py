@@ -140,11 +140,15 @@ def test_the_interval_over_seeds_is_that_of_student():
     assert found.n == 4
 
 
-def test_identical_numbers_from_few_seeds_prove_nothing():
-    assert not over_seeds("x", [1.0, 1.0, 1.0]).positive
-    assert over_seeds("x", [1.0, 1.0, 1.0]).p == 0.25
-    assert over_seeds("x", [1.0] * 6).positive
+def test_seeds_that_agree_count_for_no_less_than_seeds_that_nearly_agree():
+    nearly, agreed = over_seeds("x", [1.0, 1.0, 0.99]), over_seeds("x", [1.0, 1.0, 1.0])
+    assert nearly.positive
+    assert agreed.positive
+    assert (agreed.low, agreed.high) == (1, 1)
+    assert np.isnan(agreed.p)
+    assert not over_seeds("x", [1.0, 1.0]).positive
     assert over_seeds("x", [0.0] * 6).p == 1
+    assert not over_seeds("x", [0.0] * 6).positive
 
 
 def test_an_interval_needs_two_seeds():
