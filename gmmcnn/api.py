@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from gmmcnn import config, fitting
 from gmmcnn.analysis import Analysis
@@ -20,6 +19,7 @@ from gmmcnn.featuremaps.stream import extract, skipped_layers
 from gmmcnn.names import did_you_mean
 from gmmcnn.probe import thumbnails
 from gmmcnn.progress import progress
+from gmmcnn.samples import Samples
 
 _SECTIONS = ("probe", "extract", "pca", "gmm", "screen")
 _RENAMED = {"random_state": "seed", "engine": "engine.name", "threads": "engine.threads"}
@@ -41,9 +41,11 @@ def analyze(
         Any network with Conv2d layers; comes back exactly as it was.
     images : (N, C, H, W) float Tensor or ndarray, Dataset or DataLoader
         Samples that the network was trained on, scaled as in training. All of them are clustered together unless
-        ``samples`` splits them into batches. Of tuples, the first element is the image and the second the label.
+        ``samples`` splits them into batches. Of tuples, the first element is the image and the second the label. Of a
+        DataLoader these are the samples that its sampler can draw, joined by its collate function: those of a
+        ``SubsetRandomSampler`` in the order of its indices, else all of the data set in its own order.
     labels : (N,) int, optional
-        Class of each sample.
+        Class of each sample, in place of the data set's.
     layers : list of str, optional
         Dotted names of the Conv2d layers to analyse; None takes all.
     **settings
@@ -57,7 +59,8 @@ def analyze(
     Raises
     ------
     ConfigurationError
-        A setting is unknown or impossible.
+        A setting is unknown or impossible, labels are no whole numbers, or a loader draws its samples by a sampler of
+        its own (a ``Subset`` says which samples there are).
     CaptureError
         No feature map can be taken, or maps hold NaN or infinite values.
 
@@ -67,12 +70,15 @@ def analyze(
     >>> analysis.filters.query("anomalous")                    # doctest: +SKIP
     >>> analysis.to_html("report.html")                        # doctest: +SKIP
     """
-    pixels, known_labels = _as_tensors(images, labels)
-    chosen = settings_from(settings, n_samples=len(pixels))
-    n_batches = len(pixels) // chosen.probe.samples
-    pixels = pixels[: n_batches * chosen.probe.samples]
-    batch = np.repeat(np.arange(n_batches), chosen.probe.samples)
-    samples = pd.DataFrame({"batch": batch, "label": pd.NA if known_labels is None else known_labels[: len(batch)]})
+    source = Samples(images, "images")
+    chosen = settings_from(settings, n_samples=len(source))
+    n_batches = len(source) // chosen.probe.samples
+    pixels, beside = source.take(range(n_batches * chosen.probe.samples))
+    samples = pd.DataFrame({"batch": np.repeat(np.arange(n_batches), chosen.probe.samples), "label": pd.NA})
+    if labels is not None:
+        samples["label"] = _classes(labels, len(source))[: len(samples)]
+    elif beside is not None:
+        samples["label"] = _classes(beside, len(samples))
     return analyze_samples(model, pixels, samples, chosen, layers=layers)
 
 
@@ -119,28 +125,15 @@ def analyze_samples(
     )
 
 
-def _as_tensors(
-    images: Tensor | NDArray | Dataset | DataLoader, labels: ArrayLike | None
-) -> tuple[Tensor, NDArray | None]:
-    """Images as one tensor, and their labels where they are known."""
-    if isinstance(images, DataLoader):
-        images = images.dataset
-    if isinstance(images, Dataset):
-        items = [images[index] for index in range(len(images))]  # type: ignore[arg-type]
-        paired = bool(items) and isinstance(items[0], tuple | list)
-        pixels = default_collate([item[0] if paired else item for item in items])
-        if labels is None and paired and len(items[0]) > 1:
-            labels = [int(item[1]) for item in items]
-    else:
-        pixels = torch.as_tensor(images)
-    if pixels.ndim != 4 or len(pixels) == 0:
-        raise ConfigurationError(f"images have shape {tuple(pixels.shape)}; expected (N, C, H, W) with N >= 1")
-    if labels is None:
-        return pixels, None
-    known = np.asarray(labels)
-    if known.shape != (len(pixels),):
-        raise ConfigurationError(f"labels have shape {known.shape}; expected ({len(pixels)},), one for each image")
-    return pixels, known
+def _classes(labels: Any, n_samples: int) -> NDArray:
+    """Labels (N,), whole numbers."""
+    known = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    if known.shape != (n_samples,) or known.dtype.kind not in "iu":
+        raise ConfigurationError(
+            f"labels have shape {known.shape} and type {known.dtype}; expected ({n_samples},) whole numbers, "
+            "one for each image"
+        )
+    return known
 
 
 def settings_from(given: Mapping[str, Any], *, n_samples: int) -> config.Settings:

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from gmmcnn import config, gpu
 from gmmcnn.analysis import Analysis
@@ -28,6 +28,7 @@ from gmmcnn.featuremaps.stream import feature_maps, require_analysed
 from gmmcnn.fits import Fits
 from gmmcnn.fitting import fit_maps
 from gmmcnn.probe import thumbnails
+from gmmcnn.samples import Samples
 from gmmcnn.screening import counts
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ class OverfittingMonitor:
     model : nn.Module
         The network in training, with Conv2d layers; looked at as it is whenever :meth:`step` is called.
     probe : (N, C, H, W) float Tensor or ndarray, Dataset or DataLoader
-        Samples that the network is trained on, scaled as in training; of tuples, the first element is the image. The
-        probe batches are drawn from it once, by ``random_state``, and kept in memory.
+        Samples that the network is trained on, scaled as in training; of tuples, the first element is the image. Of a
+        DataLoader these are the samples that its sampler can draw, joined by its collate function. The probe batches
+        are drawn from them once, by ``random_state``, and kept in memory.
     samples : int, optional
         N, samples in a probe batch; None takes 200, or all where there are fewer.
     batches : int
@@ -80,7 +82,8 @@ class OverfittingMonitor:
     Raises
     ------
     ConfigurationError
-        The probe is empty, too small or no images, or a setting is unknown or impossible.
+        The probe is empty, too small or no images, a loader draws it by a sampler of its own (a ``Subset`` says which
+        samples there are), or a setting is unknown or impossible.
     CaptureError
         No feature map can be taken from the model.
 
@@ -216,13 +219,8 @@ class OverfittingMonitor:
 
 def _prepare(probe: Any, samples: int | None, batches: int, given: dict[str, Any]) -> tuple[Tensor, config.Settings]:
     """Images (B * N, C, H, W) of the probe batches, drawn from the probe, and the settings."""
-    data = probe.dataset if isinstance(probe, DataLoader) else probe
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        kind = type(data).__name__
-        raise ConfigurationError(f"probe is a {kind}; expected a Tensor, ndarray, map-style Dataset or DataLoader")
-    available = len(data)
-    if available == 0:
-        raise ConfigurationError("probe: there are no samples; expected a few hundred training samples")
+    source = Samples(probe, "probe")
+    available = len(source)
     samples = min(config.Probe().samples, available) if samples is None else samples
     chosen = settings_from(_DEFAULTS | given | {"samples": samples, "batches": batches}, n_samples=available)
     if samples <= chosen.gmm.k_max:
@@ -231,19 +229,7 @@ def _prepare(probe: Any, samples: int | None, batches: int, given: dict[str, Any
         )
     chosen.engine.name = gpu.resolved(chosen.engine.name)  # now: to look for a device in every step takes a millisecond
     order = np.random.default_rng([chosen.seed, _DRAW]).permutation(available)
-    return _images(data, order[: min(batches, available // samples) * samples]), chosen
-
-
-def _images(data: Any, indices: NDArray[np.int64]) -> Tensor:
-    if isinstance(data, Tensor | np.ndarray):
-        images = torch.as_tensor(data)[torch.from_numpy(indices)]
-    else:
-        items = [data[index] for index in indices.tolist()]
-        images = default_collate([item[0] if isinstance(item, tuple | list) else item for item in items])
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ConfigurationError(f"probe: images are {shape} in a batch; expected a tensor (N, C, H, W)")
-    return images
+    return source.take(order[: min(batches, available // samples) * samples])[0], chosen
 
 
 @contextmanager

@@ -89,15 +89,20 @@ def test_a_saved_analysis_is_the_same_again(analysis, tmp_path):
     assert not (tmp_path / "analysis.npz.partial").exists()
 
 
-def test_loading_what_is_no_analysis(tmp_path):
+def test_loading_what_is_no_analysis(analysis, tmp_path):
     with pytest.raises(StoreNotFoundError, match=r"none\.npz: no such file"):
         gmmcnn.load(tmp_path / "none.npz")
-    (tmp_path / "text.npz").write_text("text")
-    with pytest.raises(StoreError, match=r"text\.npz: not a saved analysis"):
-        gmmcnn.load(tmp_path / "text.npz")
     np.savez(tmp_path / "other.npz", a=1)
-    with pytest.raises(StoreError, match=r"other\.npz: not a saved analysis"):
-        gmmcnn.load(tmp_path / "other.npz")
+    np.save(tmp_path / "array.npy", np.ones(3))
+    (tmp_path / "text.npz").write_text("text")
+    (tmp_path / "empty.npz").touch()
+    whole = analysis.save(tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "truncated.npz").write_bytes(whole[:-100])
+    (tmp_path / "flipped.npz").write_bytes(whole[:500] + bytes(100) + whole[600:])
+    for name in ("other.npz", "array.npy", "text.npz", "empty.npz", "truncated.npz", "flipped.npz"):
+        message = rf"{name}: damaged or something else \(.+\); expected what Analysis\.save wrote"
+        with pytest.raises(StoreError, match=message):
+            gmmcnn.load(tmp_path / name)
 
 
 def test_the_page_is_written(analysis, tmp_path):
@@ -123,7 +128,9 @@ def test_the_reference_engine_finds_the_same(digits_cnn, images):
         ({"k_maxx": 3}, "k_maxx: no such setting; did you mean k_max?"),
         ({"k_max": 99}, "gmm.k_max=99"),
         ({"samples": 121}, "samples=121: there are 120 images"),
-        ({"labels": [1, 2]}, r"labels have shape \(2,\); expected \(120,\)"),
+        ({"labels": [1, 2]}, r"labels have shape \(2,\) and type int64; expected \(120,\) whole numbers"),
+        ({"labels": ["cat"] * 120}, r"labels have shape \(120,\) and type <U3; expected \(120,\) whole numbers"),
+        ({"labels": torch.eye(10)[[0] * 120]}, r"labels have shape \(120, 10\)"),
         ({"engine": "gpu"}, "engine=gpu: expected one of auto, cpu, cuda, reference"),
     ],
 )
@@ -133,7 +140,7 @@ def test_wrong_settings_are_named(digits_cnn, images, arguments, message):
 
 
 def test_images_of_the_wrong_shape_and_maps_that_are_not_finite(digits_cnn, images):
-    with pytest.raises(ConfigurationError, match=r"images have shape \(8, 8\)"):
+    with pytest.raises(ConfigurationError, match=r"images: shape \(8, 8\) in a batch; expected a tensor"):
         gmmcnn.analyze(digits_cnn, images[0, 0])
     broken = images.clone()
     broken[7] = torch.nan

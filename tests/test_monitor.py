@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 
 import gmmcnn
 from gmmcnn import console
@@ -226,6 +226,13 @@ def test_every_kind_of_probe_gives_the_same_images(network, images):
     assert not torch.equal(another, drawn[0])
 
 
+def test_of_a_loader_only_the_samples_of_its_sampler_are_drawn(network, images):
+    data = TensorDataset(images, torch.arange(len(images)))
+    training = DataLoader(data, batch_size=7, sampler=SubsetRandomSampler(range(40, 80)))
+    drawn = gmmcnn.OverfittingMonitor(network, training, **QUICK).images
+    assert sorted(drawn.flatten(1).tolist()) == sorted(images[40:80].flatten(1).tolist())
+
+
 def test_the_probe_is_a_copy(network, images):
     given = images.clone()
     monitor = gmmcnn.OverfittingMonitor(network, given, samples=50, **QUICK)
@@ -259,9 +266,9 @@ def test_only_the_layers_asked_for_are_counted(network, images):
     [
         ({"probe": torch.zeros(0, 1, 8, 8)}, "probe: there are no samples"),
         ({"probe": TensorDataset(torch.zeros(0, 1, 8, 8))}, "probe: there are no samples"),
-        ({"probe": iter([1])}, "probe is a list_iterator; expected a Tensor, ndarray, map-style Dataset or DataLoader"),
-        ({"probe": torch.zeros(50, 8, 8)}, r"probe: images are \(50, 8, 8\) in a batch"),
-        ({"probe": [{"image": 1}] * 50}, "probe: images are dict in a batch"),
+        ({"probe": iter([1])}, "probe: a list_iterator; expected a Tensor, ndarray, map-style Dataset or DataLoader"),
+        ({"probe": torch.zeros(50, 8, 8)}, r"probe: shape \(50, 8, 8\) in a batch"),
+        ({"probe": [{"image": 1}] * 50}, "probe: dict in a batch"),
         ({"samples": 151}, "samples=151: there are 150 images"),
         ({"samples": 10, "k_max": 10}, "a batch has 10 samples; expected more than k_max=10"),
         ({"batches": 0}, "probe.batches=0: expected >= 1"),
