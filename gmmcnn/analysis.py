@@ -11,9 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gmmcnn import config
-from gmmcnn.errors import ConfigurationError, StoreError, StoreNotFoundError
+from gmmcnn.errors import ConfigurationError, StoreNotFoundError
 from gmmcnn.fits import Fits, LayerFits
 from gmmcnn.outliers import find_outliers
+from gmmcnn.reading import arrays_in
 from gmmcnn.screening import Screening, saturation, screen
 
 _FORMAT = "gmmcnn-analysis-1"
@@ -123,27 +124,24 @@ def load(path: str | Path) -> Analysis:
     StoreNotFoundError
         There is no such file.
     StoreError
-        The file is no saved analysis.
+        The file is no saved analysis, or damaged.
     """
     path = Path(path)
     if not path.exists():
         raise StoreNotFoundError(f"{path}: no such file; expected what Analysis.save wrote")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            about = json.loads(str(arrays["about"]))
-            if about["format"] != _FORMAT:
-                raise ValueError(about["format"])
-            layers = {
-                layer: LayerFits(**{field.name: arrays[f"{number}.{field.name}"] for field in fields(LayerFits)})
-                for number, layer in enumerate(about["layers"])
-            }
-            return Analysis(
-                fits=Fits(layers, about["k_min"], about["k_max"]),
-                samples=pd.read_json(StringIO(about["samples"]), orient="table").rename_axis(None),
-                thumbnails=arrays["thumbnails"],
-                settings=config.Screen(**about["settings"]),
-                skipped=tuple((layer, reason) for layer, reason in about["skipped"]),
-                name=about["name"],
-            )
-    except (ValueError, KeyError, OSError) as error:
-        raise StoreError(f"{path}: not a saved analysis ({error}); expected what Analysis.save wrote") from None
+    with arrays_in(path, remedy="expected what Analysis.save wrote") as arrays:
+        about = json.loads(str(arrays["about"]))
+        if about["format"] != _FORMAT:
+            raise ValueError(about["format"])
+        layers = {
+            layer: LayerFits(**{field.name: arrays[f"{number}.{field.name}"] for field in fields(LayerFits)})
+            for number, layer in enumerate(about["layers"])
+        }
+        return Analysis(
+            fits=Fits(layers, about["k_min"], about["k_max"]),
+            samples=pd.read_json(StringIO(about["samples"]), orient="table").rename_axis(None),
+            thumbnails=arrays["thumbnails"],
+            settings=config.Screen(**about["settings"]),
+            skipped=tuple((layer, reason) for layer, reason in about["skipped"]),
+            name=about["name"],
+        )

@@ -34,7 +34,7 @@ class CaptureError(GmmcnnError, ValueError):
 
 
 class StoreError(GmmcnnError, ValueError):
-    """A store is incomplete, corrupted, or not a gmmcnn store."""
+    """A store, or another file that a run keeps, is incomplete, corrupted, or something else."""
 
 
 class StoreNotFoundError(StoreError, FileNotFoundError):

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gmmcnn.reading import arrays_in
+
 
 @dataclass(frozen=True)
 class LayerFits:
@@ -68,8 +70,8 @@ class LayerFits:
 
     @classmethod
     def load(cls, path: Path) -> "LayerFits":
-        """Read what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
+        """Read what :meth:`save` wrote. StoreError if the file is damaged."""
+        with arrays_in(path, remedy="delete it and fit again: gmmcnn task=fit run=FOLDER") as arrays:
             return cls(**{f.name: arrays[f.name] for f in fields(cls)})
 
     @classmethod

@@ -9,19 +9,21 @@ import hashlib
 import json
 import warnings
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gmmcnn import config, gpu
-from gmmcnn.errors import ConfigurationError, ConvergenceWarning, StoreError
-from gmmcnn.featuremaps.store import ActivationStore
+from gmmcnn.errors import ConfigurationError, ConvergenceWarning
+from gmmcnn.featuremaps.store import ActivationStore, write_json
 from gmmcnn.featuremaps.stream import activation_statistics, filter_slices, read_ahead
 from gmmcnn.fits import Fits, LayerFits
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 from gmmcnn.principal_components import pca
 from gmmcnn.progress import Advance
+from gmmcnn.reading import read_json
 
 BYTES_PER_BLOCK = 64 * 2**20
 _FORMAT = 1  # raised when fits of an earlier version must not be reused
@@ -78,9 +80,10 @@ def n_fits(store: ActivationStore, batch_samples: int) -> int:
 def load_fits(folder: Path, layers: list[str], batch_samples: int, settings: config.Settings) -> Fits | None:
     """Read the fits that :func:`fit_store` kept for these settings; None where they are not all there."""
     fitted_in = folder / fit_key(settings, batch_samples)
-    if not all((fitted_in / layer / "complete").exists() for layer in layers):
+    parts = {layer: _complete_parts(fitted_in / layer) for layer in layers}
+    if not all(parts.values()):
         return None
-    loaded = {layer: _gather(fitted_in / layer) for layer in layers}
+    loaded = {layer: _gather(files) for layer, files in parts.items()}
     return Fits(loaded, settings.gmm.k_min, settings.gmm.k_max)
 
 
@@ -99,10 +102,8 @@ def _fit_layer(
     settings: config.Settings,
     advance: Advance,
 ) -> LayerFits:
-    missing: list[_Block] = []
-    if not (folder / "complete").exists():
-        blocks = _blocks(store, layer, batch_samples)
-        missing = [block for block in blocks if not block.file(folder).exists()]
+    blocks = _blocks(store, layer, batch_samples)
+    missing = [block for block in blocks if not block.file(folder).exists()]
     n_missing = sum(block.n_fits for block in missing)
     advance(store.layers[layer].n_filters * (store.n_samples // batch_samples) - n_missing)
     parts = [block.part(batch_samples) for block in missing]
@@ -112,8 +113,9 @@ def _fit_layer(
         file.parent.mkdir(parents=True, exist_ok=True)
         fit_maps(next(maps), layer, block.filters, block.batches, settings).save(file)
         advance(block.n_fits)
-    (folder / "complete").touch()
-    return _gather(folder)
+    files = [block.file(folder) for block in blocks]
+    write_json(_completion(folder), {"parts": [str(file.relative_to(folder)) for file in files]})
+    return _gather(files)
 
 
 @dataclass(frozen=True)
@@ -150,13 +152,22 @@ def _blocks(store: ActivationStore, layer: str, batch_samples: int) -> list[_Blo
     return blocks
 
 
-def _gather(folder: Path) -> LayerFits:
+def _completion(folder: Path) -> Path:
+    """Record of the files that a layer's fits consist of, once they are all there."""
+    return folder / "complete.json"
+
+
+def _complete_parts(folder: Path) -> list[Path]:
+    """Files of a layer's fits; none where there is no record of them, or one of them is lost."""
+    files = [folder / name for name in read_json(_completion(folder)).get("parts", [])]
+    return files if all(file.exists() for file in files) else []
+
+
+def _gather(files: list[Path]) -> LayerFits:
     """Join the parts of a layer: filters along the first axis, probe batches along the second."""
-    if not any(folder.glob("batch-*/*.npz")):
-        raise StoreError(f"{folder}: holds no fits though it says that they are complete; delete it and fit again")
     by_batches = [
-        LayerFits.concatenate([LayerFits.load(part) for part in sorted(batches.glob("*.npz"))])
-        for batches in sorted(folder.glob("batch-*"))
+        LayerFits.concatenate([LayerFits.load(file) for file in parts])
+        for _, parts in groupby(sorted(files), key=lambda file: file.parent)
     ]
     return LayerFits.concatenate(by_batches, axis=1)
 

@@ -13,7 +13,7 @@ from hypothesis import settings as search
 from hypothesis import strategies as st
 
 from gmmcnn import config, fitting
-from gmmcnn.errors import ConfigurationError
+from gmmcnn.errors import ConfigurationError, StoreError
 from gmmcnn.featuremaps import ActivationStore, Tap, extract, import_activations
 from gmmcnn.fits import Fits, LayerFits
 
@@ -142,6 +142,38 @@ def test_an_interrupted_fit_loses_the_block_in_hand_alone(store, tmp_path, monke
     assert len(filters_read) == len(again)  # what is fitted already is not read either
     assert sum(done) == fitting.n_fits(store, N)
     assert all_equal(resumed, fitting.fit_store(store, tmp_path / "whole", batch_samples=N, settings=SETTINGS))
+
+
+def test_a_lost_part_is_missed_and_fitted_again_alone(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "BYTES_PER_BLOCK", 50_000)
+    whole = fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS)
+    lost = sorted(tmp_path.rglob("*.npz"))[0]
+    lost.unlink()
+    assert fitting.load_fits(tmp_path, list(store.layers), N, SETTINGS) is None
+    fit_maps, again = fitting.fit_maps, []
+    monkeypatch.setattr(fitting, "fit_maps", lambda *a: again.append(a[1:4]) or fit_maps(*a))
+    assert all_equal(whole, fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS))
+    assert len(again) == 1
+    assert lost.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_without_a_record_of_the_parts_they_are_looked_for(store, tmp_path, monkeypatch, content):
+    whole = fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS)
+    next(tmp_path.rglob("complete.json")).write_text(content)
+    assert fitting.load_fits(tmp_path, list(store.layers), N, SETTINGS) is None
+    monkeypatch.setattr(fitting, "fit_maps", None)
+    fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS)
+    assert all_equal(whole, fitting.load_fits(tmp_path, list(store.layers), N, SETTINGS))
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1000, -10])
+def test_a_damaged_part_is_named(store, tmp_path, kept_bytes):
+    fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS)
+    part = next(tmp_path.rglob("*.npz"))
+    part.write_bytes(part.read_bytes()[:kept_bytes])
+    with pytest.raises(StoreError, match=rf"{part.name}: damaged .*; delete it and fit again: gmmcnn task=fit"):
+        fitting.load_fits(tmp_path, list(store.layers), N, SETTINGS)
 
 
 def cheap_store(path: Path, n_filters: int) -> ActivationStore:

@@ -45,6 +45,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from gmmcnn.errors import StoreError, StoreNotFoundError
 from gmmcnn.featuremaps.taps import Tap
+from gmmcnn.reading import read_json
 
 FORMAT, VERSION = "gmmcnn feature maps", 1
 DTYPES = ("float32", "float16")
@@ -158,7 +159,7 @@ class ActivationStore:
             named.
         """
         path = Path(path)
-        header = _read_json(path / "maps" / "zarr.json").get("attributes", {})
+        header = read_json(path / "maps" / "zarr.json").get("attributes", {})
         if not header:
             raise StoreNotFoundError(f"{path}: there is no store of feature maps; task=extract makes one")
         if (found := (header.get("format"), header.get("version"))) != (FORMAT, VERSION):
@@ -243,7 +244,7 @@ class ActivationStore:
             raise StoreError(f"{self.path}: block {block} has not been written for {_some(sorted(missing))}")
         samples = self.block(block)
         record = {"block": block, "samples": [samples.start, samples.stop], "shards": shards}
-        _write_json(self._record_path(block), record)
+        write_json(self._record_path(block), record)
 
     def read(self, layer: str, filters: slice = ALL, samples: slice = ALL) -> NDArray[np.float32]:
         """Maps of some filters over some samples.
@@ -326,7 +327,7 @@ class ActivationStore:
 
     def _record(self, block: int) -> dict[str, Any]:
         """Completion record of a block, empty if there is none."""
-        record = _read_json(self._record_path(block))
+        record = read_json(self._record_path(block))
         return record if isinstance(record.get("shards"), dict) else {}
 
     def _orphans(self) -> list[Path]:
@@ -365,16 +366,7 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file, empty if it is missing or no JSON object."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write aside, force to disk, rename."""
     draft = path.with_suffix(".partial")
     draft.write_text(json.dumps(content))
