@@ -1,33 +1,39 @@
 """Masks: filters that output zero for a while, their files, and what they do to accuracy.
 
 A mask names filters by layer, ``{"features.conv1": [0, 3]}``, apart from the model. A masked filter contributes
-nothing: its channel is zero after the convolution, stays zero through the normalisation that follows (whose shift
-would revive it) and through the activation (sigmoid(0) is not 0). Where the channel is then added to a residual
-stream, the stream's other summand passes.
+nothing: its channel is zero after the convolution and stays zero through everything that treats each channel on its
+own, as a normalisation (whose shift would revive it), an activation (sigmoid(0) is not 0) or pooling, whether that is
+a module or a function call. Where the channel is then added to a residual stream, the stream's other summand passes.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial, reduce
+from operator import and_, or_
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gmmcnn.errors import ModelError
+from gmmcnn.featuremaps.capture import ACTIVATIONS, ADDITIONS, FOLLOWED, eager, function_name, tensors, unwrapped
 
 Mask = Mapping[str, Sequence[int]]
 """Filters by dotted layer name."""
 
 _FORMAT = "gmmcnn-mask-1"
-_PASSED_ON = "_gmmcnn_kept_channels"
-_CHANNELWISE = (
-    nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm,
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh,
-    nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Identity,
-)  # fmt: skip
+_KEPT = "_gmmcnn_kept_channels"
+_CHANNELWISE = ACTIVATIONS | FOLLOWED | {"softmax", "log_softmax", "exp"}
+_MOVING = frozenset((
+    "cat", "concat", "concatenate", "permute", "transpose", "swapaxes", "movedim", "moveaxis", "flip", "roll",
+    "getitem", "reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze",
+))  # fmt: skip
+"""Functions that change no number, only its place."""
 
 
 def save_mask(path: Path, mask: Mask) -> None:
@@ -72,19 +78,24 @@ def masked(model: nn.Module, mask: Mask | str | Path) -> Iterator[nn.Module]:
     Raises
     ------
     ModelError
-        A layer is not a Conv2d of the model, or a filter is not one of its output channels.
+        A layer is not a Conv2d of the model, a filter is not one of its output channels, or the file is not a mask. In
+        the block: a function that is not known makes something of a masked channel.
+
+    Notes
+    -----
+    Channels are followed in the thread that entered the block. Compiled modules run uncompiled in it.
     """
     filters = load_mask(Path(mask)) if isinstance(mask, str | Path) else mask
-    kept = {layer: _kept_channels(model, layer, indices) for layer, indices in filters.items()}
-    handles = [model.get_submodule(layer).register_forward_hook(_zero(channels)) for layer, channels in kept.items()]
-    handles += [
-        module.register_forward_hook(_pass_on) for module in model.modules() if isinstance(module, _CHANNELWISE)
-    ]
-    try:
+    network = unwrapped(model)
+    kept = {layer: _kept_channels(network, layer, indices) for layer, indices in filters.items()}
+    with ExitStack() as stack:
+        for layer, channels in kept.items():
+            hook = partial(_zero_output, channels)
+            stack.callback(network.get_submodule(layer).register_forward_hook(hook).remove)
+        if kept:
+            stack.enter_context(eager())
+            stack.enter_context(_ZeroKeeper())
         yield model
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _kept_channels(model: nn.Module, layer: str, filters: Sequence[int]) -> Tensor:
@@ -101,20 +112,85 @@ def _kept_channels(model: nn.Module, layer: str, filters: Sequence[int]) -> Tens
     return kept
 
 
-def _zero(kept: Tensor) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
-    """Forward hook that zeroes channels, and marks its output so that :func:`_pass_on` keeps them zero."""
-
-    def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        zeroed = torch.where(kept.to(output.device), output, torch.zeros((), dtype=output.dtype, device=output.device))
-        setattr(zeroed, _PASSED_ON, kept)
-        return zeroed
-
-    return hook
+def _zero_output(kept: Tensor, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    """Forward hook of a convolution."""
+    earlier = getattr(output, _KEPT, None)  # where masks are nested
+    kept = kept.reshape((1,) * (output.ndim - 3) + kept.shape).to(output.device)  # of an image, or a batch of them
+    return _zeroed(output, kept if earlier is None else kept & earlier)
 
 
-def _pass_on(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
-    kept = getattr(inputs[0], _PASSED_ON, None)
-    return None if kept is None else _zero(kept)(module, inputs, output)
+def _zeroed(maps: Tensor, kept: Tensor) -> Tensor:
+    """Maps with zero where they are not kept, marked so that :class:`_ZeroKeeper` goes on with it."""
+    zeroed = torch.where(kept, maps, torch.zeros((), dtype=maps.dtype, device=maps.device))
+    setattr(zeroed, _KEPT, kept)
+    return zeroed
+
+
+class _ZeroKeeper(TorchFunctionMode):
+    """Follow masked channels through the functions of a forward pass, and keep them zero."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        inputs = list(tensors([*args, *kwargs.values()]))
+        marked = any(hasattr(tensor, _KEPT) for tensor in inputs)
+        output = func(*args, **kwargs)
+        if not marked or not isinstance(output, Tensor):
+            return output
+        name = function_name(func)
+        kept = _moved(func, args, kwargs) if name in _MOVING else _kept_after(name, inputs, output)
+        if kept is not None and _broadcasts(kept, output):
+            kept = kept.to(output.device)
+            setattr(output, _KEPT, kept)  # also where it is changed in place, and what is returned is not looked at
+            return output if name in _MOVING else _zeroed(output, kept)
+        if hasattr(output, _KEPT):
+            delattr(output, _KEPT)  # changed in place, as where a residual stream is added to it
+        return output
+
+
+def _kept_after(name: str, inputs: list[Tensor], output: Tensor) -> Tensor | None:
+    """What is kept of a function's output; None where its channels are no longer those of masked filters.
+
+    Raises
+    ------
+    ModelError
+        The function is not known, and makes something of a masked channel.
+    """
+    if name in ADDITIONS:  # of maps of one shape; what is broadcast is a shift, as that of a normalisation
+        summands = [getattr(tensor, _KEPT, None) for tensor in inputs if tensor.shape == output.shape]
+        return None if None in summands else reduce(or_, summands)
+    if name == "mul":
+        return reduce(and_, [getattr(tensor, _KEPT) for tensor in inputs if hasattr(tensor, _KEPT)])
+    kept = getattr(inputs[0], _KEPT, None)
+    if kept is None or name in _CHANNELWISE:
+        return kept
+    of_each_number = len(inputs) == 1 and output.shape == inputs[0].shape and output.is_floating_point()
+    if not of_each_number or name == "get" or name.startswith("new") or name.endswith("like"):
+        return None
+    if torch.where(kept, 0, output).any():
+        raise ModelError(
+            f"{name}() makes something of a masked channel, and cannot be followed; "
+            "leave the filters before it out of the mask, or use an activation of torch.nn"
+        )
+    return kept
+
+
+def _moved(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+    """What a function that only moves numbers keeps: the same, moved alike."""
+
+    def kept(maps: Tensor) -> Tensor:
+        mark = getattr(maps, _KEPT, torch.ones((), dtype=torch.bool))
+        return mark.expand(maps.shape).contiguous()
+
+    if not args:
+        return None
+    first = kept(args[0]) if isinstance(args[0], Tensor) else [kept(maps) for maps in args[0]]
+    return func(first, *args[1:], **kwargs)
+
+
+def _broadcasts(kept: Tensor, maps: Tensor) -> bool:
+    return kept.ndim == maps.ndim and all(n in (1, size) for n, size in zip(kept.shape, maps.shape, strict=True))
 
 
 def random_masks(mask: Mask, filters_by_layer: Mapping[str, Sequence[int]], n_masks: int, seed: int) -> list[Mask]:

@@ -112,6 +112,102 @@ def test_a_residual_stream_passes_a_masked_branch():
         torch.testing.assert_close(block(IMAGES)[:, 2], F.relu(IMAGES)[:, 2], rtol=0, atol=0)
 
 
+def test_a_residual_stream_that_is_added_in_place_passes_a_masked_branch():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.relu = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(inplace=True)
+            nn.init.ones_(self.norm.bias)
+
+        def forward(self, x):
+            out = self.norm(self.conv(x))
+            out += x
+            return self.relu(out)
+
+    block = Block().eval()
+    with gmmcnn.masked(block, {"conv": [2]}), torch.no_grad():
+        torch.testing.assert_close(block(IMAGES)[:, 2], F.relu(IMAGES)[:, 2], rtol=0, atol=0)
+
+
+class Between(nn.Module):
+    """A convolution, something, a normalisation whose shift would revive a channel, and an activation that would."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.conv, self.other, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.norm_of_pixels = nn.LayerNorm(4)
+        for norm in (self.norm, self.norm_of_pixels):
+            nn.init.ones_(norm.bias)
+        self.between = between
+
+    def forward(self, images):
+        return torch.sigmoid(self.between(self, images))
+
+
+BETWEEN = {
+    "function": lambda net, x: net.conv(x),
+    "pooling": lambda net, x: F.relu(net.norm(nn.MaxPool2d(2)(net.conv(x)))),
+    "average pooling": lambda net, x: net.norm(nn.AdaptiveAvgPool2d(2)(net.conv(x))),
+    "padding": lambda net, x: net.norm(nn.ConstantPad2d(1, 3.0)(net.conv(x))),
+    "upsampling": lambda net, x: net.norm(nn.Upsample(scale_factor=2)(nn.Identity()(net.conv(x)))),
+    "dropout": lambda net, x: net.norm(nn.Dropout2d(0.5)(net.conv(x))),
+    "method": lambda net, x: net.norm(net.conv(x).sigmoid_()),
+    "in place, unnoticed": lambda net, x: [maps := net.conv(x), F.relu(maps, inplace=True), net.norm(maps)][-1],
+    "by hand": lambda net, x: (net.conv(x) * 2 + torch.ones(4, 1, 1)) / 3,
+    "gate": lambda net, x: net.norm(torch.sigmoid(net.other(x)) * net.conv(x)),
+    "channels last": lambda net, x: net.norm_of_pixels(net.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+    "joined": lambda net, x: nn.BatchNorm2d(8)(torch.cat([net.conv(x), net.other(x)], 1)),
+    "unknown, but zero at zero": lambda net, x: net.norm(torch.sin(net.conv(x))),
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_masked_filter_stays_zero_whatever_keeps_channels_apart(between, training):
+    torch.manual_seed(0)
+    model = Between(BETWEEN[between]).train(training)
+    with gmmcnn.masked(model, {"conv": [1, 3]}):
+        maps = model(IMAGES)
+    assert (maps[:, [1, 3]] == 0).all()
+    assert (maps[:, [0, 2]] != 0).any(dim=3).all()
+    maps.sum().backward()
+    assert (model.conv.weight.grad[[1, 3]] == 0).all()
+
+
+def test_what_cannot_be_followed_is_refused():
+    model = Between(lambda net, x: torch.cos(net.conv(x)))
+    with gmmcnn.masked(model, {"conv": [1]}), pytest.raises(ModelError, match=r"cos\(\) makes something of a masked"):
+        model(IMAGES)
+
+
+def test_masks_within_masks_add_up():
+    model = Shifted(nn.Sigmoid()).eval()
+    with gmmcnn.masked(model, {"conv": [1]}), gmmcnn.masked(model, {"conv": [0]}), torch.no_grad():
+        maps = model.features(IMAGES)
+    assert (maps[:, [0, 1]] == 0).all()
+    assert (maps[:, [2, 3]] != 0).any()
+
+
+def test_nothing_is_followed_outside_the_block():
+    model = Shifted(nn.Sigmoid()).eval()
+    with gmmcnn.masked(model, {"conv": [0]}), torch.no_grad():
+        maps = model.features(IMAGES)
+    assert (torch.sigmoid(maps)[:, 0] == 0.5).all()
+
+
+def test_compiled_modules_are_masked_too():
+    model = Shifted(nn.Sigmoid()).eval()
+    model.norm = torch.compile(model.norm, backend="eager")
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(IMAGES)
+        with gmmcnn.masked(model, {"conv": [0]}):
+            expected = model(IMAGES)
+        with gmmcnn.masked(compiled, {"conv": [0]}) as same:
+            assert same is compiled
+            torch.testing.assert_close(compiled(IMAGES), expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gmmcnn.errors import ModelError
 from gmmcnn.experiments.networks import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Estimate, Verdict, judge, over_seeds, permutation_p
@@ -43,6 +44,7 @@ CONTROLS = ("random", "l1", "fpgm")
 FINETUNED = ("none", "chosen", *CONTROLS)
 FINETUNED_DRAWS = 3
 """Random masks of each rule and seed that are trained on; the others are only evaluated."""
+_STRUCTURAL = ("removed", "silenced", "logit_difference")
 _FIGURES = ("train_accuracy", "train_loss", "validation_accuracy", "validation_loss")
 
 
@@ -65,9 +67,9 @@ def measure(laboratory: Laboratory) -> pd.DataFrame:
         One row per seed, ``rule``, ``mask`` (``none``, ``chosen``, ``single``, ``random``, ``l1``, ``fpgm``) and
         ``number`` (of the single filter or of the draw), with ``n_filters``, accuracies and losses, each one's
         ``change_`` from the unmasked network, and for ``chosen`` the filters ``removed`` and ``silenced`` structurally
-        and the largest ``logit_difference`` that makes. Of the networks that were fine-tuned, :data:`FINETUNED` but no
-        more than :data:`FINETUNED_DRAWS` random ones, also ``finetuned_`` accuracies and losses, and each one's
-        ``change_finetuned_`` from the unmasked network fine-tuned as long.
+        and the largest ``logit_difference`` that makes, or ``why_not_removed``. Of the networks that were fine-tuned,
+        :data:`FINETUNED` but no more than :data:`FINETUNED_DRAWS` random ones, also ``finetuned_`` accuracies and
+        losses, and each one's ``change_finetuned_`` from the unmasked network fine-tuned as long.
     """
     with progress("networks", len(laboratory.seeds), "networks") as advance:
         tables = []
@@ -204,9 +206,12 @@ def _least(importance: NDArray, candidates: list[int], n: int) -> list[int]:
     return sorted(sorted(candidates, key=lambda index: (importance[index], index))[:n])
 
 
-def _remove(model: nn.Module, mask: Mask, images: Tensor) -> dict[str, float]:
-    """Remove the filters structurally, and compare with masking them."""
-    removal = remove_filters(model, mask, images[:1])
+def _remove(model: nn.Module, mask: Mask, images: Tensor) -> dict[str, float | str]:
+    """Remove the filters structurally, and compare with masking them; nothing is known where that cannot be done."""
+    try:
+        removal = remove_filters(model, mask, images[:1])
+    except ModelError as error:
+        return dict.fromkeys(_STRUCTURAL, float("nan")) | {"why_not_removed": str(error)}
     with torch.no_grad(), masked(model, mask):
         expected = model(images)
     with torch.no_grad():
@@ -230,15 +235,24 @@ def _remarks(table: pd.DataFrame) -> Iterator[str]:
             yield (
                 f"{rule}, seed {seed}: {row['n_filters']} filters masked, training accuracy "
                 f"{100 * row['change_train_accuracy']:+.1f}, validation {100 * row['change_validation_accuracy']:+.1f} "
-                f"points (p = {p:.2g} among {len(random)} random masks); {row['removed']:.0f} removed structurally, "
-                f"{row['silenced']:.0f} silenced, logits within {row['logit_difference']:.1g}."
+                f"points (p = {p:.2g} among {len(random)} random masks); {_removal_in_words(row)}."
             )
-        if len(chosen):
-            total = chosen[["n_filters", "removed", "silenced"]].sum()
+        removed = chosen.dropna(subset="removed") if len(chosen) else chosen
+        if len(removed):
+            total = removed[["n_filters", "removed", "silenced"]].sum()
             yield (
                 f"{rule}, all seeds: of {total['n_filters']:.0f} masked filters {total['removed']:.0f} were cut out, "
                 f"{total['silenced']:.0f} share their channels with other layers and were silenced."
             )
+
+
+def _removal_in_words(row: pd.Series) -> str:
+    if np.isnan(row["removed"]):
+        return f"not removed structurally: {row['why_not_removed']}"
+    return (
+        f"{row['removed']:.0f} removed structurally, {row['silenced']:.0f} silenced, "
+        f"logits within {row['logit_difference']:.1g}"
+    )
 
 
 def _finetuning_remarks(table: pd.DataFrame, epochs: int) -> Iterator[str]:

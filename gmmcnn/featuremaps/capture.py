@@ -285,11 +285,11 @@ class _Tracer(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name, inputs = _function_name(func), list(_tensors([*args, *(kwargs or {}).values()]))
+        name, inputs = function_name(func), list(tensors([*args, *(kwargs or {}).values()]))
         if self.tap == "branch" and name in ADDITIONS:
             self._tap_summands(inputs)  # before an addition in place overwrites one of them
         result = func(*args, **(kwargs or {}))
-        for output in _tensors([result]):
+        for output in tensors([result]):
             self._follow(name, inputs, output)
         return result
 
@@ -359,23 +359,23 @@ class _Tracer(TorchFunctionMode):
         self.dead_ends.setdefault(trail.layer, f"{reason}; tap=pre_activation analyses its own output")
 
 
-def _function_name(func: Callable) -> str:
-    """``relu_`` and ``relu`` are ``relu``; ``__iadd__``, ``__radd__`` and ``add_`` are ``add``."""
+def function_name(func: Callable) -> str:
+    """One name for all forms: ``relu_`` is ``relu``; ``__iadd__``, ``__radd__`` and ``add_`` are ``add``."""
     name = getattr(func, "__name__", "")
     return re.sub(r"^__[ir]?(add|sub|mul|truediv)__$", r"\1", name).strip("_")
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
     """Tensors among ``values``, also inside lists and tuples."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+            yield from tensors(value)
 
 
 def _forward(model: nn.Module, images: Tensor, tracer: _Tracer) -> None:
-    with undisturbed(model), tracer.hooked(), torch.no_grad(), _eager(), tracer:
+    with undisturbed(model), tracer.hooked(), torch.no_grad(), eager(), tracer:
         model(model_input(model, images))
 
 
@@ -408,7 +408,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _eager() -> Iterator[None]:
+def eager() -> Iterator[None]:
     """Run compiled submodules uncompiled: in compiled code no hook fires."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
         yield

@@ -10,6 +10,7 @@ from torch import nn
 
 import gmmcnn
 from gmmcnn import training
+from gmmcnn.errors import ModelError
 from gmmcnn.experiments import pruning
 from gmmcnn.experiments.networks import Laboratory, Network
 from gmmcnn.experiments.pruning import (
@@ -68,6 +69,20 @@ def test_structural_removal_agrees_with_masking(outcome):
     chosen = outcome.table[outcome.table["mask"] == "chosen"]
     assert (chosen["logit_difference"] < 1e-5).all()
     assert (chosen["removed"] + chosen["silenced"] == chosen["n_filters"]).all()
+
+
+def test_a_removal_that_fails_is_a_remark(lenient, monkeypatch):
+    def refuse(*_):
+        raise ModelError("conv1: its channels cannot be followed")
+
+    monkeypatch.setattr(pruning, "remove_filters", refuse)
+    monkeypatch.setattr(lenient, "kept", lambda network, work, make: make())
+    outcome = pruning.run(lenient)
+    chosen = outcome.table[outcome.table["mask"] == "chosen"]
+    assert chosen[["removed", "silenced", "logit_difference"]].isna().all(axis=None)
+    assert chosen["change_validation_accuracy"].notna().all()
+    said = [remark for remark in outcome.remarks if "not removed structurally: conv1: its channels cannot" in remark]
+    assert len(said) == len(chosen)
 
 
 def test_masks_take_as_many_of_every_layer_and_never_dead_ones(lenient):
