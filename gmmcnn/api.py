@@ -1,6 +1,7 @@
 """One call from Python: a trained network and some images in, tables out."""
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +23,8 @@ from gmmcnn.progress import progress
 from gmmcnn.samples import Samples
 
 _SECTIONS = ("probe", "extract", "pca", "gmm", "screen")
+_UNREAD = ("layers", "source", "keep_maps")
+"""Of the settings of these groups: what says where maps come from and what is kept of them in a run folder."""
 _RENAMED = {"random_state": "seed", "engine": "engine.name", "threads": "engine.threads"}
 
 
@@ -50,7 +53,8 @@ def analyze(
         Dotted names of the Conv2d layers to analyse; None takes all.
     **settings
         Settings by their names in :mod:`gmmcnn.config`, as ``k_max=8``, ``n_init=20``, ``small_cluster=3``,
-        ``dims=3``, ``tap="pre_activation"``, ``samples=200``, ``random_state=1``, ``engine="cpu"``.
+        ``dims=3``, ``tap="pre_activation"``, ``samples=200``, ``random_state=1``, ``engine="cpu"``. The first
+        ``batches`` batches of ``samples`` images are clustered, or as many as there are.
 
     Returns
     -------
@@ -64,6 +68,12 @@ def analyze(
     CaptureError
         No feature map can be taken, or maps hold NaN or infinite values.
 
+    Warns
+    -----
+    UserWarning
+        ``samples`` does not divide the number of images, and ``batches`` does not say which of them are wanted: the
+        last ones are left out.
+
     Examples
     --------
     >>> analysis = gmmcnn.analyze(model, images, labels)       # doctest: +SKIP
@@ -72,9 +82,12 @@ def analyze(
     """
     source = Samples(images, "images")
     chosen = settings_from(settings, n_samples=len(source))
-    n_batches = len(source) // chosen.probe.samples
-    pixels, beside = source.take(range(n_batches * chosen.probe.samples))
-    samples = pd.DataFrame({"batch": np.repeat(np.arange(n_batches), chosen.probe.samples), "label": pd.NA})
+    probe = chosen.probe
+    if "batches" not in settings and len(source) % probe.samples:
+        left_out = f"the last {len(source) % probe.samples} of {len(source)} images are left out"
+        warnings.warn(f"samples={probe.samples}: {left_out}; expected a divisor", stacklevel=2)
+    pixels, beside = source.take(range(probe.batches * probe.samples))
+    samples = pd.DataFrame({"batch": np.repeat(np.arange(probe.batches), probe.samples), "label": pd.NA})
     if labels is not None:
         samples["label"] = _classes(labels, len(source))[: len(samples)]
     elif beside is not None:
@@ -139,6 +152,8 @@ def _classes(labels: Any, n_samples: int) -> NDArray:
 def settings_from(given: Mapping[str, Any], *, n_samples: int) -> config.Settings:
     """Build settings from their short names; without ``samples`` there is one batch of all samples.
 
+    Without ``batches`` there are as many as the samples suffice for.
+
     Raises
     ------
     ConfigurationError
@@ -146,15 +161,17 @@ def settings_from(given: Mapping[str, Any], *, n_samples: int) -> config.Setting
     """
     sections = {name: config.GROUPS[name] for name in _SECTIONS}
     places = {f.name: f"{section}.{f.name}" for section, kind in sections.items() for f in fields(kind)} | _RENAMED
+    for name in _UNREAD:
+        del places[name]
     values: dict[str, dict[str, Any]] = {section: {} for section in (*sections, "engine", "")}
-    for name, value in ({"samples": n_samples} | dict(given)).items():
+    for name, value in ({"samples": n_samples, "batches": n_samples} | dict(given)).items():
         if name not in places:
             raise ConfigurationError(f"{name}: no such setting{did_you_mean(name, places)}")
         section, _, key = places[name].rpartition(".")
         values[section][key] = value
     built = {section: config.GROUPS[section](**values[section]) for section in (*sections, "engine")}
-    if built["probe"].samples > n_samples:
-        raise ConfigurationError(
-            f"samples={built['probe'].samples}: there are {n_samples} images; expected at most those"
-        )
+    probe = built["probe"]
+    if probe.samples > n_samples:
+        raise ConfigurationError(f"samples={probe.samples}: there are {n_samples} images; expected at most those")
+    probe.batches = min(probe.batches, n_samples // probe.samples)
     return config.Settings(**built, **values[""])

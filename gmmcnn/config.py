@@ -6,14 +6,20 @@ built, so an impossible value fails before any work is done.
 """
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, get_type_hints
 
+from gmmcnn.constants import MAX_COMPONENTS, MAX_DIMS, MAX_STARTS
 from gmmcnn.errors import ConfigurationError
 
 TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report", "experiment", "doctor")
 EXPERIMENTS = ("overfitting", "gradients", "pruning", "ablation", "sensitivity", "scalability", "planted", "conditions")
 SIZES = ("smoke", "quick", "full")
 ENGINES = ("auto", "cpu", "cuda", "reference")
+
+MAX_SEED = 2**63 - 1
+"""Of the run, and of ``gmm.random_state``: their sum names random streams of 64 bits."""
+MAX_THREADS = 2**16
 
 
 def _require(condition: bool, key: str, value: object, expected: str) -> None:
@@ -25,8 +31,28 @@ def _require_one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     _require(value in choices, key, value, "one of " + ", ".join(choices))
 
 
+_A_SEED = "a whole number from 0 to 2^63 - 1"
+_KINDS = {int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "text")}
+
+
 @dataclass
-class Data:
+class _Group:
+    """Settings of the types that their annotations say; numbers of any library become Python's own."""
+
+    def __post_init__(self) -> None:
+        prefix = "" if isinstance(self, Settings) else f"{type(self).__name__.lower()}."
+        for name, hint in get_type_hints(type(self)).items():
+            kind = next((kind for kind in _KINDS if hint in (kind, kind | None)), None)
+            value = getattr(self, name)
+            if kind is None or (value is None and hint != kind):
+                continue
+            accepted, expected = _KINDS[kind]
+            _require(isinstance(value, accepted) and not isinstance(value, bool), prefix + name, repr(value), expected)
+            setattr(self, name, kind(value))
+
+
+@dataclass
+class Data(_Group):
     """Where images and labels come from.
 
     ``name`` is one of the built-in data sets or the dotted name of a map-style data set class, which is called with
@@ -45,6 +71,7 @@ class Data:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(
             self.train_samples is None or self.train_samples >= 1, "data.train_samples", self.train_samples, ">= 1"
         )
@@ -53,7 +80,7 @@ class Data:
 
 
 @dataclass
-class Model:
+class Model(_Group):
     """The network: a built-in name, or the dotted name of an ``nn.Module`` class or factory, called with ``kwargs``."""
 
     name: str = "simple_cnn"
@@ -63,7 +90,7 @@ class Model:
 
 
 @dataclass
-class Train:
+class Train(_Group):
     """Training by Adam or SGD on cross-entropy."""
 
     epochs: int = 30
@@ -80,6 +107,7 @@ class Train:
     ``metrics.csv`` then has a row, and among which the best one is looked for."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.epochs >= 1, "train.epochs", self.epochs, ">= 1")
         _require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
         _require_one_of("train.optimizer", self.optimizer, ("adam", "sgd"))
@@ -105,7 +133,7 @@ class Train:
 
 
 @dataclass
-class Probe:
+class Probe(_Group):
     """The training samples whose feature maps are clustered: ``batches`` disjoint batches of ``samples`` each."""
 
     samples: int = 200
@@ -113,12 +141,13 @@ class Probe:
     """At most; fewer where the training set is too small."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.samples >= 3, "probe.samples", self.samples, ">= 3")
         _require(self.batches >= 1, "probe.batches", self.batches, ">= 1")
 
 
 @dataclass
-class Extract:
+class Extract(_Group):
     """Which feature maps are stored, and how."""
 
     tap: str = "post_activation"
@@ -137,6 +166,7 @@ class Extract:
     """Stores kept after their fits are done: ``all``, the ``last`` checkpoint's, or ``none``. Fits are always kept."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_one_of("extract.tap", self.tap, ("post_activation", "branch", "pre_activation"))
         _require_one_of("extract.dtype", self.dtype, ("float32", "float16"))
         _require_one_of("extract.keep_maps", self.keep_maps, ("all", "last", "none"))
@@ -144,17 +174,18 @@ class Extract:
 
 
 @dataclass
-class Pca:
+class Pca(_Group):
     """Reduction of each filter's maps."""
 
     dims: int = 2
 
     def __post_init__(self) -> None:
-        _require(1 <= self.dims <= 8, "pca.dims", self.dims, "a whole number from 1 to 8")
+        super().__post_init__()
+        _require(1 <= self.dims <= MAX_DIMS, "pca.dims", self.dims, f"a whole number from 1 to {MAX_DIMS}")
 
 
 @dataclass
-class Gmm:
+class Gmm(_Group):
     """The mixture sweep; names and meanings as in ``sklearn.mixture.GaussianMixture``."""
 
     k_min: int = 2
@@ -172,16 +203,16 @@ class Gmm:
     """Added to the run's seed where starts are drawn: another number clusters the same maps from other starts."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.k_min >= 2, "gmm.k_min", self.k_min, ">= 2")
-        _require(
-            self.k_min <= self.k_max <= 32, "gmm.k_max", self.k_max, f"a whole number from gmm.k_min={self.k_min} to 32"
-        )
-        _require(self.n_init >= 1, "gmm.n_init", self.n_init, ">= 1")
+        of_k_max = f"a whole number from gmm.k_min={self.k_min} to {MAX_COMPONENTS}"
+        _require(self.k_min <= self.k_max <= MAX_COMPONENTS, "gmm.k_max", self.k_max, of_k_max)
+        _require(1 <= self.n_init < MAX_STARTS, "gmm.n_init", self.n_init, f"a whole number from 1 to {MAX_STARTS - 1}")
         _require(self.repeats >= 1, "gmm.repeats", self.repeats, ">= 1")
         _require(self.tol >= 0, "gmm.tol", self.tol, ">= 0")
-        _require(self.max_iter >= 1, "gmm.max_iter", self.max_iter, ">= 1")
-        _require(self.reg_covar >= 0, "gmm.reg_covar", self.reg_covar, ">= 0")
-        _require(self.random_state >= 0, "gmm.random_state", self.random_state, ">= 0")
+        _require(1 <= self.max_iter < 2**31, "gmm.max_iter", self.max_iter, "a whole number from 1 to 2^31 - 1")
+        _require(0 <= self.reg_covar <= 1, "gmm.reg_covar", self.reg_covar, "a number from 0 to 1")
+        _require(0 <= self.random_state <= MAX_SEED, "gmm.random_state", self.random_state, _A_SEED)
 
     @property
     def of_a_sweep(self) -> dict[str, Any]:
@@ -190,7 +221,7 @@ class Gmm:
 
 
 @dataclass
-class Screen:
+class Screen(_Group):
     """The three criteria of an anomaly filter; thresholds λ, α, β, θ of the method, in this order."""
 
     small_cluster: int = 5
@@ -211,6 +242,7 @@ class Screen:
     """A filter active on a smaller share of the samples is near-dead: never anomalous, and in no average."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.small_cluster >= 1, "screen.small_cluster", self.small_cluster, ">= 1")
         _require(self.min_small_clusters >= 1, "screen.min_small_clusters", self.min_small_clusters, ">= 1")
         _require(self.ch_ratio >= 0, "screen.ch_ratio", self.ch_ratio, ">= 0")
@@ -222,18 +254,19 @@ class Screen:
 
 
 @dataclass
-class Prune:
+class Prune(_Group):
     """What masking the anomaly filters does to accuracy, beside random masks."""
 
     controls: int = 20
     """Random masks of the same size per layer."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.controls >= 0, "prune.controls", self.controls, ">= 0")
 
 
 @dataclass
-class Engine:
+class Engine(_Group):
     """What computes the fits."""
 
     name: str = "auto"
@@ -242,12 +275,14 @@ class Engine:
     """CPU threads; None takes all cores. No result depends on it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_one_of("engine", self.name, ENGINES)
-        _require(self.threads is None or self.threads >= 1, "engine.threads", self.threads, ">= 1")
+        possible = self.threads is None or 1 <= self.threads <= MAX_THREADS
+        _require(possible, "engine.threads", self.threads, f"a whole number from 1 to {MAX_THREADS}")
 
 
 @dataclass
-class Demo:
+class Demo(_Group):
     """Outliers planted on purpose, to see the check catch something."""
 
     plant: int = 0
@@ -256,12 +291,13 @@ class Demo:
     """Standard deviation of the noise, in standard deviations of the probe images' pixels."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.plant >= 0, "demo.plant", self.plant, ">= 0")
         _require(self.strength > 0, "demo.strength", self.strength, "> 0")
 
 
 @dataclass
-class Experiment:
+class Experiment(_Group):
     """A question about the method and its answer beside controls; what is None, the size decides."""
 
     name: str = "overfitting"
@@ -287,6 +323,7 @@ class Experiment:
     """Of the search for conditions: factors, each with its options, ``"group.key=value group.key=value"``."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_one_of("experiment", self.name, EXPERIMENTS)
         _require_one_of("experiment.size", self.size, SIZES)
         for key in ("seeds", "train_samples", "factor", "rounds", "validation_samples", "controls"):
@@ -296,7 +333,7 @@ class Experiment:
 
 
 @dataclass
-class Settings:
+class Settings(_Group):
     """Everything a run depends on; the groups stand in the order of the method."""
 
     task: str = "run"
@@ -321,8 +358,9 @@ class Settings:
     experiment: Experiment = field(default_factory=Experiment)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_one_of("task", self.task, TASKS)
-        _require(self.seed >= 0, "seed", self.seed, ">= 0")
+        _require(0 <= self.seed <= MAX_SEED, "seed", self.seed, _A_SEED)
 
 
 GROUPS: dict[str, Any] = {f.name: f.default_factory for f in fields(Settings) if isinstance(f.default_factory, type)}

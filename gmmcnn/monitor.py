@@ -229,7 +229,7 @@ def _prepare(probe: Any, samples: int | None, batches: int, given: dict[str, Any
         )
     chosen.engine.name = gpu.resolved(chosen.engine.name)  # now: to look for a device in every step takes a millisecond
     order = np.random.default_rng([chosen.seed, _DRAW]).permutation(available)
-    return source.take(order[: min(batches, available // samples) * samples])[0], chosen
+    return source.take(order[: chosen.probe.batches * samples])[0], chosen
 
 
 @contextmanager

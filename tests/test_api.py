@@ -50,6 +50,22 @@ def test_all_images_are_one_batch_unless_samples_splits_them(digits_cnn, images)
     assert list(whole.filters["layer"].unique()) == ["features.conv1"]
 
 
+def test_batches_are_the_first_ones_and_what_is_left_over_is_said(digits_cnn, images):
+    def n_batches(**settings):
+        return gmmcnn.analyze(digits_cnn, images, layers=["features.conv1"], **settings, **QUICK).fits.n_batches
+
+    assert n_batches(samples=40, batches=1) == 1
+    assert n_batches(samples=50, batches=9) == 2
+    with pytest.warns(UserWarning, match="samples=50: the last 20 of 120 images are left out; expected a divisor"):
+        assert n_batches(samples=50) == 2
+
+
+def test_numbers_of_any_library_are_numbers(digits_cnn, images):
+    settings = {"k_max": np.int64(4), "samples": np.uint8(60), "ch_ratio": np.float32(0.5)}
+    analysis = gmmcnn.analyze(digits_cnn, images, layers=["features.conv1"], n_init=1, **settings)
+    assert [type(value) for value in (analysis.settings.ch_ratio, analysis.fits.k_max)] == [float, int]
+
+
 def test_every_kind_of_input_gives_the_same_tables(digits_cnn, images, labels, analysis):
     data = TensorDataset(images, labels)
     for given in (images.numpy(), data, DataLoader(data, batch_size=7, shuffle=True)):
@@ -78,6 +94,8 @@ def test_thresholds_change_the_table_and_refit_nothing(analysis, monkeypatch):
         analysis.screen(smal_cluster=3)
     with pytest.raises(ConfigurationError, match=r"screen\.small_cluster=0"):
         analysis.screen(small_cluster=0)
+    with pytest.raises(ConfigurationError, match=r"screen\.ch_ratio='1': expected a number"):
+        analysis.screen(ch_ratio="1")
 
 
 def test_a_saved_analysis_is_the_same_again(analysis, tmp_path):
@@ -131,6 +149,15 @@ def test_the_reference_engine_finds_the_same(digits_cnn, images):
         ({"labels": [1, 2]}, r"labels have shape \(2,\) and type int64; expected \(120,\) whole numbers"),
         ({"labels": ["cat"] * 120}, r"labels have shape \(120,\) and type <U3; expected \(120,\) whole numbers"),
         ({"labels": torch.eye(10)[[0] * 120]}, r"labels have shape \(120, 10\)"),
+        ({"source": "nope.npy"}, "source: no such setting"),
+        ({"keep_maps": "all"}, "keep_maps: no such setting"),
+        ({"batches": 0}, "probe.batches=0"),
+        ({"k_max": "8"}, "gmm.k_max='8': expected a whole number"),
+        ({"samples": 50.5}, r"probe.samples=50\.5: expected a whole number"),
+        ({"dims": 1.5}, r"pca.dims=1\.5: expected a whole number"),
+        ({"n_init": True}, "gmm.n_init=True: expected a whole number"),
+        ({"tol": None}, "gmm.tol=None: expected a number"),
+        ({"tap": 3}, "extract.tap=3: expected text"),
         ({"engine": "gpu"}, "engine=gpu: expected one of auto, cpu, cuda, reference"),
     ],
 )

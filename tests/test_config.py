@@ -6,11 +6,14 @@ from pathlib import Path
 
 import hydra
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from gmmcnn import config
 from gmmcnn.cli import CONFIG_MODULE, settings_of
+from gmmcnn.constants import MAX_STARTS
 from gmmcnn.errors import ConfigurationError
+from gmmcnn.mixture.sweep import GaussianMixtureSweep
 
 CONF = Path(str(files(CONFIG_MODULE)))
 OPTIONS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
@@ -60,7 +63,8 @@ def test_the_method_defaults_stand_as_published_or_as_documented():
     ("override", "message"),
     [
         ("task=trian", "task=trian: expected one of run, train"),
-        ("seed=-1", "seed=-1: expected >= 0"),
+        ("seed=-1", r"seed=-1: expected a whole number from 0 to 2\^63 - 1"),
+        (f"seed={2**63}", r"seed=9223372036854775808: expected a whole number from 0 to 2\^63 - 1"),
         ("data.label_noise=1.5", r"data\.label_noise=1\.5: expected a number in \[0, 1\]"),
         ("data.validation_share=1", r"data\.validation_share=1\.0: expected a number in \(0, 1\)"),
         ("data.train_samples=0", r"data\.train_samples=0"),
@@ -75,6 +79,11 @@ def test_the_method_defaults_stand_as_published_or_as_documented():
         ("pca.dims=9", r"pca\.dims=9: expected a whole number from 1 to 8"),
         ("gmm.k_min=1", r"gmm\.k_min=1"),
         ("gmm.k_max=33", r"gmm\.k_max=33: expected a whole number from gmm\.k_min=2 to 32"),
+        ("gmm.reg_covar=2", r"gmm\.reg_covar=2\.0: expected a number from 0 to 1"),
+        ("gmm.n_init=67108864", r"gmm\.n_init=67108864: expected a whole number from 1 to 67108863"),
+        (f"gmm.max_iter={2**31}", r"gmm\.max_iter=2147483648: expected a whole number from 1 to 2\^31 - 1"),
+        (f"gmm.random_state={2**63}", r"gmm\.random_state"),
+        ("engine.threads=65537", r"engine\.threads=65537: expected a whole number from 1 to 65536"),
         ("gmm.tol=-1", r"gmm\.tol"),
         ("screen.min_frequency=0", r"screen\.min_frequency=0\.0"),
         ("screen.scope=model", r"screen\.scope=model: expected one of layer, network"),
@@ -87,6 +96,13 @@ def test_the_method_defaults_stand_as_published_or_as_documented():
 def test_an_impossible_value_is_refused_by_name(override, message):
     with pytest.raises(ConfigurationError, match=message):
         composed(override)
+
+
+def test_a_sweep_and_a_generator_take_the_largest_values():
+    gmm = config.Gmm(k_max=32, n_init=MAX_STARTS - 1, max_iter=2**31 - 1, reg_covar=1, random_state=config.MAX_SEED)
+    seed = config.Settings(seed=config.MAX_SEED).seed
+    GaussianMixtureSweep(**gmm.of_a_sweep | {"random_state": seed + gmm.random_state}, threads=2**16)._settings()
+    torch.Generator().manual_seed(seed)
 
 
 def test_kept_epochs_are_about_ten_with_the_first_and_the_last():

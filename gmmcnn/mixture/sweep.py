@@ -180,9 +180,9 @@ class GaussianMixtureSweep(BaseEstimator):
             dtype=self.dtype,
         )
 
-    def _require(self, name: str, kind: type[Integral] | type[Real], low: float, high: float) -> None:
+    def _require(self, name: str, kind: Any, low: float, high: float) -> None:
         value: Any = getattr(self, name)
-        if not isinstance(value, kind) or isinstance(value, bool) or not low <= float(value) <= high:
+        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
             noun = "a whole number" if kind is Integral else "a number"
             raise ConfigurationError(f"{name}={value!r}: expected {noun} from {low} to {high}")
 
