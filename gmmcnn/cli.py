@@ -1,10 +1,11 @@
 """The command line: ``gmmcnn task=VERB key=value ...``, one Hydra application.
 
 Overrides are checked before Hydra makes a folder: a misspelt key or an impossible value ends with 2 and the nearest
-valid name, whichever job of a sweep it belongs to. A failed job ends with 1 after one line; the other jobs of a sweep
-still run.
+valid name, whichever job of a sweep it belongs to. A failed job ends with 1 after one line, or with 2 where only the
+data or the network show that its configuration is wrong; the other jobs of a sweep still run.
 """
 
+import os
 import sys
 import traceback
 import uuid
@@ -19,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from gmmcnn.config import Settings
 from gmmcnn.errors import ConfigurationError, GmmcnnError, one_line
@@ -26,7 +28,8 @@ from gmmcnn.names import did_you_mean
 
 CONFIG_MODULE = "gmmcnn.conf"
 _FREE_FORM = ("data.kwargs.", "model.kwargs.")
-_failed_jobs: list[str] = []
+_exit_codes: list[int] = []
+"""Of the jobs that failed."""
 
 ConfigStore.instance().store(name="settings", node=Settings)
 OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:6], use_cache=True)
@@ -34,16 +37,20 @@ OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:6], use_cach
 
 def main() -> None:
     """Run the command line; the entry point of ``gmmcnn`` and ``python -m gmmcnn``."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and leaves it to us to put them into one line
     try:
         arguments = _with_stored_overrides([_normalise(argument) for argument in sys.argv[1:]])
         check(arguments)
+        sys.argv = [sys.argv[0], *arguments]
+        _job()
     except ConfigurationError as error:
         _complain(one_line(error))
         sys.exit(2)
-    sys.argv = [sys.argv[0], *arguments]
-    _job()
-    if _failed_jobs:
-        sys.exit(1)
+    except OSError as error:  # those of the work itself do not get here
+        _complain(f"{error.filename}: {error.strerror}; expected a run folder that can be written: run=FOLDER")
+        sys.exit(2)
+    if _exit_codes:
+        sys.exit(max(_exit_codes))
 
 
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")
@@ -59,7 +66,7 @@ def _job(composed: DictConfig) -> None:
         _complain(f"interrupted; goes on where it stopped with: gmmcnn task={settings.task} run={folder}")
         sys.exit(130)
     except Exception as error:
-        _failed_jobs.append(str(folder))
+        _exit_codes.append(2 if isinstance(error, ConfigurationError) else 1)
         unexpected = "" if isinstance(error, GmmcnnError) else f"unexpected {type(error).__name__}: "
         hint = f"; see the traceback with debug=true run={folder}" if unexpected and not settings.debug else ""
         _complain(f"{unexpected}{one_line(error)}{hint}")
@@ -160,14 +167,27 @@ def _normalise(argument: str) -> str:
 
 
 def _with_stored_overrides(arguments: list[str]) -> list[str]:
-    """Put the overrides of an earlier run before those given now, where ``run=FOLDER`` names its folder."""
+    """Put the overrides of an earlier run before those given now, where ``run=FOLDER`` names its folder.
+
+    Raises
+    ------
+    ConfigurationError
+        Their file is damaged.
+    """
     folder = next((a.removeprefix("run=") for a in arguments if a.startswith("run=")), None)
     stored_in = Path(folder) / ".hydra" / "overrides.yaml" if folder else None
     if stored_in is None or not stored_in.exists():
         return arguments
     given = {argument.lstrip("+~").split("=")[0] for argument in arguments}
-    stored = OmegaConf.to_object(OmegaConf.load(stored_in))
-    assert isinstance(stored, list)
+    try:
+        stored = OmegaConf.to_object(OmegaConf.load(stored_in))
+    except (YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException):
+        stored = None
+    if not isinstance(stored, list) or not all(isinstance(override, str) for override in stored):
+        raise ConfigurationError(
+            f"{stored_in}: damaged; expected the settings of that run, one a line as '- key=value'; "
+            "write them again, or delete the file and give them with run="
+        )
     kept = [s for s in stored if s.lstrip("+~").split("=")[0] not in given | {"task", "run"}]
     return [*kept, *arguments]
 

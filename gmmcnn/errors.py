@@ -33,6 +33,10 @@ class CaptureError(GmmcnnError, ValueError):
     """Feature maps cannot be taken from a model, or hold NaN or infinite values."""
 
 
+class LayerError(CaptureError, ConfigurationError):
+    """A layer asked for is not one of the model's, or none is asked for."""
+
+
 class StoreError(GmmcnnError, ValueError):
     """A store, or another file that a run keeps, is incomplete, corrupted, or something else."""
 

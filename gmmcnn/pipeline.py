@@ -16,6 +16,7 @@ from torch import nn
 
 from gmmcnn import activations, pruning, tables, training
 from gmmcnn.console import say
+from gmmcnn.preflight import require_possible
 from gmmcnn.progress import progress
 from gmmcnn.run_folder import Checkpoint, Run
 from gmmcnn.summary import findings
@@ -23,6 +24,7 @@ from gmmcnn.summary import findings
 
 def run(job: Run) -> None:
     """Do the whole method for one network and data set."""
+    require_possible(job)
     train(job)
     for checkpoint in job.checkpoints:
         activations.extract(job, checkpoint)

@@ -48,12 +48,14 @@ def load_mask(path: Path) -> dict[str, list[int]]:
     Raises
     ------
     ModelError
-        The file is not a mask.
+        There is no such file, or it is not a mask.
     """
     try:
         content = json.loads(Path(path).read_text())
         if content["format"] == _FORMAT:
             return {str(layer): [int(f) for f in filters] for layer, filters in content["layers"].items()}
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}; expected the file of a mask, as task=prune writes it") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ModelError(f'{path}: not a mask; expected JSON with "format": "{_FORMAT}" and "layers"')

@@ -33,7 +33,7 @@ def here(tmp_path, monkeypatch, capsys):
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["gmmcnn", *arguments])
-        monkeypatch.setattr(cli, "_failed_jobs", [])
+        monkeypatch.setattr(cli, "_exit_codes", [])
         try:
             cli.main()
         except SystemExit as stop:
@@ -155,7 +155,7 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(tmp_path):
 def test_runs_started_at_once_do_not_collide(tmp_path):
     command = [sys.executable, "-m", "gmmcnn", "task=screen"]  # fails for want of a training, after making its folder
     started = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait() for process in started] == [1, 1]
+    assert [process.wait() for process in started] == [2, 2]
     assert len(list((tmp_path / "runs").glob("*/*"))) == 2
 
 
@@ -188,31 +188,57 @@ def test_a_wrong_configuration_ends_with_2_before_any_work(arguments, message, h
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("code", "arguments", "message"),
     [
-        (["task=extract"], "epoch-0001.pt is missing; train first: gmmcnn task=train run="),
-        (["data=cifar10", "data.root=nowhere"], "nowhere"),
-        (["probe.samples=5000"], "probe.samples=5000: the training set has "),
-        (["model.name=no_such_module.Net"], "model.name=no_such_module.Net: cannot import"),
-        (["model.checkpoint=none.pt", "probe.samples=50"], "none.pt: no such checkpoint"),
-        (["extract.layers=[conv]", "probe.samples=50"], "layer 'conv': the model has no Conv2d of that name"),
-        (["extract.source=none.npy"], "none.npy"),
+        (2, ["task=extract"], "epoch-0001.pt is missing; train first: gmmcnn task=train run="),
+        (1, ["data=cifar10", "data.root=nowhere"], "nowhere"),
+        (2, ["probe.samples=5000"], "probe.samples=5000: the training set has "),
+        (2, ["demo.plant=61", "probe.samples=50"], "demo.plant=61: the probe set has 50 samples"),
+        (2, ["model.name=no_such_module.Net", "probe.samples=50"], "model.name=no_such_module.Net: cannot import"),
+        (1, ["model.checkpoint=none.pt", "probe.samples=50"], "none.pt: no such checkpoint"),
+        (2, ["extract.layers=[conv]", "probe.samples=50"], "layer 'conv': the model has no Conv2d of that name"),
+        (2, ["extract.layers=[]", "probe.samples=50"], "layers=[]: expected at least one of features.conv1, "),
+        (1, ["engine=cuda"], "engine=cuda: CuPy cannot be imported"),
+        (1, ["extract.source=none.npy"], "none.npy"),
     ],
 )
-def test_a_failed_run_ends_with_1_and_one_line(arguments, message, here):
-    code, _, stderr = here("train.epochs=1", "data.train_samples=60", *arguments, "debug=false")
-    assert code == 1
+def test_a_failed_run_ends_with_one_line_before_training(code, arguments, message, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    ended_with, _, stderr = here("train.epochs=1", "data.train_samples=60", *arguments, "debug=false")
+    assert ended_with == code
     assert stderr.startswith("gmmcnn: ")
     assert message in stderr
     assert stderr.count("\n") == 1
     record = json.loads(next(Path("runs").rglob("run.json")).read_text())
     assert record["status"] == "failed"
     assert message in record["error"]
+    assert not list(Path("runs").rglob("checkpoints"))
+
+
+@pytest.mark.parametrize("content", ["task: [", "run", "- a: b", "", "\x00"])
+def test_damaged_settings_of_a_run_are_named(content, here):
+    stored = Path("first/.hydra/overrides.yaml")
+    stored.parent.mkdir(parents=True)
+    stored.write_text(content)
+    code, _, stderr = here("run=first")
+    assert code == 2
+    assert stderr.startswith(f"gmmcnn: {stored}: damaged; expected the settings of that run")
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "/proc/nowhere/at/all"])
+def test_a_run_folder_that_cannot_be_made_is_named(folder, here):
+    Path("file").write_text("text")
+    code, _, stderr = here(f"run={folder}", "task=train")
+    assert code == 2
+    assert stderr.startswith("gmmcnn: " + folder.partition("/nowhere")[0])
+    assert stderr.endswith("expected a run folder that can be written: run=FOLDER\n")
+    assert stderr.count("\n") == 1
 
 
 def test_debug_shows_the_traceback(here):
     code, _, stderr = here("task=extract", "debug=true")
-    assert code == 1
+    assert code == 2
     assert "Traceback" in stderr
 
 
@@ -226,14 +252,14 @@ def test_a_failure_nobody_foresaw_says_how_to_see_more(here, monkeypatch):
 
 def test_one_failed_job_does_not_stop_a_sweep(here):
     code, _, stderr = here("-m", "probe.samples=5000,20", "task=extract", "train.epochs=1", "data.train_samples=60")
-    assert code == 1
+    assert code == 2
     assert stderr.count("train first") == 2
 
 
 def test_the_same_in_a_process_of_its_own(tmp_path):
     assert gmmcnn("gmm.kmax=3", cwd=tmp_path).returncode == 2
     done = gmmcnn("task=extract", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.count("\n") == 1
 
 
@@ -284,7 +310,7 @@ def test_feature_maps_from_elsewhere_become_tables_and_a_page(tmp_path):
 def test_fits_of_another_probe_set_are_not_mistaken(tiny_run, tmp_path, here):
     shutil.copytree(tiny_run, tmp_path / "first")
     code, _, stderr = here("run=first", "task=screen", "probe.batches=1")
-    assert code == 1
+    assert code == 2
     assert "holds fits of 2 batches of 50 samples; expected 1 of 50; extract again" in stderr
 
 

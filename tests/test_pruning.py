@@ -240,6 +240,11 @@ def test_a_file_that_is_no_mask(tmp_path, content):
         load_mask(tmp_path / "mask.json")
 
 
+def test_a_mask_that_is_not_there():
+    with pytest.raises(ModelError, match=r"nope\.json: No such file or directory; expected the file of a mask"):
+        gmmcnn.masked(Shifted(nn.ReLU()), "nope.json").__enter__()
+
+
 def test_random_masks_take_as_many_live_filters_from_each_layer():
     mask, live = {"a": [0, 1], "b": [5]}, {"a": [0, 1, 2, 3], "b": [4, 5], "c": [1]}
     masks = random_masks(mask, live, n_masks=50, seed=0)

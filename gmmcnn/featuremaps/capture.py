@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gmmcnn.errors import CaptureError, one_line
+from gmmcnn.errors import CaptureError, LayerError, one_line
 from gmmcnn.featuremaps.taps import Skipped, Tap, Taps
 
 TAPS = ("post_activation", "branch", "pre_activation")
@@ -78,8 +78,10 @@ def find_taps(
 
     Raises
     ------
+    LayerError
+        There is no layer of that name, or none is asked for.
     CaptureError
-        There is no layer of that name, no convolution at all, or the model does not run on the example.
+        There is no convolution at all, or the model does not run on the example.
     """
     if tap not in TAPS:
         raise CaptureError(f"tap={tap!r}: expected one of {', '.join(TAPS)}")
@@ -202,9 +204,11 @@ def _scripted(module: nn.Module) -> bool:
 def _wanted(convolutions: dict[str, nn.Module], layers: Iterable[str] | None) -> list[str]:
     """Names asked for, in the model's order; a string would be taken letter by letter, so it counts as one name."""
     names = set(convolutions) if layers is None else {layers} if isinstance(layers, str) else set(layers)
+    if not names:
+        raise LayerError(f"layers=[]: expected at least one of {', '.join(convolutions)}; None takes all of them")
     for unknown in sorted(names - convolutions.keys()):
         near = get_close_matches(unknown, convolutions, n=1, cutoff=0) or list(convolutions)
-        raise CaptureError(f"layer {unknown!r}: the model has no Conv2d of that name; the nearest is {near[0]!r}")
+        raise LayerError(f"layer {unknown!r}: the model has no Conv2d of that name; the nearest is {near[0]!r}")
     return [name for name in convolutions if name in names]
 
 

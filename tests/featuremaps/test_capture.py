@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmmcnn.errors import CaptureError
+from gmmcnn.errors import CaptureError, LayerError
 from gmmcnn.featuremaps import Taps, capture, find_taps
 
 
@@ -311,6 +311,8 @@ def test_only_the_layers_asked_for(images: Tensor) -> None:
 def test_an_unknown_layer_is_named_with_the_nearest(in_place_resnet: nn.Module) -> None:
     with pytest.raises(CaptureError, match=r"'layer1\.0\.covn1'.*nearest is 'layer1\.0\.conv1'"):
         find_taps(in_place_resnet, torch.rand(1, 3, 16, 16), layers=["layer1.0.covn1"])
+    with pytest.raises(LayerError, match=r"layers=\[\]: expected at least one of conv1, .*; None takes all of them"):
+        find_taps(in_place_resnet, torch.rand(1, 3, 16, 16), layers=[])
 
 
 @pytest.mark.parametrize(
