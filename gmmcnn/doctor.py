@@ -41,6 +41,8 @@ class JobSize:
     layers: tuple[tuple[int, int], ...]
     """Filters of each layer, and pixels of their maps."""
     n_checkpoints: int
+    n_batches: int | None = None
+    """Probe batches that the training set suffices for; None takes ``probe.batches``."""
 
     @property
     def n_filters(self) -> int:
@@ -194,7 +196,8 @@ def _estimate(settings: Settings, engine: str, job: JobSize) -> str:
     probed for each size of map.
     """
     n_samples, dims, gmm = settings.probe.samples, settings.pca.dims, settings.gmm
-    n_fits = settings.probe.batches * job.n_checkpoints  # of each filter
+    n_batches = job.n_batches or settings.probe.batches
+    n_fits = n_batches * job.n_checkpoints  # of each filter
 
     def work(filters: int) -> float:
         sweep = cost.Sweep(filters, n_samples, dims, gmm.k_min, gmm.k_max, gmm.n_init)
@@ -215,7 +218,7 @@ def _estimate(settings: Settings, engine: str, job: JobSize) -> str:
     components = n_fits * sum(filters * of_each_size[pixels] for filters, pixels in job.layers)
     return (
         f"estimate  {mixtures + components:.2g} s on the {engine} engine to fit {job.n_filters:,} filters in "
-        f"{settings.probe.batches} batches of N = {n_samples} at {job.n_checkpoints} checkpoints, K = {gmm.k_min} … "
+        f"{n_batches} batches of N = {n_samples} at {job.n_checkpoints} checkpoints, K = {gmm.k_min} … "
         f"{gmm.k_max}, n_init = {gmm.n_init}: mixtures {mixtures:.2g} s, principal components {components:.2g} s"
     )
 

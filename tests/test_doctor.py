@@ -40,9 +40,10 @@ def test_an_engine_asked_for_by_name_must_work() -> None:
 
 @pytest.mark.usefixtures("no_cupy")
 def test_the_estimate_names_the_job() -> None:
-    text, _ = doctor.run_doctor(SMALL, job=doctor.JobSize(layers=((6, 25), (16, 9)), n_checkpoints=4))
+    size = doctor.JobSize(layers=((6, 25), (16, 9)), n_checkpoints=4, n_batches=2)
+    text, _ = doctor.run_doctor(SMALL, job=size)
     (line,) = [line for line in text.splitlines() if line.startswith("estimate")]
-    assert "on the cpu engine to fit 22 filters in 3 batches of N = 50 at 4 checkpoints, K = 2 … 3, n_init = 10" in line
+    assert "on the cpu engine to fit 22 filters in 2 batches of N = 50 at 4 checkpoints, K = 2 … 3, n_init = 10" in line
     total, mixtures, components = (float(number) for number in re.findall(r"(\S+) s\b", line))
     assert mixtures > 0
     assert components > 0

@@ -115,7 +115,8 @@ class GaussianMixtureSweep(BaseEstimator):
             PCA scores; d ≤ 8 for the compiled engines. For ``engine="cuda"`` they may lie on the device (a CuPy array
             or a torch tensor), where they are used without a copy.
         initial_labels : {k: (F, N) int}, optional
-            Hard labels 0 … k - 1 from which EM starts for those k; one start replaces ``n_init``.
+            Hard labels 0 … k - 1 from which EM starts for those k; one start replaces ``n_init``. For filters of very
+            many samples :func:`gmmcnn.mixture.cuda.cuml_labels` finds them by all of a device.
         keys : (F,) uint64, optional
             Identity of each filter's random stream; 0 … F - 1 by default. Give each filter a key of its own to get
             the same result for it in whatever subset and order filters are fitted.
