@@ -54,6 +54,10 @@ NEGLIGIBLE = 1e-7
 """An eigenvalue below this share of the largest is within the rounding of float32, and its direction of no
 consequence."""
 
+SMALLEST_SQUARE = 1e-14
+"""Maps whose sketch has a smaller squared norm are not iterated on: at 1e-18 float32 begins to lose the squared norms
+of the images of a block, which are of the fourth power of the maps."""
+
 BYTES_PER_BLOCK = 2**18
 """Samples that a pass multiplies by the directions before it turns to their images: half of a second-level cache."""
 
@@ -282,13 +286,18 @@ def leading_components(
 ) -> Any:  # fmt: skip
     """Scores (N, d) and variances (d,) of one filter; return the residual relative to the largest eigenvalue.
 
-    Negative where the passes did not suffice. ``mean`` holds the padded mean, the first rows of ``basis`` the first
+    Negative where the passes did not suffice, or the maps are too small for them. ``mean`` holds the padded mean, the first rows of ``basis`` the first
     block.
     """
     n_lanes = lanes_of(flat)
     width = (maps.shape[1] + n_lanes - 1) // n_lanes * n_lanes
     max_rows = MAX_PASSES * n_directions
     projected = np.zeros((max_rows, max_rows))
+    largest = 0.0
+    for row in range(n_directions):
+        largest = max(largest, dot(basis, row * width, basis, row * width, width))
+    if largest < SMALLEST_SQUARE:
+        return -1.0
     n_rows = 0
     alive = orthonormalise(basis, 0, n_directions, width)
     for n_passes in range(1, MAX_PASSES + 1):

@@ -101,7 +101,7 @@ def _checked_maps(maps: Any) -> NDArray:
 
 
 def _decompose(maps: NDArray, block: slice, result: PCAResult) -> None:
-    """Krylov iteration for large maps; full decomposition for small ones and where the iteration does not converge."""
+    """Krylov iteration for maps of many samples and pixels; full decomposition for others and where it fails."""
     n_samples, n_pixels = maps.shape[1:]
     if min(n_samples, n_pixels) < EXACT_SIZE * pca_cpu.block_size(result.scores.shape[2]):
         _decompose_exactly(maps, block, result)

@@ -49,6 +49,13 @@ def test_equals_scikit_learn(engine, n_samples, n_pixels, n_components):
     assert_equals_scikit_learn(maps, n_components, pca(maps, n_components, engine=engine))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e-13, 1e-12, 1e-9, 1e-6, 1e6])
+def test_maps_of_any_scale_are_decomposed_alike(scale):
+    maps = feature_maps(2, 200, 196)
+    expected, found = pca(maps), pca((maps * scale).astype(np.float32))
+    np.testing.assert_allclose(found.scores / scale, expected.scores, atol=SCORE_TOLERANCE * expected.scores.std())
+
+
 def test_equals_scikit_learn_on_real_images(digits):
     """Images of digits seen through random filters of 3 x 3, rectified."""
     torch.manual_seed(0)
