@@ -22,10 +22,11 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 import zarr
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gmmcnn.errors import CaptureError, StoreError, StoreNotFoundError
+from gmmcnn.errors import CaptureError, StoreError, StoreNotFoundError, one_line
 from gmmcnn.featuremaps.capture import capture, find_taps, require_finite, unwrapped
 from gmmcnn.featuremaps.images import ImageBlocks, Images, hash_tensor
 from gmmcnn.featuremaps.store import ALL, ActivationStore, discard
@@ -276,11 +277,7 @@ def import_activations(
     CaptureError
         A map holds NaN or infinite values.
     """
-    read, shape = _source(source)
-    if len(shape) not in (3, 4) or 0 in shape:
-        raise StoreError(f"{source}: expected activations of shape (N, C, H, W) or (N, C, P), got {shape}")
-    n_samples, n_filters, *pixels = shape
-    height, width = pixels if len(pixels) == 2 else (1, *pixels)
+    read, (n_samples, n_filters, height, width) = _source(source)
     tap = Tap(layer, n_filters, height, width, "imported")
     taps = Taps("imported", (tap,), (), peak_bytes_per_sample=n_filters * height * width * 4)
     if overwrite and Path(path).exists():
@@ -430,32 +427,48 @@ def _block_samples(taps: Taps, probe_samples: int, n_samples: int, batch_samples
     return math.ceil(probe_samples / math.ceil(probe_samples / most))
 
 
+def importable_samples(source: str | os.PathLike[str]) -> int:
+    """Samples that :func:`import_activations` would take from a source. StoreError if it would refuse it."""
+    return _source(source)[1][0]
+
+
 def _source(
     source: str | os.PathLike[str] | zarr.Array,
+) -> tuple[Callable[[slice], NDArray[np.float32]], tuple[int, int, int, int]]:
+    """How to read a range of samples from existing activations, and their shape (N, C, H, W)."""
+    read, shape = _reader(source)
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise StoreError(f"{source}: expected activations of shape (N, C, H, W) or (N, C, P), got {shape}")
+    n_samples, n_filters, *pixels = shape
+    height, width = pixels if len(pixels) == 2 else (1, *pixels)
+    return read, (n_samples, n_filters, height, width)
+
+
+def _reader(
+    source: str | os.PathLike[str] | zarr.Array,
 ) -> tuple[Callable[[slice], NDArray[np.float32]], tuple[int, ...]]:
-    """How to read a range of samples from existing activations, and their shape."""
+    """How to read a range of samples from existing activations, and their shape as it is."""
     if isinstance(source, zarr.Array):
         return lambda samples: np.asarray(source[samples], np.float32), source.shape
     path = Path(source)
-    if path.is_dir():
-        array = zarr.open(path, mode="r")
-        if not isinstance(array, zarr.Array):
-            raise StoreError(f"{path}: is a Zarr group; give the path of one array in it")
-        return _source(array)
+    if not path.exists():
+        raise StoreNotFoundError(f"{path}: there are no activations; expected a .npy file or a Zarr array")
     try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise StoreNotFoundError(f"{path}: there are no activations; expected a .npy file or a Zarr array") from error
-    except ValueError as error:
-        raise StoreError(f"{path}: expected a .npy file of numbers or a Zarr array: {error}") from error
-    if not isinstance(mapped, np.ndarray) or mapped.dtype.kind not in "fiu":
+        array = zarr.open(path, mode="r") if path.is_dir() else open_memmap(path, mode="r")
+    except (OSError, ValueError, LookupError, AttributeError) as error:
+        raise StoreError(f"{path}: expected a .npy file of numbers or a Zarr array: {one_line(error)}") from error
+    if isinstance(array, zarr.Group):
+        raise StoreError(f"{path}: is a Zarr group; give the path of one array in it")
+    if isinstance(array, zarr.Array):
+        return _reader(array)
+    if array.dtype.kind not in "fiu":
         raise StoreError(f"{path}: expected one array of real numbers")
 
     # Mapped anew for each block: pages of a mapping that stays open would count as memory in use.
     def read(samples: slice) -> NDArray[np.float32]:
-        return np.array(np.load(path, mmap_mode="r", allow_pickle=False)[samples], np.float32)
+        return np.array(open_memmap(path, mode="r")[samples], np.float32)
 
-    return read, mapped.shape
+    return read, array.shape
 
 
 def _as_json(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -431,15 +431,27 @@ def test_what_cannot_be_imported_says_so(tmp_path: Path) -> None:
     np.save(tmp_path / "text.npy", np.array([["a"]]))
     np.savez(tmp_path / "two.npz", a=np.ones(3))
     (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY\x01\x00")
+    (tmp_path / "nothing-in-it.npy").touch()
+    (tmp_path / "no-zip.npy").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "array"')
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "array"}')
     np.save(tmp_path / "object.npy", np.array([{}]), allow_pickle=True)
     zarr.create_group(tmp_path / "group")
     for name, message in {
         "flat.npy": r"expected activations of shape \(N, C, H, W\) or \(N, C, P\), got \(4, 5\)",
         "empty.npy": r"got \(0, 5, 2\)",
         "text.npy": "expected one array of real numbers",
-        "two.npz": "expected one array of real numbers",
+        "two.npz": "expected a .npy file of numbers",
         "broken.npy": "expected a .npy file of numbers",
         "object.npy": "expected a .npy file of numbers",
+        "nothing-in-it.npy": "nothing-in-it.npy: expected a .npy file of numbers",
+        "no-zip.npy": "no-zip.npy: expected a .npy file of numbers",
+        "folder": "folder: expected a .npy file of numbers or a Zarr array",
+        "torn": "torn: expected a .npy file of numbers or a Zarr array",
+        "half": "half: expected a .npy file of numbers or a Zarr array",
         "group": "is a Zarr group",
     }.items():
         with pytest.raises(StoreError, match=message):
