@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from gmmcnn import config
 from gmmcnn.data.splits import Images, Splits
-from gmmcnn.errors import TrainingError, one_line
+from gmmcnn.errors import TrainingError
 from gmmcnn.progress import Advance
 
 METRICS = ("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
@@ -109,7 +109,7 @@ def _train(
 ) -> list[dict[str, float]]:
     """Train the epochs that the folder does not hold yet; return the metrics of all."""
     optimizer = _optimizer(model, settings)
-    identity = _identity(model, data, settings, seed)
+    identity = _identity(data, settings, seed) | {"initial weights": _digest(model.state_dict().values())}
     done, rows = _resume(folder, model, optimizer, identity)
     if done:
         advance(done)
@@ -126,6 +126,24 @@ def _train(
         _write_metrics(folder, rows)
         advance(1)
     return rows
+
+
+def require_same(folder: Path, data: Splits, settings: config.Train, *, seed: int) -> None:
+    """Check that the training in a folder, if it holds one, is from this data and these settings.
+
+    Parameters
+    ----------
+    folder, data, settings, seed
+        As in :func:`train`; the initial weights are not compared.
+
+    Raises
+    ------
+    TrainingError
+        It is from others, or the folder's ``last.pt`` is damaged.
+    """
+    state = _last_state(folder, torch.device("cpu"))
+    if state:
+        _require_identity(folder, state, _identity(data, settings, seed))
 
 
 @contextmanager
@@ -214,15 +232,14 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _identity(model: nn.Module, data: Splits, settings: config.Train, seed: int) -> dict[str, Any]:
-    """Everything that the trained weights depend on, by the name under which an error reports it."""
+def _identity(data: Splits, settings: config.Train, seed: int) -> dict[str, Any]:
+    """What the trained weights depend on beside the initial ones, by the name under which an error reports it."""
     own = {f"train.{key}": value for key, value in dataclasses.asdict(settings).items() if key != "checkpoint_epochs"}
     tensors = (data.train.images, data.train.labels, data.validation.images, data.validation.labels)
     return own | {
         "train.checkpoint_epochs": settings.kept_epochs,
         "seed": seed,
         "data": _digest(tensors),
-        "initial weights": _digest(model.state_dict().values()),
     }
 
 
@@ -240,20 +257,10 @@ def _resume(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
 ) -> tuple[int, list[dict[str, float]]]:
     """Bring model and optimiser to the state of ``last.pt``; return the epochs done and the metrics up to there."""
-    path = folder / "last.pt"
-    if not path.exists():
+    state = _last_state(folder, _device(model))
+    if not state:
         return 0, []
-    try:
-        state = torch.load(path, map_location=_device(model), weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path}: cannot be read ({one_line(error)}); delete the folder to train again") from error
-    differing = [key for key in identity if state["identity"].get(key) != identity[key]]
-    if differing:
-        key = differing[0]
-        raise TrainingError(
-            f"{folder}: was trained with {key}={state['identity'].get(key)}; expected {key}={identity[key]}; "
-            "choose another folder, or delete this one"
-        )
+    _require_identity(folder, state, identity)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     done: int = state["epoch"]
@@ -264,6 +271,29 @@ def _resume(
             "delete the folder to train again"
         )
     return done, state["rows"]
+
+
+def _last_state(folder: Path, device: torch.device) -> dict[str, Any]:
+    """Content of ``last.pt``, empty where there is none."""
+    path = folder / "last.pt"
+    if not path.exists():
+        return {}
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        state["identity"]  # a file of something else has none
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path}: damaged, or something else; delete it, and task=train starts anew") from error
+    return state
+
+
+def _require_identity(folder: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raise TrainingError with the first of the names that stand for something else in the folder's training."""
+    for key, expected in identity.items():
+        if (found := state["identity"].get(key)) != expected:
+            raise TrainingError(
+                f"{folder}: was trained with {key}={found}; expected {key}={expected}; "
+                "give what it was trained with, choose another folder, or delete this one"
+            )
 
 
 def _save(path: Path, content: object) -> None:

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from gmmcnn import config
 from gmmcnn.data import Images, Splits
 from gmmcnn.errors import TrainingError
 from gmmcnn.models import BUILT_IN, build, load_checkpoint
-from gmmcnn.training import METRICS, TrainingResult, evaluate, train
+from gmmcnn.training import METRICS, TrainingResult, evaluate, require_same, train
 
 QUICK = config.Train(epochs=3, batch_size=32)
 
@@ -187,7 +188,7 @@ def test_progress_counts_epochs(few_digits: Splits, tmp_path: Path) -> None:
             {"settings": replace(QUICK, checkpoint_epochs=[1])},
             r"train\.checkpoint_epochs=\[1, 2, 3\]; expected .*\[1\]",
         ),
-        ({"seed": 1}, r"seed=0; expected seed=1; choose another folder, or delete this one"),
+        ({"seed": 1}, r"seed=0; expected seed=1; give what it was trained with"),
         ({"model": Net(seed=5)}, r"initial weights="),
     ],
 )
@@ -216,11 +217,29 @@ def test_a_deleted_checkpoint_is_missed(few_digits: Splits, tmp_path: Path) -> N
         train(Net(), few_digits, QUICK, tmp_path, seed=0)
 
 
-def test_a_damaged_state_is_named(few_digits: Splits, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "something else"])
+def test_a_damaged_state_is_named(few_digits: Splits, tmp_path: Path, damage: str) -> None:
     train(Net(), few_digits, QUICK, tmp_path, seed=0)
-    (tmp_path / "last.pt").write_bytes(b"no longer a state")
-    with pytest.raises(TrainingError, match=r"last\.pt: cannot be read .*delete the folder"):
-        train(Net(), few_digits, QUICK, tmp_path, seed=0)
+    path = tmp_path / "last.pt"
+    content = {"truncated": path.read_bytes()[:-500], "text": b"no longer a state", "empty": b""}
+    torch.save(torch.ones(3), path)
+    path.write_bytes(content.get(damage, path.read_bytes()))
+    for ask in (partial(train, Net()), require_same):
+        with pytest.raises(TrainingError, match=r"last\.pt: damaged, or something else; delete it, and task=train"):
+            ask(data=few_digits, settings=QUICK, folder=tmp_path, seed=0)
+
+
+def test_a_training_is_told_from_another_without_training(few_digits: Splits, tmp_path: Path) -> None:
+    require_same(tmp_path, few_digits, QUICK, seed=0)  # none there
+    train(Net(), few_digits, QUICK, tmp_path, seed=0)
+    require_same(tmp_path, few_digits, QUICK, seed=0)
+    with pytest.raises(TrainingError, match=r"was trained with train\.learning_rate=0\.001; expected .*=0\.1; give"):
+        require_same(tmp_path, few_digits, replace(QUICK, learning_rate=0.1), seed=0)
+    with pytest.raises(TrainingError, match=r"was trained with seed=0; expected seed=1"):
+        require_same(tmp_path, few_digits, QUICK, seed=1)
+    fewer = Images(few_digits.validation.images[1:], few_digits.validation.labels[1:])
+    with pytest.raises(TrainingError, match="was trained with data="):
+        require_same(tmp_path, replace(few_digits, validation=fewer), QUICK, seed=0)
 
 
 def test_divergence_is_an_error_that_says_what_to_do(few_digits: Splits, tmp_path: Path) -> None:
