@@ -43,13 +43,16 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from gmmcnn.errors import StoreError, StoreNotFoundError
+from gmmcnn.errors import StoreError, StoreNotFoundError, one_line
 from gmmcnn.featuremaps.taps import Tap
 from gmmcnn.reading import read_json
 
 FORMAT, VERSION = "gmmcnn feature maps", 1
 DTYPES = ("float32", "float16")
 ALL = slice(None)
+
+_REMADE = "gmmcnn task=extract run=FOLDER makes it"
+_REMEDY = f"gmmcnn task=verify run=FOLDER names what is damaged, {_REMADE.removeprefix('gmmcnn ')} again"
 
 _READING = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 _opening = threading.Lock()  # Zarr's choice of a pipeline is global; no writer may be opened during a reader's choice
@@ -161,12 +164,15 @@ class ActivationStore:
         path = Path(path)
         header = read_json(path / "maps" / "zarr.json").get("attributes", {})
         if not header:
-            raise StoreNotFoundError(f"{path}: there is no store of feature maps; task=extract makes one")
+            raise StoreNotFoundError(f"{path}: there is no store of feature maps; {_REMADE}")
         if (found := (header.get("format"), header.get("version"))) != (FORMAT, VERSION):
-            raise StoreError(f"{path}: expected a store of {(FORMAT, VERSION)}, found {found}; extract the maps again")
-        store = cls(path, writable=partial)
+            raise StoreError(f"{path}: expected a store of {(FORMAT, VERSION)}, found {found}; {_REMADE}")
+        try:
+            store = cls(path, writable=partial)
+        except (ValueError, TypeError, LookupError) as error:
+            raise StoreError(f"{path}: its header maps/zarr.json is damaged ({one_line(error)}); {_REMADE}") from error
         if not partial and (problems := list(store._problems(checksums=False))):
-            raise StoreError(f"{path}: incomplete: {_some(problems)}; extract again to resume it")
+            raise StoreError(f"{path}: incomplete: {_some(problems)}; {_REMEDY}")
         return store
 
     @property
@@ -263,13 +269,9 @@ class ActivationStore:
         try:
             maps = np.asarray(array[filters, samples])
         except (ValueError, RuntimeError, OSError) as error:
-            raise StoreError(
-                f"{self.path}: layer {layer!r}: corrupted ({error}); verify() names the blocks, extract with overwrite"
-            ) from error
+            raise StoreError(f"{self.path}: layer {layer!r}: corrupted ({one_line(error)}); {_REMEDY}") from error
         if maps.size and np.isnan(maps.min()):
-            raise StoreError(
-                f"{self.path}: layer {layer!r}: maps are missing; verify() names the blocks, extract again to resume"
-            )
+            raise StoreError(f"{self.path}: layer {layer!r}: maps are missing; {_REMEDY}")
         return maps.reshape(*maps.shape[:2], math.prod(maps.shape[2:])).astype(np.float32, copy=False)
 
     def verify(self) -> list[str]:
@@ -278,16 +280,38 @@ class ActivationStore:
         Returns
         -------
         list of str
-            One line for each thing that is wrong: a block without a record, a shard that is missing, of another size,
-            or of other content, a file that an interrupted writer left behind. Empty for a sound store.
+            One line for each thing that is wrong: a layer whose description cannot be read, a block without a record,
+            a shard that is missing, of another size, or of other content, a file that an interrupted writer left
+            behind. Empty for a sound store.
         """
         orphans = [f"{file.relative_to(self.path)}: left behind by an interrupted writer" for file in self._orphans()]
-        return [*self._problems(checksums=True), *orphans]
+        return [*self._unreadable_layers(), *self._problems(checksums=True), *orphans]
+
+    def forget_damaged(self) -> None:
+        """Remove the records of all blocks that are not as recorded: whoever resumes the store writes them anew.
+
+        Raises
+        ------
+        StoreError
+            A layer's description is damaged, so that it cannot be written: the store has to be made again.
+        """
+        for layer in self.layers:
+            self._array(layer)
+        for block in range(self.n_blocks):
+            if any(self._block_problems(block, checksums=True)):
+                self._record_path(block).unlink(missing_ok=True)
 
     def remove_orphans(self) -> None:
         """Remove what an interrupted writer left behind."""
         for file in self._orphans():
             file.unlink(missing_ok=True)
+
+    def _unreadable_layers(self) -> Iterator[str]:
+        for layer in self.layers:
+            try:
+                self._array(layer)
+            except StoreError:
+                yield f"layer {layer!r} (maps/{self._array_name(layer)}/zarr.json): damaged"
 
     def _problems(self, *, checksums: bool) -> Iterator[str]:
         for block in range(self.n_blocks):
@@ -311,16 +335,26 @@ class ActivationStore:
     def _array(self, layer: str) -> zarr.Array:
         self.tap(layer)
         if layer not in self._arrays:
-            with _opening, zarr.config.set(self._pipeline):
-                array = self._group[_array_name(list(self.layers).index(layer), layer)]
-            if not isinstance(array, zarr.Array):
-                raise StoreError(f"{self.path}: layer {layer!r}: its array is damaged; extract with overwrite")
-            self._arrays[layer] = array
+            self._arrays[layer] = self._open_array(layer)
         return self._arrays[layer]
 
+    def _open_array(self, layer: str) -> zarr.Array:
+        name, tap = self._array_name(layer), self.layers[layer]
+        try:
+            with _opening, zarr.config.set(self._pipeline):
+                array = self._group[name]
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):  # what Zarr makes of a torn description
+            array = None
+        expected = ((tap.n_filters, self.n_samples, tap.height, tap.width), self.dtype)
+        if not isinstance(array, zarr.Array) or (array.shape, array.dtype) != expected:
+            raise StoreError(f"{self.path}: layer {layer!r} (maps/{name}/zarr.json): damaged; {_REMEDY}")
+        return array
+
+    def _array_name(self, layer: str) -> str:
+        return _array_name(list(self.layers).index(layer), layer)
+
     def _shard(self, layer: str, block: int) -> Path:
-        name = _array_name(list(self.layers).index(layer), layer)
-        return self.path / "maps" / name / f"c.0.{block}.0.0"
+        return self.path / "maps" / self._array_name(layer) / f"c.0.{block}.0.0"
 
     def _record_path(self, block: int) -> Path:
         return self.path / "complete" / f"{block:06d}.json"

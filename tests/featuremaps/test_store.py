@@ -189,7 +189,7 @@ def test_a_store_of_another_version(full: ActivationStore) -> None:
 
 def test_an_incomplete_store_is_not_opened_to_read(empty: ActivationStore, path: Path) -> None:
     fill(empty, blocks=[0, 2])
-    with pytest.raises(StoreError, match="incomplete: block 1 of 3 has no completion record; extract again to resume"):
+    with pytest.raises(StoreError, match="incomplete: block 1 of 3 has no completion record; gmmcnn task=verify"):
         ActivationStore.open(path)
     assert ActivationStore.open(path, partial=True).missing_blocks == [1]
 
@@ -236,6 +236,38 @@ def test_every_flipped_byte_is_found(full: ActivationStore) -> None:
         except StoreError:
             continue
         np.testing.assert_array_equal(maps, unharmed)  # a byte that no chunk uses
+
+
+def test_what_is_damaged_is_forgotten_and_written_anew(full: ActivationStore) -> None:
+    a_shard(full).write_bytes(bytes(a_shard(full).stat().st_size))
+    store = ActivationStore.open(full.path, partial=True)
+    assert store.missing_blocks == []  # sizes do not tell
+    store.forget_damaged()
+    assert store.missing_blocks == [1]
+    fill(store, [1])
+    assert store.verify() == []
+    np.testing.assert_array_equal(full.read(CONV1.layer), maps_of(CONV1).reshape(3, 11, 20))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "float64", None])
+def test_a_damaged_description_of_a_layer(full: ActivationStore, content: str | None) -> None:
+    description = full.path / "maps" / "000.features.conv1" / "zarr.json"
+    whole = description.read_text()
+    description.unlink()
+    if content is not None:
+        description.write_text(whole.replace("float32", "float64") if content == "float64" else content)
+    store = ActivationStore.open(full.path, partial=True)
+    assert store.verify() == ["layer 'features.conv1' (maps/000.features.conv1/zarr.json): damaged"]
+    for ask in (store.forget_damaged, lambda: ActivationStore.open(full.path).read(CONV1.layer)):
+        with pytest.raises(StoreError, match=r"conv1/zarr\.json\): damaged; gmmcnn task=verify run=FOLDER names"):
+            ask()
+
+
+def test_a_damaged_header(full: ActivationStore) -> None:
+    header = full.path / "maps" / "zarr.json"
+    header.write_text(header.read_text().replace('"layers"', '"lairs"'))
+    with pytest.raises(StoreError, match=r"its header maps/zarr\.json is damaged \('layers'\); gmmcnn task=verify"):
+        ActivationStore.open(full.path)
 
 
 def test_orphans_are_reported_and_removed(full: ActivationStore) -> None:
