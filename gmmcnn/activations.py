@@ -1,44 +1,110 @@
 """One checkpoint's way from weights to fits: feature maps in a store, fits beside them, an analysis of both."""
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
-from gmmcnn import fitting
+from gmmcnn import fitting, provenance
 from gmmcnn.analysis import Analysis
-from gmmcnn.errors import ConfigurationError
+from gmmcnn.errors import ConfigurationError, StoreError
+from gmmcnn.featuremaps.capture import find_taps
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.stream import extract as stream_maps
-from gmmcnn.featuremaps.stream import fingerprint, import_activations, skipped_layers
+from gmmcnn.featuremaps.stream import import_activations, importable_samples, require_analysed, skipped_layers
 from gmmcnn.fits import Fits
 from gmmcnn.probe import thumbnails
 from gmmcnn.progress import progress
-from gmmcnn.run_folder import Checkpoint, Run, write_aside
+from gmmcnn.run_folder import Checkpoint, Run
 
 
 def extract(job: Run, checkpoint: Checkpoint) -> None:
     """Stream a checkpoint's feature maps to its store.
 
-    Maps that are there, or were fitted and deleted, are not made again; fits of other maps in the same folder are
-    removed.
+    Maps that are there, or were fitted and deleted, are not made again; damaged ones are. Fits of other maps in the
+    same folder are removed, once it is known that the new maps can be made.
     """
-    if checkpoint.weights is None:
-        _import(job, checkpoint)
+    identity = provenance.identity(job, checkpoint)
+    others, damaged = provenance.differences(checkpoint, identity), _forget_damage(checkpoint.maps)
+    if not (others or damaged) and _fits(job, checkpoint) is not None:
         return
+    imported = checkpoint.weights is None
+    batch_samples = _check_source(job) if imported else _check_model(job, checkpoint)
+    if others:
+        checkpoint.taps.unlink(missing_ok=True)
+        shutil.rmtree(checkpoint.fits, ignore_errors=True)
+    with job.timed("extract"):
+        store = _import(job, checkpoint) if imported else _stream(job, checkpoint)
+    record = {
+        "batch_samples": batch_samples,
+        "analysed": {layer: tap.description for layer, tap in store.layers.items()},
+        "skipped": skipped_layers(store),
+    }
+    provenance.write(job, checkpoint, identity, record)
+
+
+def fit(job: Run, checkpoint: Checkpoint) -> None:
+    """Fit every filter of a checkpoint's store; what is fitted already is kept.
+
+    Raises
+    ------
+    StoreNotFoundError
+        There are no feature maps yet.
+    ConfigurationError
+        The feature maps are not those of the settings in force.
+    """
+    record = provenance.require_own(job, checkpoint)
+    if _fits(job, checkpoint) is not None:
+        return
+    store = ActivationStore.open(checkpoint.maps)
+    batch_samples = record["batch_samples"]
+    n_fits = fitting.n_fits(store, batch_samples)
+    with job.timed("fit"), progress(f"{checkpoint.name}: fits", n_fits, "fits") as advance:
+        fitting.fit_store(store, checkpoint.fits, batch_samples=batch_samples, settings=job.settings, advance=advance)
+
+
+def analysis(job: Run, checkpoint: Checkpoint) -> Analysis:
+    """Screen a checkpoint's fits.
+
+    Raises
+    ------
+    StoreNotFoundError
+        There are no feature maps yet.
+    ConfigurationError
+        The feature maps are not those of the settings in force, or there are no fits for these settings yet.
+    """
+    record = provenance.require_own(job, checkpoint)
+    fits = _fits(job, checkpoint)
+    if fits is None:
+        raise ConfigurationError(
+            f"{checkpoint.folder}: no fits for these settings; fit first: gmmcnn task=fit run={job.folder}"
+        )
+    imported = checkpoint.weights is None
+    return Analysis(
+        fits=fits,
+        samples=_unknown_samples(fits) if imported else job.probe.samples,
+        thumbnails=np.empty((0, 1, 1), np.uint8) if imported else thumbnails(job.probe.images),
+        settings=job.settings.screen,
+        skipped=tuple((layer, reason) for layer, reason in record["skipped"]),
+        name=job.title if checkpoint.epoch is None else f"{job.title}, epoch {checkpoint.epoch}",
+    )
+
+
+def _check_model(job: Run, checkpoint: Checkpoint) -> int:
+    """Raise CaptureError if a checkpoint's maps cannot be taken; N, samples in a batch, if they can."""
+    settings = job.settings.extract
     model = job.load_weights(checkpoint)
+    require_analysed(find_taps(model, job.probe.images[:1], tap=settings.tap, layers=settings.layers))
+    return job.probe.batch_samples
+
+
+def _stream(job: Run, checkpoint: Checkpoint) -> ActivationStore:
+    """Take the maps of a checkpoint."""
     settings, probe = job.settings.extract, job.probe
-    identity = _identity(job, model)
-    if _is_done(job, checkpoint, identity):
-        return
-    with job.timed("extract"), progress(f"{checkpoint.name}: maps", len(probe.samples), "samples") as advance:
-        store = stream_maps(
-            model,
+    with progress(f"{checkpoint.name}: maps", len(probe.samples), "samples") as advance:
+        return stream_maps(
+            job.load_weights(checkpoint),
             probe.images,
             checkpoint.maps,
             tap=settings.tap,
@@ -50,81 +116,40 @@ def extract(job: Run, checkpoint: Checkpoint) -> None:
             overwrite=True,
             advance=advance,
         )
-    _write_record(checkpoint, store, probe.batch_samples, identity)
 
 
-def _is_done(job: Run, checkpoint: Checkpoint, identity: str) -> bool:
-    """Whether these very maps are fitted already; what is left of other maps is removed, a half-made store is not."""
-    found = _record(checkpoint).get("identity", identity)
-    if found != identity:
-        shutil.rmtree(checkpoint.folder)
-    return _fits(job, checkpoint) is not None
+def _check_source(job: Run) -> int:
+    """Raise an error if maps from elsewhere cannot be imported; N, samples in a batch, if they can.
 
-
-def fit(job: Run, checkpoint: Checkpoint) -> None:
-    """Fit every filter of a checkpoint's store; what is fitted already is kept.
-
-    Raises
-    ------
-    StoreNotFoundError
-        There are no feature maps yet.
+    Where there are fewer than ``probe.samples``, they are one batch.
     """
-    if _fits(job, checkpoint) is not None:
-        return
-    store = ActivationStore.open(checkpoint.maps)
-    batch_samples = _record(checkpoint)["batch_samples"]
-    n_fits = fitting.n_fits(store, batch_samples)
-    with job.timed("fit"), progress(f"{checkpoint.name}: fits", n_fits, "fits") as advance:
-        fitting.fit_store(store, checkpoint.fits, batch_samples=batch_samples, settings=job.settings, advance=advance)
-
-
-def analysis(job: Run, checkpoint: Checkpoint) -> Analysis:
-    """Screen a checkpoint's fits.
-
-    Raises
-    ------
-    ConfigurationError
-        There are no fits for these settings yet.
-    """
-    fits = _fits(job, checkpoint)
-    if fits is None:
+    source, wanted = str(job.settings.extract.source), job.settings.probe.samples
+    n_samples = importable_samples(source)
+    if n_samples > wanted and n_samples % wanted:
         raise ConfigurationError(
-            f"{checkpoint.folder}: no fits for these settings; fit first: gmmcnn task=fit run={job.folder}"
+            f"probe.samples={wanted}: {source} has {n_samples} samples, which is no multiple of it; "
+            f"expected a divisor, or probe.samples={n_samples} for one batch of all"
         )
-    imported = checkpoint.weights is None
-    if not imported and (fits.n_batches, fits.n_samples) != (job.probe.n_batches, job.probe.batch_samples):
-        raise ConfigurationError(
-            f"{checkpoint.folder}: holds fits of {fits.n_batches} batches of {fits.n_samples} samples; expected "
-            f"{job.probe.n_batches} of {job.probe.batch_samples}; extract again: gmmcnn task=extract run={job.folder}"
-        )
-    return Analysis(
-        fits=fits,
-        samples=_unknown_samples(fits) if imported else job.probe.samples,
-        thumbnails=np.empty((0, 1, 1), np.uint8) if imported else thumbnails(job.probe.images),
-        settings=job.settings.screen,
-        skipped=tuple((layer, reason) for layer, reason in _record(checkpoint)["skipped"]),
-        name=job.title if checkpoint.epoch is None else f"{job.title}, epoch {checkpoint.epoch}",
-    )
+    return min(n_samples, wanted)
 
 
-def _import(job: Run, checkpoint: Checkpoint) -> None:
-    """Bring in feature maps that someone else made."""
-    source = str(job.settings.extract.source)
-    identity = f"{Path(source).absolute()} {_modified(Path(source))} {job.settings.extract.dtype}"
-    if _is_done(job, checkpoint, identity):
-        return
-    store = import_activations(
-        source, checkpoint.maps, dtype=job.settings.extract.dtype, attributes={"source": source}, overwrite=True
-    )
-    n_samples = store.n_samples
-    batch_samples = job.settings.probe.samples if n_samples % job.settings.probe.samples == 0 else n_samples
-    _write_record(checkpoint, store, batch_samples, identity)
+def _import(job: Run, checkpoint: Checkpoint) -> ActivationStore:
+    """Bring in maps from elsewhere."""
+    source, dtype = str(job.settings.extract.source), job.settings.extract.dtype
+    return import_activations(source, checkpoint.maps, dtype=dtype, attributes={"source": source}, overwrite=True)
 
 
-def _modified(source: Path) -> int:
-    """When a file, or any file of a Zarr array, was last written, in nanoseconds; 0 where there is none."""
-    files = source.rglob("*") if source.is_dir() else [source]
-    return max((path.stat().st_mtime_ns for path in files if path.is_file()), default=0)
+def _forget_damage(maps: Path) -> bool:
+    """Whether anything of a store is damaged or not there; what is damaged counts as not there from now on."""
+    if not maps.exists():
+        return False
+    try:
+        store = ActivationStore.open(maps, partial=True)
+        store.forget_damaged()
+    except StoreError:
+        shutil.rmtree(maps)
+        return True
+    return bool(store.missing_blocks)
 
 
 def _unknown_samples(fits: Fits) -> pd.DataFrame:
@@ -132,33 +157,9 @@ def _unknown_samples(fits: Fits) -> pd.DataFrame:
     return pd.DataFrame({"batch": np.repeat(np.arange(fits.n_batches), fits.n_samples), "label": pd.NA})
 
 
-def _identity(job: Run, model: nn.Module) -> str:
-    """Name of everything that feature maps depend on."""
-    settings = job.settings.extract
-    digest = hashlib.sha256(fingerprint(model).encode())
-    digest.update(np.ascontiguousarray(job.probe.images.numpy()).data)
-    digest.update(json.dumps([settings.tap, settings.layers, settings.dtype, job.probe.batch_samples]).encode())
-    return digest.hexdigest()[:16]
-
-
-def _record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the last extraction into this folder wrote about itself; empty where there was none."""
-    return json.loads(checkpoint.taps.read_text()) if checkpoint.taps.exists() else {}
-
-
-def _write_record(checkpoint: Checkpoint, store: ActivationStore, batch_samples: int, identity: str) -> None:
-    record = {
-        "identity": identity,
-        "batch_samples": batch_samples,
-        "analysed": {layer: tap.description for layer, tap in store.layers.items()},
-        "skipped": skipped_layers(store),
-    }
-    write_aside(checkpoint.taps, json.dumps(record, indent=1) + "\n")
-
-
 def _fits(job: Run, checkpoint: Checkpoint) -> Fits | None:
     """Fits for the settings in force, None where they are not all there."""
-    record = _record(checkpoint)
+    record = provenance.read(checkpoint)
     if not record:
         return None
     return fitting.load_fits(checkpoint.fits, list(record["analysed"]), record["batch_samples"], job.settings)

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from gmmcnn.constants import MAX_COMPONENTS, MAX_DIMS, MAX_STARTS
 from gmmcnn.errors import ConfigurationError
 
-TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report", "experiment", "doctor")
+TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report", "verify", "experiment", "doctor")
 EXPERIMENTS = ("overfitting", "gradients", "pruning", "ablation", "sensitivity", "scalability", "planted", "conditions")
 SIZES = ("smoke", "quick", "full")
 ENGINES = ("auto", "cpu", "cuda", "reference")

@@ -65,6 +65,7 @@ def fit(job: Run) -> None:
 def screen(job: Run) -> None:
     """Apply the criteria to the stored fits of every checkpoint, and tell what was found."""
     analyses = {checkpoint: activations.analysis(job, checkpoint) for checkpoint in job.checkpoints}
+    job.require_own_training()
     tables.write(job, analyses)
     latest = analyses[job.checkpoints[-1]]
     say(tables.layers(latest))
@@ -80,13 +81,14 @@ def prune(job: Run) -> None:
     checkpoint = job.checkpoints[-1]
     if checkpoint.weights is None:
         return
-    screening = activations.analysis(job, checkpoint).screening
-    mask = screening.anomalous
+    analysis = activations.analysis(job, checkpoint)
+    job.require_own_training()
+    mask, table = analysis.screening.anomalous, job.folder / "masking.csv"
+    table.unlink(missing_ok=True)  # it may be of another mask
     pruning.save_mask(job.folder / "mask.json", mask)
     if not mask:
-        (job.folder / "masking.csv").unlink(missing_ok=True)
         return
-    live = screening.filters[screening.filters["status"] == "ok"]
+    live = analysis.filters[analysis.filters["status"] == "ok"]
     by_layer = {str(layer): rows["filter"].tolist() for layer, rows in live.groupby("layer")}
     controls = pruning.random_masks(mask, by_layer, job.settings.prune.controls, job.settings.seed)
 
@@ -102,8 +104,8 @@ def prune(job: Run) -> None:
 
     with job.timed("prune"), progress("masking", len(controls) + 2, "masks") as advance:
         masking = pruning.compare_masks(job.load_weights(checkpoint), mask, controls, evaluate, advance)
-    masking.to_csv(job.folder / "masking.csv", index=False)
-    say(findings(activations.analysis(job, checkpoint), masking=masking)[-1])
+    masking.to_csv(table, index=False)
+    say(findings(analysis, masking=masking)[-1])
 
 
 def _tidy(job: Run, checkpoint: Checkpoint) -> None:

@@ -1,6 +1,8 @@
 """The probe set: training samples whose feature maps are clustered, in disjoint batches."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -37,6 +39,13 @@ class ProbeSet:
     def batch_samples(self) -> int:
         """Samples in a batch (N)."""
         return len(self.samples) // self.n_batches
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the images and of all that is known about the samples."""
+        digest = hashlib.sha256(self.samples.to_csv().encode())
+        digest.update(np.ascontiguousarray(self.images.numpy()).data)
+        return digest.hexdigest()[:16]
 
 
 def draw_probe(data: Splits, settings: config.Probe, planting: config.Demo, *, seed: int) -> ProbeSet:

@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,10 +20,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from gmmcnn import config, data, models
-from gmmcnn.errors import ConfigurationError
+from gmmcnn import config, data, models, training
+from gmmcnn.errors import ConfigurationError, TrainingError
 from gmmcnn.probe import ProbeSet, draw_probe
-from gmmcnn.training import checkpoint_path
+from gmmcnn.reading import read_json, read_table
 
 _VERSIONS = ("gmmcnn", "torch", "numpy", "numba", "scikit-learn", "zarr")
 
@@ -114,11 +114,10 @@ class Run:
         weights = self.folder / "checkpoints"
         kept = self.settings.train.kept_epochs
         for epoch in kept:
-            if not checkpoint_path(weights, epoch).exists():
-                raise ConfigurationError(
-                    f"{checkpoint_path(weights, epoch)} is missing; train first: gmmcnn task=train run={self.folder}"
-                )
-        found = [self._checkpoint(f"epoch-{e:04d}", e, checkpoint_path(weights, e)) for e in kept]
+            path = training.checkpoint_path(weights, epoch)
+            if not path.exists():
+                raise ConfigurationError(f"{path} is missing; train first: gmmcnn task=train run={self.folder}")
+        found = [self._checkpoint(f"epoch-{e:04d}", e, training.checkpoint_path(weights, e)) for e in kept]
         metrics = self.training_metrics
         best = int(metrics["epoch"][metrics["validation_loss"].idxmin()])
         if best not in kept:
@@ -127,14 +126,31 @@ class Run:
 
     @property
     def training_metrics(self) -> pd.DataFrame:
-        """Losses and accuracies by epoch."""
-        return pd.read_csv(self.folder / "checkpoints" / "metrics.csv")
+        """Losses and accuracies by epoch. StoreError if their file is missing or damaged."""
+        path = self.folder / "checkpoints" / "metrics.csv"
+        return read_table(path, training.METRICS, remedy=f"write it again: gmmcnn task=train run={self.folder}")
+
+    def require_own_training(self) -> None:
+        """Raise TrainingError if the folder's network was trained with other settings or data than those in force."""
+        if not (self.settings.model.checkpoint or self.settings.extract.source):
+            weights = self.folder / "checkpoints"
+            training.require_same(weights, self.data, self.settings.train, seed=self.settings.seed)
 
     @property
     def metrics(self) -> pd.DataFrame | None:
-        """Losses, accuracies and counts by epoch; None for a network that was not trained here."""
-        metrics = pd.read_csv(self.folder / "metrics.csv")
+        """Losses, accuracies and counts by epoch; None for a network that was not trained here.
+
+        Raises
+        ------
+        StoreError
+            The filters have not been screened yet, or the file is damaged.
+        """
+        metrics = self.table("metrics.csv", "screen", ("epoch", "flagged_per_batch"))
         return metrics if metrics["epoch"].notna().all() else None
+
+    def table(self, name: str, task: str, columns: Sequence[str]) -> pd.DataFrame:
+        """Read a table that a task writes. StoreError, which names the task, if it is missing or damaged."""
+        return read_table(self.folder / name, columns, remedy=f"write it: gmmcnn task={task} run={self.folder}")
 
     def _checkpoint(self, name: str, epoch: int | None, weights: Path | None) -> Checkpoint:
         return Checkpoint(name, epoch, weights, self.folder / "activations" / name)
@@ -150,9 +166,16 @@ class Run:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Write ``config.yaml`` and ``run.json``; it says if the work is running, done, failed or interrupted."""
+        """Write ``config.yaml`` and ``run.json``, which says how the work goes and how long it took.
+
+        Settings that are refused made nothing, so an earlier task's ``config.yaml`` comes back in place of theirs.
+        ``status`` is running, done, failed or interrupted. ``seconds`` are those that each stage has taken in this
+        folder so far, in all tasks together, and the ``total`` of this task alone.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.structured(self.settings), self.folder / "config.yaml")
+        resolved = self.folder / "config.yaml"
+        earlier = resolved.read_text() if resolved.exists() else None
+        OmegaConf.save(OmegaConf.structured(self.settings), resolved)
         record: dict[str, Any] = {
             "status": "running",
             "task": self.settings.task,
@@ -165,6 +188,7 @@ class Run:
                 "torch_threads": torch.get_num_threads(),
             },
             "git_commit": _git_commit(),
+            "seconds": self._earlier_seconds(),
         }
         self._write_record(record)
         start = time.perf_counter()
@@ -172,13 +196,21 @@ class Run:
             yield
         except BaseException as error:
             record |= {"status": "failed" if isinstance(error, Exception) else "interrupted", "error": str(error)}
+            if earlier is not None and isinstance(error, ConfigurationError | TrainingError):
+                write_aside(resolved, earlier)
             raise
         else:
             record["status"] = "done"
         finally:
-            seconds = {**self.timings, "total": time.perf_counter() - start}
-            record["seconds"] = {stage: round(value, 3) for stage, value in seconds.items()}
+            for stage, seconds in self.timings.items():
+                record["seconds"][stage] = round(record["seconds"].get(stage, 0) + seconds, 3)
+            record["seconds"]["total"] = round(time.perf_counter() - start, 3)
             self._write_record(record)
+
+    def _earlier_seconds(self) -> dict[str, float]:
+        """What earlier tasks took, by stage; nothing where their record is missing or damaged."""
+        seconds = read_json(self.folder / "run.json").get("seconds", {})
+        return {stage: value for stage, value in seconds.items() if stage != "total"}
 
     def _write_record(self, record: dict[str, Any]) -> None:
         write_aside(self.folder / "run.json", json.dumps(record, indent=1) + "\n")

@@ -7,9 +7,10 @@ from gmmcnn import experiments, pipeline
 from gmmcnn.config import Settings
 from gmmcnn.console import say
 from gmmcnn.doctor import JobSize, run_doctor
-from gmmcnn.errors import EngineError
-from gmmcnn.featuremaps import find_taps
+from gmmcnn.errors import EngineError, StoreError, StoreNotFoundError
+from gmmcnn.featuremaps import ActivationStore, find_taps
 from gmmcnn.report import compose
+from gmmcnn.report.views import plural
 from gmmcnn.run_folder import Run
 
 
@@ -24,6 +25,39 @@ def run(job: Run) -> None:
     """The whole pipeline, and the page about it."""
     pipeline.run(job)
     compose.write(job)
+
+
+def verify(job: Run) -> None:
+    """Say of every store of feature maps in the run folder whether it is complete and undamaged.
+
+    Raises
+    ------
+    StoreNotFoundError
+        There is no store.
+    StoreError
+        Anything is missing, damaged, or left behind by an interrupted writer.
+    """
+    stores = sorted((job.folder / "activations").glob("*/maps.zarr"))
+    if not stores:
+        raise StoreNotFoundError(
+            f"{job.folder}: holds no feature maps; gmmcnn task=extract run={job.folder} makes them"
+        )
+    problems = {path: _problems(path) for path in stores}
+    for path, found in problems.items():
+        say(f"{path}: {'; '.join(found) or 'complete'}")
+    if n_wrong := sum(bool(found) for found in problems.values()):
+        raise StoreError(
+            f"{n_wrong} of {plural(len(stores), 'store')} not as recorded: see above; "
+            f"made again by: gmmcnn task=extract run={job.folder}"
+        )
+
+
+def _problems(path: Path) -> list[str]:
+    """What is wrong with a store."""
+    try:
+        return ActivationStore.open(path, partial=True).verify()
+    except StoreError as error:
+        return [str(error)]
 
 
 def doctor(job: Run) -> None:
@@ -50,6 +84,7 @@ TASKS: dict[str, Callable[[Run], None]] = {
     "screen": pipeline.screen,
     "prune": pipeline.prune,
     "report": compose.write,
+    "verify": verify,
     "experiment": experiments.run,
     "doctor": doctor,
 }

@@ -176,7 +176,10 @@ def test_runs_started_at_once_do_not_collide(tmp_path):
             ["model.kwargs={a:[b=c]}"],
             "'model.kwargs={a:[b=c]}' is not key=value; a value that holds = or spaces needs quotes",
         ),
-        (["task=fly"], "task=fly: expected one of run, train, extract, fit, screen, prune, report, experiment, doctor"),
+        (
+            ["task=fly"],
+            "task=fly: expected one of run, train, extract, fit, screen, prune, report, verify, experiment, doctor",
+        ),
     ],
 )
 def test_a_wrong_configuration_ends_with_2_before_any_work(arguments, message, here):
@@ -307,11 +310,11 @@ def test_feature_maps_from_elsewhere_become_tables_and_a_page(tmp_path):
     assert outliers.query("filters.str.contains('imported:4')")["sample"].tolist() == [7, 8]
 
 
-def test_fits_of_another_probe_set_are_not_mistaken(tiny_run, tmp_path, here):
+def test_maps_of_another_probe_set_are_not_mistaken(tiny_run, tmp_path, here):
     shutil.copytree(tiny_run, tmp_path / "first")
     code, _, stderr = here("run=first", "task=screen", "probe.batches=1")
     assert code == 2
-    assert "holds fits of 2 batches of 50 samples; expected 1 of 50; extract again" in stderr
+    assert "holds feature maps of other probe samples (made with probe.batches=2); give what they were" in stderr
 
 
 def test_a_half_made_store_is_gone_on_with(tiny_run, tmp_path, here):

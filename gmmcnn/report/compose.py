@@ -10,6 +10,7 @@ import pandas as pd
 from gmmcnn import activations, config
 from gmmcnn.analysis import Analysis
 from gmmcnn.console import say
+from gmmcnn.pruning import load_mask
 from gmmcnn.report.content import ClusterPlot, ReportContent
 from gmmcnn.report.page import render
 from gmmcnn.report.views import plural
@@ -20,17 +21,26 @@ from gmmcnn.summary import findings
 
 def write(job: Run) -> None:
     """Write the page on a run's network as it is now."""
-    masking = job.folder / "masking.csv"
+    analysis = activations.analysis(job, job.checkpoints[-1])
+    job.require_own_training()
     page = page_of(
-        activations.analysis(job, job.checkpoints[-1]),
+        analysis,
         facts=_settings_as_facts(job.settings),
         metrics=job.metrics,
-        masking=pd.read_csv(masking) if masking.exists() else None,
+        masking=_masking(job, analysis),
         class_names=None if job.settings.extract.source else list(job.data.class_names),
     )
     path = job.folder / "report.html"
     write_aside(path, page)
     say(f"Report: {path}")
+
+
+def _masking(job: Run, analysis: Analysis) -> pd.DataFrame | None:
+    """What masking does to the network; None where nothing was masked, or other filters than are anomalous now."""
+    mask, masking = job.folder / "mask.json", job.folder / "masking.csv"
+    if not (mask.exists() and masking.exists()) or load_mask(mask) != analysis.screening.anomalous:
+        return None
+    return job.table(masking.name, "prune", ("mask", "n_filters"))
 
 
 def page_of(
