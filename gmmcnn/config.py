@@ -161,8 +161,8 @@ class Extract(_Group):
     batch_samples: int = 256
     """Samples in one forward pass, at most; large maps are taken in smaller ones."""
     source: str | None = None
-    """Feature maps to take in place of a model's: a ``.npy`` file or Zarr array of shape (N, C, H, W) or (N, C, P), with
-    N a multiple of ``probe.samples``, or less than it: then they are one batch."""
+    """Feature maps to take in place of a model's: a ``.npy`` file or Zarr array of shape (N, C, H, W) or (N, C, P),
+    with N a multiple of ``probe.samples``, or less than it: then they are one batch."""
     keep_maps: str = "last"
     """Stores kept after their fits are done: ``all``, the ``last`` checkpoint's, or ``none``. Fits are always kept."""
 

@@ -286,8 +286,8 @@ def leading_components(
 ) -> Any:  # fmt: skip
     """Scores (N, d) and variances (d,) of one filter; return the residual relative to the largest eigenvalue.
 
-    Negative where the passes did not suffice, or the maps are too small for them. ``mean`` holds the padded mean, the first rows of ``basis`` the first
-    block.
+    Negative where the passes did not suffice, or the maps are too small for them. ``mean`` holds the padded mean, the
+    first rows of ``basis`` the first block.
     """
     n_lanes = lanes_of(flat)
     width = (maps.shape[1] + n_lanes - 1) // n_lanes * n_lanes
