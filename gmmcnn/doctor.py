@@ -41,8 +41,8 @@ class JobSize:
     layers: tuple[tuple[int, int], ...]
     """Filters of each layer, and pixels of their maps."""
     n_checkpoints: int
-    n_batches: int | None = None
-    """Probe batches that the training set suffices for; None takes ``probe.batches``."""
+    n_batches: int
+    """Probe batches."""
 
     @property
     def n_filters(self) -> int:
@@ -196,8 +196,7 @@ def _estimate(settings: Settings, engine: str, job: JobSize) -> str:
     probed for each size of map.
     """
     n_samples, dims, gmm = settings.probe.samples, settings.pca.dims, settings.gmm
-    n_batches = job.n_batches or settings.probe.batches
-    n_fits = n_batches * job.n_checkpoints  # of each filter
+    n_fits = job.n_batches * job.n_checkpoints  # of each filter
 
     def work(filters: int) -> float:
         sweep = cost.Sweep(filters, n_samples, dims, gmm.k_min, gmm.k_max, gmm.n_init)
@@ -218,7 +217,7 @@ def _estimate(settings: Settings, engine: str, job: JobSize) -> str:
     components = n_fits * sum(filters * of_each_size[pixels] for filters, pixels in job.layers)
     return (
         f"estimate  {mixtures + components:.2g} s on the {engine} engine to fit {job.n_filters:,} filters in "
-        f"{n_batches} batches of N = {n_samples} at {job.n_checkpoints} checkpoints, K = {gmm.k_min} … "
+        f"{job.n_batches} batches of N = {n_samples} at {job.n_checkpoints} checkpoints, K = {gmm.k_min} … "
         f"{gmm.k_max}, n_init = {gmm.n_init}: mixtures {mixtures:.2g} s, principal components {components:.2g} s"
     )
 

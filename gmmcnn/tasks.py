@@ -73,7 +73,8 @@ def _size(job: Run) -> JobSize:
     settings = job.settings
     taps = find_taps(job.model, job.data.train.images[:1], tap=settings.extract.tap, layers=settings.extract.layers)
     layers = tuple((tap.n_filters, tap.height * tap.width) for tap in taps.analysed)
-    return JobSize(layers, 1 if settings.model.checkpoint else len(settings.train.kept_epochs))
+    n_checkpoints = 1 if settings.model.checkpoint else len(settings.train.kept_epochs)
+    return JobSize(layers, n_checkpoints, job.probe.n_batches)
 
 
 TASKS: dict[str, Callable[[Run], None]] = {

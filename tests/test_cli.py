@@ -269,7 +269,7 @@ def test_the_same_in_a_process_of_its_own(tmp_path):
 def test_doctor_tests_the_engines_and_estimates_the_job(here):
     code, stdout, stderr = here("task=doctor", "estimate=true", "engine=cpu", "gmm.k_max=3", "gmm.n_init=1")
     assert code == 0, stderr
-    assert re.search(r"estimate  \S+ s on the cpu engine to fit 112 filters in 10 batches of N = 200", stdout)
+    assert re.search(r"estimate  \S+ s on the cpu engine to fit 112 filters in 7 batches of N = 200", stdout)
     assert stdout.splitlines()[-1].startswith("verdict   all engines of this machine agree")
 
 
