@@ -35,7 +35,7 @@ def main(folders: Iterable[Path]) -> None:
         print(*tables_of(runs), sep="\n")
     followed = {folder.name: pd.read_csv(path) for folder in folders for path in folder.glob(OVER_TRAINING)}
     if followed:
-        print("### fit\n\nHow many more filters there are than in the control at the same training loss:\n")
+        print("### fit\n\nThe gap, and filters, beyond those of the control at the same training loss:\n")
         print(*table_of_fit(followed), "", sep="\n")
     for folder in folders:
         for path in sorted(folder.glob("experiments/sensitivity-*/variants.csv")):
@@ -70,13 +70,12 @@ def together(folders: Iterable[Path], count: str) -> tuple[Verdict, Estimate]:
 
 
 def table_of_fit(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
-    """Lines of a Markdown table: a row for each run, a column for each count."""
-    yield row(["network", *COUNTS])
-    yield row(["---"] * (1 + len(COUNTS)))
+    """Lines of a Markdown table: a row for each run, a column for the gap and for each count."""
+    yield row(["network", "seeds with a training loss in common", "gap", *COUNTS])
+    yield row(["---"] * (3 + len(COUNTS)))
     for run, table in tables.items():
-        estimates = [at_the_same_fit(table, count) for count in COUNTS]
-        cells = [f"{in_numbers(pd.Series(vars(estimate)))}; {estimate.n} seeds" for estimate in estimates]
-        yield row([run, *cells])
+        estimates = [at_the_same_fit(table, column) for column in ("gap", *COUNTS)]
+        yield row([run, str(estimates[0].n), *(in_numbers(pd.Series(vars(estimate))) for estimate in estimates)])
 
 
 def table_of_growth(growths: pd.DataFrame) -> Iterator[str]:
