@@ -161,7 +161,8 @@ def _kept_after(name: str, inputs: list[Tensor], output: Tensor) -> Tensor | Non
     """
     if name in ADDITIONS:  # of maps of one shape; what is broadcast is a shift, as that of a normalisation
         summands = [getattr(tensor, _KEPT, None) for tensor in inputs if tensor.shape == output.shape]
-        return None if None in summands else reduce(or_, summands)
+        followed = [kept for kept in summands if kept is not None]
+        return reduce(or_, followed) if followed and len(followed) == len(summands) else None
     if name == "mul":
         return reduce(and_, [getattr(tensor, _KEPT) for tensor in inputs if hasattr(tensor, _KEPT)])
     kept = getattr(inputs[0], _KEPT, None)

@@ -268,3 +268,21 @@ def test_masks_are_compared_with_the_whole_model_and_with_controls():
     alive = table["zero_channels"][0]
     assert (table["zero_channels"][1:] >= 2).all()
     assert alive < 2
+
+
+def test_a_masked_channel_that_is_spread_over_something_else_leaves_that_as_it_is():
+    """Pooled to one pixel and added to values of a place: neither summand has the shape of the sum."""
+
+    class Placed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 3, 3)
+            self.places = nn.Parameter(torch.arange(48.0).reshape(1, 3, 4, 4))
+
+        def forward(self, images):
+            return torch.relu(F.adaptive_avg_pool2d(self.conv(images), 1) + self.places)
+
+    model = Placed()
+    with gmmcnn.masked(model, {"conv": [0]}), torch.no_grad():
+        found = model(torch.randn(2, 1, 8, 8))
+    assert torch.equal(found[:, 0], model.places[:, 0].detach().expand(2, 4, 4))
