@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from benchmarks import cases, peaks, rivals, timing
-from gmmcnn import pca_cpu
-from gmmcnn.mixture.vectors import aligned_empty, lanes
-from gmmcnn.principal_components import pca
-from gmmcnn.threads import available_cores, for_blocks
+from gmmcnn.hardware.threads import available_cores, for_blocks
+from gmmcnn.hardware.vectors import aligned_empty, lanes
+from gmmcnn.principal_components import cpu as pca_cpu
+from gmmcnn.principal_components.pca import pca
 
 LARGE_SIDE = 224
 LARGEST = 320 * 2**20

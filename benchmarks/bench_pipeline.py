@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from benchmarks import cases, rivals, timing
 from gmmcnn import config
 from gmmcnn.featuremaps import ActivationStore, filter_blocks
-from gmmcnn.fitting import fit_store, n_fits
-from gmmcnn.screening import screen
-from gmmcnn.threads import available_cores
+from gmmcnn.filters.fitting import fit_store, n_fits
+from gmmcnn.filters.screening import screen
+from gmmcnn.hardware.threads import available_cores
 
 
 def main() -> None:

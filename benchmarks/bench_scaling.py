@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from benchmarks import cases, timing
 from benchmarks.bench_sweep import fit
 from gmmcnn.constants import MAX_DIMS
-from gmmcnn.principal_components import pca
-from gmmcnn.threads import available_cores
+from gmmcnn.hardware.threads import available_cores
+from gmmcnn.principal_components.pca import pca
 
 SAMPLES = [(200, 800, 512), (1000, 8000, 128), (8000, 100_000, 32)]
 """Few and many samples, and how many filters have them."""

@@ -21,8 +21,8 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from benchmarks import cases, peaks, rivals, timing
+from gmmcnn.hardware.threads import available_cores
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
-from gmmcnn.threads import available_cores
 
 FLOPS_PER_CELL = 35
 """Of a sample and component, d = 2, a fused multiply-add counting 2: u 6, exponent 4, exp2 12, likelihood 1;

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from gmmcnn import config
 from gmmcnn.data import load
 from gmmcnn.featuremaps import ActivationStore, extract, filter_blocks
+from gmmcnn.hardware.threads import available_cores
 from gmmcnn.models import build
-from gmmcnn.principal_components import pca
-from gmmcnn.threads import available_cores
-from gmmcnn.training import train
+from gmmcnn.models.training import train
+from gmmcnn.principal_components.pca import pca
 
 K_MIN, K_MAX, DIMS = 2, 10, 2
 LARGE_BATCH = 1000

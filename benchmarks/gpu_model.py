@@ -5,7 +5,7 @@ Nothing here is measured; ``gmmcnn task=doctor`` prints a measured time beside i
 
 import argparse
 
-from gmmcnn import cost
+from gmmcnn.hardware import cost_model as cost
 from gmmcnn.mixture import cuda
 
 REGISTERS = 64

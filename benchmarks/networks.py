@@ -10,8 +10,8 @@ from gmmcnn import config
 from gmmcnn.data import load
 from gmmcnn.featuremaps import ActivationStore, extract, filter_blocks
 from gmmcnn.models import build
-from gmmcnn.principal_components import pca
-from gmmcnn.training import train
+from gmmcnn.models.training import train
+from gmmcnn.principal_components.pca import pca
 
 
 @dataclass(frozen=True)

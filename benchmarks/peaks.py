@@ -6,8 +6,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from benchmarks import timing
-from gmmcnn.mixture.vectors import aligned_empty, fma, lanes, load, registers, splat, store, total
-from gmmcnn.threads import for_blocks
+from gmmcnn.hardware.threads import for_blocks
+from gmmcnn.hardware.vectors import aligned_empty, fma, lanes, load, registers, splat, store, total
 
 CHAINS = 12
 """Independent chains of instructions: enough to hide the latency of each."""

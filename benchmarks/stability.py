@@ -28,9 +28,9 @@ from benchmarks.networks import Network
 from gmmcnn import config
 from gmmcnn.featuremaps import filter_blocks
 from gmmcnn.featuremaps.stream import activation_statistics
+from gmmcnn.filters.screening import cluster_sizes
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
-from gmmcnn.principal_components import pca
-from gmmcnn.screening import cluster_sizes
+from gmmcnn.principal_components.pca import pca
 
 NETWORKS = (
     Network("lenet5", "fashion_mnist", seed=1, epochs=40, images=2000, label_noise=0.2),

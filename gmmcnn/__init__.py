@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from gmmcnn.errors import GmmcnnError as GmmcnnError
     from gmmcnn.mixture.sweep import GaussianMixtureSweep as GaussianMixtureSweep
     from gmmcnn.monitor import OverfittingMonitor as OverfittingMonitor
-    from gmmcnn.principal_components import PCAResult as PCAResult
-    from gmmcnn.principal_components import pca as pca
-    from gmmcnn.pruning import masked as masked
+    from gmmcnn.principal_components.pca import pca as pca
+    from gmmcnn.principal_components.reference import PCAResult as PCAResult
+    from gmmcnn.pruning.masks import masked as masked
 
 _HOMES = {
     "Analysis": "analysis",
     "GaussianMixtureSweep": "mixture.sweep",
     "GmmcnnError": "errors",
     "OverfittingMonitor": "monitor",
-    "PCAResult": "principal_components",
+    "PCAResult": "principal_components.reference",
     "analyze": "api",
     "load": "analysis",
-    "masked": "pruning",
-    "pca": "principal_components",
+    "masked": "pruning.masks",
+    "pca": "principal_components.pca",
 }
 __all__ = list(_HOMES)
 

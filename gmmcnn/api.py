@@ -2,8 +2,6 @@
 
 import tempfile
 import warnings
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from gmmcnn import config, fitting
+from gmmcnn import config
 from gmmcnn.analysis import Analysis
+from gmmcnn.config import settings_from
+from gmmcnn.data.probe import thumbnails
+from gmmcnn.data.samples import Samples
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.featuremaps.stream import extract, skipped_layers
-from gmmcnn.names import did_you_mean
-from gmmcnn.probe import thumbnails
+from gmmcnn.filters import fitting
 from gmmcnn.progress import progress
-from gmmcnn.samples import Samples
-
-_SECTIONS = ("probe", "extract", "pca", "gmm", "screen")
-_UNREAD = ("layers", "source", "keep_maps")
-"""Of the settings of these groups: what says where maps come from and what is kept of them in a run folder."""
-_RENAMED = {"random_state": "seed", "engine": "engine.name", "threads": "engine.threads"}
 
 
 def analyze(
@@ -147,31 +141,3 @@ def _classes(labels: Any, n_samples: int) -> NDArray:
             "one for each image"
         )
     return known
-
-
-def settings_from(given: Mapping[str, Any], *, n_samples: int) -> config.Settings:
-    """Build settings from their short names; without ``samples`` there is one batch of all samples.
-
-    Without ``batches`` there are as many as the samples suffice for.
-
-    Raises
-    ------
-    ConfigurationError
-        A setting is unknown or impossible, or ``samples`` is more than there are.
-    """
-    sections = {name: config.GROUPS[name] for name in _SECTIONS}
-    places = {f.name: f"{section}.{f.name}" for section, kind in sections.items() for f in fields(kind)} | _RENAMED
-    for name in _UNREAD:
-        del places[name]
-    values: dict[str, dict[str, Any]] = {section: {} for section in (*sections, "engine", "")}
-    for name, value in ({"samples": n_samples, "batches": n_samples} | dict(given)).items():
-        if name not in places:
-            raise ConfigurationError(f"{name}: no such setting{did_you_mean(name, places)}")
-        section, _, key = places[name].rpartition(".")
-        values[section][key] = value
-    built = {section: config.GROUPS[section](**values[section]) for section in (*sections, "engine")}
-    probe = built["probe"]
-    if probe.samples > n_samples:
-        raise ConfigurationError(f"samples={probe.samples}: there are {n_samples} images; expected at most those")
-    probe.batches = min(probe.batches, n_samples // probe.samples)
-    return config.Settings(**built, **values[""])

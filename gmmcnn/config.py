@@ -5,12 +5,14 @@ variations), and :func:`gmmcnn.analyze` takes the same names as keyword argument
 built, so an impossible value fails before any work is done.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
 from gmmcnn.constants import MAX_COMPONENTS, MAX_DIMS, MAX_STARTS
 from gmmcnn.errors import ConfigurationError
+from gmmcnn.names import did_you_mean
 
 TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report", "verify", "experiment", "doctor")
 EXPERIMENTS = ("overfitting", "gradients", "pruning", "ablation", "sensitivity", "scalability", "planted", "conditions")
@@ -366,3 +368,38 @@ class Settings(_Group):
 
 GROUPS: dict[str, Any] = {f.name: f.default_factory for f in fields(Settings) if isinstance(f.default_factory, type)}
 """Config group → its dataclass."""
+
+_SECTIONS = ("probe", "extract", "pca", "gmm", "screen")
+
+_UNREAD = ("layers", "source", "keep_maps")
+"""Of the settings of these groups: what says where maps come from and what is kept of them in a run folder."""
+
+_RENAMED = {"random_state": "seed", "engine": "engine.name", "threads": "engine.threads"}
+
+
+def settings_from(given: Mapping[str, Any], *, n_samples: int) -> Settings:
+    """Build settings from their short names; without ``samples`` there is one batch of all samples.
+
+    Without ``batches`` there are as many as the samples suffice for.
+
+    Raises
+    ------
+    ConfigurationError
+        A setting is unknown or impossible, or ``samples`` is more than there are.
+    """
+    sections = {name: GROUPS[name] for name in _SECTIONS}
+    places = {f.name: f"{section}.{f.name}" for section, kind in sections.items() for f in fields(kind)} | _RENAMED
+    for name in _UNREAD:
+        del places[name]
+    values: dict[str, dict[str, Any]] = {section: {} for section in (*sections, "engine", "")}
+    for name, value in ({"samples": n_samples, "batches": n_samples} | dict(given)).items():
+        if name not in places:
+            raise ConfigurationError(f"{name}: no such setting{did_you_mean(name, places)}")
+        section, _, key = places[name].rpartition(".")
+        values[section][key] = value
+    built = {section: GROUPS[section](**values[section]) for section in (*sections, "engine")}
+    probe = built["probe"]
+    if probe.samples > n_samples:
+        raise ConfigurationError(f"samples={probe.samples}: there are {n_samples} images; expected at most those")
+    probe.batches = min(probe.batches, n_samples // probe.samples)
+    return Settings(**built, **values[""])

@@ -18,18 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from gmmcnn import config, gpu
+from gmmcnn import config
 from gmmcnn.analysis import Analysis
 from gmmcnn.api import settings_from
-from gmmcnn.console import note
+from gmmcnn.data.probe import thumbnails
+from gmmcnn.data.samples import Samples
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.featuremaps.capture import find_taps, unwrapped
 from gmmcnn.featuremaps.stream import feature_maps, require_analysed
-from gmmcnn.fits import Fits
-from gmmcnn.fitting import fit_maps
-from gmmcnn.probe import thumbnails
-from gmmcnn.samples import Samples
-from gmmcnn.screening import counts
+from gmmcnn.filters.fits import Fits
+from gmmcnn.filters.fitting import fit_maps
+from gmmcnn.filters.screening import counts
+from gmmcnn.hardware import gpu
+from gmmcnn.progress import note
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -14,12 +14,14 @@ import shutil
 
 from torch import nn
 
-from gmmcnn import activations, pruning, tables, training
-from gmmcnn.console import say
-from gmmcnn.preflight import require_possible
-from gmmcnn.progress import progress
-from gmmcnn.run_folder import Checkpoint, Run
-from gmmcnn.summary import findings
+from gmmcnn.models import training
+from gmmcnn.progress import progress, say
+from gmmcnn.pruning import masks as pruning
+from gmmcnn.report.findings import findings
+from gmmcnn.run import stages as activations
+from gmmcnn.run import tables
+from gmmcnn.run.folder import Checkpoint, Run
+from gmmcnn.run.stages import require_possible
 
 
 def run(job: Run) -> None:

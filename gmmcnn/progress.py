@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 
@@ -53,3 +55,19 @@ def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total, unit=unit)
         yield lambda n=1, /: bar.advance(task, n)
+
+
+_console = Console(soft_wrap=True, highlight=False)
+
+
+def say(text: str | Table) -> None:
+    """Write a line or a table."""
+    _console.print(text, markup=False)
+
+
+@cache
+def note(text: str) -> None:
+    """Write a line to standard error, once; nothing where that is no terminal."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if console.is_terminal:
+        console.print(text, markup=False)

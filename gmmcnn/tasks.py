@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from gmmcnn import experiments, pipeline
+from gmmcnn import pipeline
 from gmmcnn.config import Settings
-from gmmcnn.console import say
-from gmmcnn.doctor import JobSize, run_doctor
 from gmmcnn.errors import EngineError, StoreError, StoreNotFoundError
+from gmmcnn.experiments import running as experiments
 from gmmcnn.featuremaps import ActivationStore, find_taps
-from gmmcnn.report import compose
+from gmmcnn.progress import say
 from gmmcnn.report.views import plural
-from gmmcnn.run_folder import Run
+from gmmcnn.run import page
+from gmmcnn.run.doctor import JobSize, run_doctor
+from gmmcnn.run.folder import Run
 
 
 def execute(settings: Settings, folder: Path) -> None:
@@ -24,7 +25,7 @@ def execute(settings: Settings, folder: Path) -> None:
 def run(job: Run) -> None:
     """The whole pipeline, and the page about it."""
     pipeline.run(job)
-    compose.write(job)
+    page.write(job)
 
 
 def verify(job: Run) -> None:
@@ -84,7 +85,7 @@ TASKS: dict[str, Callable[[Run], None]] = {
     "fit": pipeline.fit,
     "screen": pipeline.screen,
     "prune": pipeline.prune,
-    "report": compose.write,
+    "report": page.write,
     "verify": verify,
     "experiment": experiments.run,
     "doctor": doctor,

@@ -13,7 +13,7 @@ from gmmcnn import config
 from gmmcnn.data import Images, Splits, load
 from gmmcnn.data.fashion_mnist import SYSTEM_FOLDER
 from gmmcnn.models import build
-from gmmcnn.training import TrainingResult, train
+from gmmcnn.models.training import TrainingResult, train
 
 settings.register_profile("gmmcnn", deadline=None, derandomize=True)  # a busy machine is no failure; every run is alike
 settings.load_profile("gmmcnn")

@@ -12,8 +12,9 @@ from joblib import Parallel
 from torch import nn
 
 from benchmarks import bench_pca, bench_pipeline, bench_sweep, cases, peaks, rivals, timing
-from gmmcnn import config, pca_cpu
+from gmmcnn import config
 from gmmcnn.featuremaps import ActivationStore, extract
+from gmmcnn.principal_components import cpu as pca_cpu
 
 SAMPLES = 40
 

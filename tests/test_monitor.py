@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 
 import gmmcnn
-from gmmcnn import console
+from gmmcnn import progress as console
 from gmmcnn.errors import CaptureError, ConfigurationError
 from gmmcnn.monitor import COLUMNS, NOTE
 

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from gmmcnn import config, pruning
+from gmmcnn import config
 from gmmcnn.errors import CaptureError, ConfigurationError, GmmcnnError, StoreError, StoreNotFoundError, TrainingError
 from gmmcnn.featuremaps import ActivationStore
+from gmmcnn.pruning import masks as pruning
 from gmmcnn.tasks import execute
 
 TINY = config.Settings(

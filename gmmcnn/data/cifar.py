@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
-from gmmcnn.data import files
+from gmmcnn.data import downloads
 from gmmcnn.data.splits import BytePool, Source
 from gmmcnn.errors import DataError, DataNotFoundError
 
@@ -82,7 +82,7 @@ def cifar100(root: Path | None) -> Source:
 
 
 def _source(form: Format, root: Path | None) -> Source:
-    folder = _find(form, root or files.cache_folder())
+    folder = _find(form, root or downloads.cache_folder())
     parts = [_read(folder / name, form, form.train_records_per_file) for name in form.train_files]
     train = BytePool(np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
     validation = _read(folder / form.test_file, form, N_TEST_RECORDS)
@@ -92,11 +92,11 @@ def _source(form: Format, root: Path | None) -> Source:
 def _find(form: Format, root: Path) -> Path:
     """Return the folder with the files, downloaded if need be."""
     names = (*form.train_files, form.test_file)
-    folder = files.first_with(
+    folder = downloads.first_with(
         [root, root / form.folder], lambda folder: any((folder / name).is_file() for name in names)
     )
     if folder is None:
-        files.download(form.name, root, lambda datasets: _download(datasets, form, root), form.remedy)
+        downloads.download(form.name, root, lambda datasets: _download(datasets, form, root), form.remedy)
         return root / form.folder
     return folder
 

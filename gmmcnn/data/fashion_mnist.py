@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gmmcnn.data import files
+from gmmcnn.data import downloads
 from gmmcnn.data.splits import BytePool, Source
 from gmmcnn.errors import DataError, DataNotFoundError
 
@@ -80,12 +80,12 @@ def read_idx(path: Path, n_dimensions: int) -> NDArray[np.uint8]:
 
 def _find(root: Path | None) -> Path:
     """Return the folder with the files, downloaded if need be."""
-    download_root = root or files.cache_folder()
+    download_root = root or downloads.cache_folder()
     raw = download_root / "FashionMNIST" / "raw"  # where torchvision puts them
     candidates = [download_root, raw] if root else [SYSTEM_FOLDER, raw]
-    folder = files.first_with(candidates, lambda folder: any(folder.glob("*-ubyte*")))
+    folder = downloads.first_with(candidates, lambda folder: any(folder.glob("*-ubyte*")))
     if folder is None:
-        files.download(
+        downloads.download(
             "fashion_mnist", root or SYSTEM_FOLDER,
             lambda datasets: datasets.FashionMNIST(download_root, download=True), REMEDY,
         )  # fmt: skip

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.express as px
 
 from gmmcnn.analysis import Analysis
-from gmmcnn.experiments.networks import Laboratory
+from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import judge_over_training
 from gmmcnn.progress import progress

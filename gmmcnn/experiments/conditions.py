@@ -22,12 +22,12 @@ from gmmcnn import config
 from gmmcnn.analysis import Analysis
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import gradients, overfitting, pruning
-from gmmcnn.experiments.networks import Laboratory
+from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import SUPPORTED, Verdict, estimates_table, judge_over_training
+from gmmcnn.filters.screening import cluster_sizes
 from gmmcnn.progress import progress
-from gmmcnn.screening import cluster_sizes
-from gmmcnn.structural import require_torch_pruning
+from gmmcnn.pruning.structural import require_torch_pruning
 
 QUESTION = ["cell", "hypothesis", "measure"]
 """Columns that name one question."""

@@ -35,8 +35,8 @@ from gmmcnn import config
 from gmmcnn.errors import EngineError
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.stream import extract
-from gmmcnn.fits import Fits
-from gmmcnn.fitting import fit_store
+from gmmcnn.filters.fits import Fits
+from gmmcnn.filters.fitting import fit_store
 
 MEMORY_FLOOR_BYTES = 2**20
 """Growth of the resident set below this is the allocator's: nothing smaller is reported."""

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gmmcnn.analysis import Analysis
-from gmmcnn.experiments.networks import Laboratory, Network
+from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Verdict, auc, bootstrap_interval, judge, over_seeds
-from gmmcnn.gradients import SampleGradients, sample_gradients
-from gmmcnn.outliers import small_members
+from gmmcnn.filters.outliers import small_members
+from gmmcnn.filters.screening import cluster_sizes
+from gmmcnn.models.gradients import SampleGradients, sample_gradients
 from gmmcnn.progress import progress
-from gmmcnn.screening import cluster_sizes
 
 MEASURES = {
     "norm": "the gradient",

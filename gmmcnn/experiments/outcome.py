@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from gmmcnn.console import say
 from gmmcnn.experiments.statistics import Verdict, estimates_table
+from gmmcnn.progress import say
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import plotly.express as px
 
-from gmmcnn import screening
 from gmmcnn.analysis import Analysis
-from gmmcnn.experiments.networks import Laboratory
+from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Estimate, by_seed, judge_over_training, over_seeds, rise
+from gmmcnn.filters import screening
 from gmmcnn.progress import progress
 
 COUNTS = ("flagged", "unbalanced", "separated", "active")

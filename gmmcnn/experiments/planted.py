@@ -14,7 +14,7 @@ import plotly.express as px
 
 from gmmcnn import config
 from gmmcnn.analysis import Analysis
-from gmmcnn.experiments.networks import Laboratory
+from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import over_seeds
 from gmmcnn.progress import progress

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gmmcnn.errors import ModelError
-from gmmcnn.experiments.networks import Laboratory, Network
+from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Estimate, Verdict, judge, over_seeds, permutation_p
+from gmmcnn.filters.screening import Screening
+from gmmcnn.models.training import evaluate
 from gmmcnn.progress import progress
-from gmmcnn.pruning import Mask, masked, random_masks
-from gmmcnn.screening import Screening
-from gmmcnn.structural import remove_filters, require_torch_pruning
-from gmmcnn.training import evaluate
+from gmmcnn.pruning.masks import Mask, masked, random_masks
+from gmmcnn.pruning.structural import remove_filters, require_torch_pruning
 
 RULES: dict[str, dict[str, float]] = {
     "anomalous": {},

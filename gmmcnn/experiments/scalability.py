@@ -26,11 +26,11 @@ from scipy import stats
 
 from gmmcnn import config, data
 from gmmcnn.experiments.costs import MEMORY_FLOOR_BYTES, Cell, Isolated, measure_cell
-from gmmcnn.experiments.networks import Laboratory
+from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import CONFIDENCE
+from gmmcnn.files import write_aside
 from gmmcnn.progress import progress
-from gmmcnn.run_folder import write_aside
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import plotly.express as px
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import thresholds
-from gmmcnn.experiments.networks import Laboratory
+from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import (
     MIN_SEEDS,
@@ -33,10 +33,10 @@ from gmmcnn.experiments.statistics import (
 from gmmcnn.experiments.thresholds import Choice, choose, counts, follow, point
 from gmmcnn.featuremaps import find_taps
 from gmmcnn.featuremaps.capture import TAPS
-from gmmcnn.fits import Fits
+from gmmcnn.filters.fits import Fits
+from gmmcnn.filters.screening import saturation
 from gmmcnn.names import did_you_mean
 from gmmcnn.progress import progress
-from gmmcnn.screening import saturation
 
 VALUES: dict[str, tuple] = {
     "screen.small_cluster": (2, 3, 5, 10, 20),

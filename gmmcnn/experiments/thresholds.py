@@ -17,11 +17,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gmmcnn import config
-from gmmcnn.experiments.networks import CONDITIONS, Laboratory
+from gmmcnn.experiments.laboratory import CONDITIONS, Laboratory
 from gmmcnn.experiments.statistics import Verdict, judge_over_training, partial_spearman, rise, spearman
-from gmmcnn.fits import Fits
+from gmmcnn.filters.fits import Fits
+from gmmcnn.filters.rules import Active, Separated, Unbalanced
+from gmmcnn.filters.screening import judge, usual_status
 from gmmcnn.progress import progress
-from gmmcnn.screening import Active, Separated, Unbalanced, judge, usual_status
 
 Grid = Mapping[str, tuple]
 """Values of λ, α, β, θ and of the frequency, by their names in :class:`gmmcnn.config.Screen`, in this order. Without a

@@ -25,7 +25,6 @@ and its record has been written aside and renamed. A writer killed at any moment
 block in hand.
 """
 
-import json
 import math
 import os
 import re
@@ -45,7 +44,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from gmmcnn.errors import StoreError, StoreNotFoundError, one_line
 from gmmcnn.featuremaps.taps import Tap
-from gmmcnn.reading import read_json
+from gmmcnn.files import read_json, sync, write_json
 
 FORMAT, VERSION = "gmmcnn feature maps", 1
 DTYPES = ("float32", "float16")
@@ -146,7 +145,7 @@ class ActivationStore:
                 dimension_names=("filter", "sample", "row", "column"),
             )
         draft.rename(path)
-        _sync(path.absolute().parent)
+        sync(path.absolute().parent)
         return cls(path, writable=True)
 
     @classmethod
@@ -239,8 +238,8 @@ class ActivationStore:
         self._record_path(block).unlink(missing_ok=True)  # a record never outlives its shards
         shard.unlink(missing_ok=True)  # else Zarr would read a damaged one before it writes the rest of it
         array[:, samples] = stored
-        _sync(shard)
-        _sync(shard.parent)
+        sync(shard)
+        sync(shard.parent)
         self._written.setdefault(block, {})[layer] = {"bytes": shard.stat().st_size, "crc32": _crc32(shard)}
 
     def commit(self, block: int) -> None:
@@ -398,24 +397,6 @@ def _filters_per_chunk(tap: Tap, block_samples: int) -> int:
 def _aside(path: Path) -> Path:
     path = path.absolute()
     return path.with_name(f".{path.name}.partial")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write aside, force to disk, rename."""
-    draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps(content))
-    _sync(draft)
-    draft.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Force a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _crc32(path: Path, bytes_at_once: int = 1 << 22) -> str:

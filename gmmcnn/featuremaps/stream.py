@@ -31,8 +31,8 @@ from gmmcnn.featuremaps.capture import capture, find_taps, require_finite, unwra
 from gmmcnn.featuremaps.images import ImageBlocks, Images, hash_tensor
 from gmmcnn.featuremaps.store import ALL, ActivationStore, discard
 from gmmcnn.featuremaps.taps import Tap, Taps
+from gmmcnn.hardware.threads import for_blocks
 from gmmcnn.progress import Advance
-from gmmcnn.threads import for_blocks
 
 BYTES_PER_BLOCK = 64 << 20
 """Largest tensor of one forward pass, and so the largest block of one layer."""

@@ -15,20 +15,21 @@ from numpy.typing import NDArray
 
 from gmmcnn import constants
 from gmmcnn.constants import CH_MIN_WITHIN, DEAD_RANGE, MIN_VARIANCE
-from gmmcnn.mixture import cpu_em, cpu_start, vectors
+from gmmcnn.hardware import vectors
+from gmmcnn.hardware.threads import for_blocks
+from gmmcnn.hardware.vectors import aligned_empty, compiled_entry, flush_denormals, kernel, lanes, restore_mode
+from gmmcnn.mixture import cpu_em, cpu_start
 from gmmcnn.mixture.calinski_harabasz import choose_n_components
-from gmmcnn.mixture.cpu_em import (
+from gmmcnn.mixture.cpu_em import (  # fmt: skip
     centre_constants,
     expect_and_maximise,
     hard_sums,
     predict,
     update,
     work_size,
-)  # fmt: skip
+)
 from gmmcnn.mixture.cpu_start import add_up, kmeans_plusplus, lloyd
 from gmmcnn.mixture.problem import DEAD, OK, TOO_FEW_DISTINCT, UNDEFINED, MixtureSettings, SweepResult
-from gmmcnn.mixture.vectors import aligned_empty, compiled_entry, flush_denormals, kernel, lanes, restore_mode
-from gmmcnn.threads import for_blocks
 
 SAMPLES_PER_BLOCK = 64_000
 """Samples times starts that a thread fits before it looks for an interrupt."""

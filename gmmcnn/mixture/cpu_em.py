@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 
 from gmmcnn.constants import MIN_MEMBERSHIP
-from gmmcnn.mixture.cpu_start import FOLD_VECTORS
-from gmmcnn.mixture.vectors import (
+from gmmcnn.hardware.vectors import (  # fmt: skip
     VECTOR_BYTES,
     any_lane,
     exp2,
@@ -44,7 +43,8 @@ from gmmcnn.mixture.vectors import (
     store,
     total,
     where,
-)  # fmt: skip
+)
+from gmmcnn.mixture.cpu_start import FOLD_VECTORS
 
 CACHE_BYTES = 24 * 1024
 """Kept between the E-step and the M-step of a block: half a first-level cache."""

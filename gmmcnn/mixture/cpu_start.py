@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gmmcnn.constants import LLOYD_MAX_ITER, LLOYD_TOL, PHILOX_KEY_STEPS, PHILOX_MULTIPLIERS, PHILOX_ROUNDS
-from gmmcnn.mixture.vectors import (
+from gmmcnn.hardware.vectors import (  # fmt: skip
     fma,
     kernel,
     lane_numbers,
@@ -22,7 +22,7 @@ from gmmcnn.mixture.vectors import (
     store,
     total,
     where,
-)  # fmt: skip
+)
 
 FOLD_VECTORS = 64
 """Lanes add up in their own precision over so many vectors, then in float64."""

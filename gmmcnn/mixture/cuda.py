@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gmmcnn import gpu
 from gmmcnn.constants import MAX_DIMS
 from gmmcnn.errors import CaptureError
-from gmmcnn.kernel_loader import kernel
+from gmmcnn.hardware import gpu
+from gmmcnn.hardware.kernel_loader import kernel
 from gmmcnn.mixture.problem import DEAD, OK, TOO_FEW_DISTINCT, UNDEFINED, MixtureSettings, SweepResult
 
 TILE = 1024

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 
-from gmmcnn import gpu
 from gmmcnn.config import ENGINES
 from gmmcnn.constants import MAX_COMPONENTS, MAX_DIMS, MAX_STARTS
 from gmmcnn.errors import CaptureError, ConfigurationError, ConvergenceWarning
+from gmmcnn.hardware import gpu
 from gmmcnn.mixture import cpu, reference
 from gmmcnn.mixture.problem import STATUSES, MixtureSettings, SweepResult
 

@@ -1,50 +1,20 @@
 """From an analysis, or a whole run, to its page."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
-from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 
-from gmmcnn import activations, config
-from gmmcnn.analysis import Analysis
-from gmmcnn.console import say
-from gmmcnn.pruning import load_mask
+from gmmcnn.filters.outcome import Outcome
+from gmmcnn.filters.screening import cluster_sizes
 from gmmcnn.report.content import ClusterPlot, ReportContent
+from gmmcnn.report.findings import findings
 from gmmcnn.report.page import render
 from gmmcnn.report.views import plural
-from gmmcnn.run_folder import Run, write_aside
-from gmmcnn.screening import cluster_sizes
-from gmmcnn.summary import findings
-
-
-def write(job: Run) -> None:
-    """Write the page on a run's network as it is now."""
-    analysis = activations.analysis(job, job.checkpoints[-1])
-    job.require_own_training()
-    page = page_of(
-        analysis,
-        facts=_settings_as_facts(job.settings),
-        metrics=job.metrics,
-        masking=_masking(job, analysis),
-        class_names=None if job.settings.extract.source else list(job.data.class_names),
-    )
-    path = job.folder / "report.html"
-    write_aside(path, page)
-    say(f"Report: {path}")
-
-
-def _masking(job: Run, analysis: Analysis) -> pd.DataFrame | None:
-    """What masking does to the network; None where nothing was masked, or other filters than are anomalous now."""
-    mask, masking = job.folder / "mask.json", job.folder / "masking.csv"
-    if not (mask.exists() and masking.exists()) or load_mask(mask) != analysis.screening.anomalous:
-        return None
-    return job.table(masking.name, "prune", ("mask", "n_filters"))
 
 
 def page_of(
-    analysis: Analysis,
+    analysis: Outcome,
     *,
     facts: dict[str, str] | None = None,
     metrics: pd.DataFrame | None = None,
@@ -56,14 +26,14 @@ def page_of(
 
     Parameters
     ----------
-    analysis : Analysis
+    analysis : Outcome
         What to show.
     facts : dict, optional
         Settings and provenance beyond those of the analysis, in the order in which they are shown.
     metrics : DataFrame, optional
         One row per epoch, as in ``metrics.csv``.
     masking : DataFrame, optional
-        What :func:`gmmcnn.pruning.compare_masks` returns.
+        What :func:`gmmcnn.pruning.masks.compare_masks` returns.
     class_names : list of str, optional
         Names of the labels.
     notes : list of str, optional
@@ -88,7 +58,7 @@ def page_of(
     return render(content)
 
 
-def _own_facts(analysis: Analysis) -> dict[str, str]:
+def _own_facts(analysis: Outcome) -> dict[str, str]:
     fits, screen = analysis.fits, analysis.settings
     return {
         "Filters": f"{fits.n_filters:,} in {plural(len(fits.layers), 'layer')}",
@@ -102,7 +72,7 @@ def _own_facts(analysis: Analysis) -> dict[str, str]:
     }
 
 
-def _cluster_plots(analysis: Analysis) -> Iterator[ClusterPlot]:
+def _cluster_plots(analysis: Outcome) -> Iterator[ClusterPlot]:
     """One plot for each anomaly filter: the first clustering that flags it."""
     filters = analysis.filters[analysis.filters["anomalous"]]
     flagged = analysis.screening.batches[analysis.screening.batches["flagged"]]
@@ -122,17 +92,3 @@ def _cluster_plots(analysis: Analysis) -> Iterator[ClusterPlot]:
             samples=batch * fits.n_samples + np.arange(fits.n_samples),
             small=(sizes > 0) & (sizes <= analysis.settings.small_cluster),
         )
-
-
-def _settings_as_facts(settings: config.Settings) -> dict[str, str]:
-    """Settings that a reader of the report asks for."""
-    train = settings.train
-    facts = {"Seed": str(settings.seed), "Engine": settings.engine.name, "Feature maps": settings.extract.tap}
-    if not (settings.model.checkpoint or settings.extract.source):
-        facts["Training"] = (
-            f"{train.epochs} epochs of {train.optimizer}, "
-            f"learning rate {train.learning_rate:g}, batches of {train.batch_size}"
-        )
-    gmm = {key: value for key, value in asdict(settings.gmm).items() if key not in ("k_min", "k_max")}
-    facts["Mixtures"] = ", ".join(f"{key} {value:g}" for key, value in gmm.items())
-    return facts | {name: version(name) for name in ("gmmcnn", "torch")}

@@ -142,7 +142,7 @@ def _on_device(function: Callable[..., np.ndarray]) -> Callable[..., ndarray]:
 
 def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Make ``import cupy`` find this module's names until the test ends."""
-    from gmmcnn import kernel_loader
+    from gmmcnn.hardware import kernel_loader
 
     cupy = ModuleType("cupy")
     pool = SimpleNamespace(free_all_blocks=lambda: None, free_bytes=lambda: 0)

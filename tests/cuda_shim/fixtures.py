@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from cuda_shim import fake_cupy
 
-from gmmcnn import gpu
+from gmmcnn.hardware import gpu
 
 
 @pytest.fixture(params=["fibers", pytest.param("device", marks=pytest.mark.gpu)])

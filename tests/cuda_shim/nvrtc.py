@@ -6,7 +6,7 @@ NVRTC comes with ``pip install cupy-cuda13x nvidia-cuda-nvrtc``; ``make kernels`
 import re
 from dataclasses import dataclass
 
-from gmmcnn import kernel_loader
+from gmmcnn.hardware import kernel_loader
 
 ARCHITECTURES = (75, 80, 90, 100, 120)
 CUPYS_OWN_OPTIONS = ("-ftz=true",)

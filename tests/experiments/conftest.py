@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gmmcnn import config
-from gmmcnn.experiments.networks import Laboratory
+from gmmcnn.experiments.laboratory import Laboratory
 
 
 def _settings(**experiment) -> config.Settings:

@@ -5,8 +5,9 @@ import pytest
 
 from gmmcnn.experiments import ablation, overfitting
 from gmmcnn.experiments.ablation import COMBINATIONS
-from gmmcnn.experiments.networks import Network
-from gmmcnn.screening import rules_of, screen
+from gmmcnn.experiments.laboratory import Network
+from gmmcnn.filters.rules import rules_of
+from gmmcnn.filters.screening import screen
 
 
 @pytest.fixture(scope="module")

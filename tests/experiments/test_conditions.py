@@ -9,7 +9,7 @@ import pytest
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import conditions
 from gmmcnn.experiments.conditions import CLAIMS, QUESTION, evenness, explore, grid, measures, with_cell
-from gmmcnn.experiments.networks import Laboratory, Network
+from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.statistics import NOT_SUPPORTED, SUPPORTED, judge, judge_over_training
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from gmmcnn.experiments import gradients
 from gmmcnn.experiments.gradients import NETWORKS, Selection, smallest_cluster, verdict_on
-from gmmcnn.experiments.networks import Laboratory, Network
+from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.statistics import NOT_SPECIFIC, NOT_SUPPORTED, SUPPORTED
 
 

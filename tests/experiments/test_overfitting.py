@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from gmmcnn.experiments import overfitting
-from gmmcnn.experiments.networks import Network
+from gmmcnn.experiments.laboratory import Network
 from gmmcnn.experiments.statistics import NOT_SPECIFIC, NOT_SUPPORTED, SUPPORTED
 
 

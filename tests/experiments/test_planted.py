@@ -7,7 +7,7 @@ import pytest
 
 from gmmcnn import config
 from gmmcnn.experiments import planted
-from gmmcnn.experiments.networks import Laboratory, Network
+from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.planted import GRID, false_alarms_in_words, power_in_words
 
 

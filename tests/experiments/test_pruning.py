@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 import gmmcnn
-from gmmcnn import training
 from gmmcnn.errors import ModelError
 from gmmcnn.experiments import pruning
-from gmmcnn.experiments.networks import Laboratory, Network
+from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.pruning import (
     CONTROLS,
     FINETUNED,
@@ -24,8 +23,9 @@ from gmmcnn.experiments.pruning import (
     verdict_on,
 )
 from gmmcnn.experiments.statistics import NOT_SPECIFIC, NOT_SUPPORTED, SUPPORTED
-from gmmcnn.structural import remove_filters
-from gmmcnn.training import evaluate, train
+from gmmcnn.models import training
+from gmmcnn.models.training import evaluate, train
+from gmmcnn.pruning.structural import remove_filters
 
 
 @pytest.fixture(scope="module")

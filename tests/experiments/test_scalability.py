@@ -10,7 +10,7 @@ import pytest
 
 from gmmcnn import config
 from gmmcnn.experiments import scalability
-from gmmcnn.experiments.networks import Laboratory
+from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.scalability import AXES, GRIDS, STAGES, by_axis, exponents, measure, slope
 
 MIB = 2**20

@@ -8,7 +8,7 @@ import pytest
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import overfitting, sensitivity
-from gmmcnn.experiments.networks import Laboratory, Network
+from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.sensitivity import FACTORS, Variant, distinct_taps, measure, moves, summarise, variants
 from gmmcnn.experiments.statistics import NOT_SPECIFIC, NOT_SUPPORTED, SUPPORTED, judge, judge_over_training
 

@@ -9,7 +9,7 @@ import pytest
 
 from gmmcnn import config
 from gmmcnn.experiments import thresholds
-from gmmcnn.experiments.networks import Network
+from gmmcnn.experiments.laboratory import Network
 from gmmcnn.experiments.statistics import NOT_SPECIFIC, SUPPORTED
 from gmmcnn.experiments.thresholds import GRID, choose, counts, point, points, scores
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from cuda_shim import nvrtc
 
-from gmmcnn import kernel_loader
+from gmmcnn.hardware import kernel_loader
 from gmmcnn.mixture import cuda
 
 FLOAT = {"REAL": "float", "SCORE": "float"}

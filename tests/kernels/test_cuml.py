@@ -9,11 +9,11 @@ import pytest
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from gmmcnn import pca_cuda
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.mixture import cuda
 from gmmcnn.mixture.problem import MixtureSettings
-from gmmcnn.principal_components import pca
+from gmmcnn.principal_components import cuda as pca_cuda
+from gmmcnn.principal_components.pca import pca
 
 
 @pytest.fixture

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from cuda_shim.device import SCHEDULES, device
 
-from gmmcnn import constants, gpu, kernel_loader, pca_cuda
+from gmmcnn import constants
+from gmmcnn.hardware import gpu, kernel_loader
 from gmmcnn.mixture import calinski_harabasz as twin
 from gmmcnn.mixture import cuda, reference
 from gmmcnn.mixture.initialise import kmeans_labels
 from gmmcnn.mixture.problem import MixtureSettings, SweepResult
 from gmmcnn.mixture.random_numbers import uniforms
-from gmmcnn.principal_components import pca
+from gmmcnn.principal_components import cuda as pca_cuda
+from gmmcnn.principal_components.pca import pca
 
 CASES: dict[str, Callable] = {}
 

@@ -12,9 +12,10 @@ import pytest
 from cuda_shim import fake_cupy
 from cuda_shim.device import SCHEDULES, KernelError, device
 
-from gmmcnn import gpu, kernel_loader, pca_cuda
+from gmmcnn.hardware import gpu, kernel_loader
 from gmmcnn.mixture import cuda
 from gmmcnn.mixture.problem import MixtureSettings
+from gmmcnn.principal_components import cuda as pca_cuda
 
 BARRIER = "        __syncthreads();\n"
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gmmcnn.data import Splits
-from gmmcnn.principal_components import pca
+from gmmcnn.principal_components.pca import pca
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmmcnn import threads
+from gmmcnn.hardware import threads
 from gmmcnn.mixture import cpu, reference
 from gmmcnn.mixture.initialise import kmeans_labels
 from gmmcnn.mixture.sweep import GaussianMixtureSweep

@@ -11,14 +11,14 @@ from cuda_shim import fake_cupy
 from cuda_shim.fixtures import cupy, fibers
 from torch import nn
 
-from gmmcnn import gpu
 from gmmcnn.data import Splits
 from gmmcnn.errors import CaptureError, ConvergenceWarning, EngineError
+from gmmcnn.hardware import gpu
 from gmmcnn.mixture import cpu, cuda, reference
 from gmmcnn.mixture.initialise import kmeans_labels
 from gmmcnn.mixture.problem import MixtureSettings, SweepResult
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
-from gmmcnn.principal_components import pca
+from gmmcnn.principal_components.pca import pca
 
 __all__ = ["cupy", "fibers"]
 

@@ -133,7 +133,7 @@ def test_wrong_arrays_are_named(arguments, message):
 
 
 def test_cuda_without_a_device_says_so(monkeypatch):
-    monkeypatch.setattr("gmmcnn.gpu.why_unavailable", lambda: "no CUDA device is visible")
+    monkeypatch.setattr("gmmcnn.hardware.gpu.why_unavailable", lambda: "no CUDA device is visible")
     with pytest.raises(EngineError, match="no CUDA device is visible"):
         GaussianMixtureSweep(engine="cuda").fit(np.zeros((1, 5, 2)))
 

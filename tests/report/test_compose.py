@@ -14,7 +14,7 @@ import gmmcnn
 from gmmcnn import config
 from gmmcnn.analysis import Analysis
 from gmmcnn.data import Splits
-from gmmcnn.fits import Fits, LayerFits
+from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.report import views
 from gmmcnn.report.compose import page_of
 

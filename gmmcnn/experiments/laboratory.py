@@ -1,0 +1,269 @@
+"""The networks that the experiments look at: trained once, analysed once, and kept.
+
+For every seed there are two. The *overfitting* one sees few samples again and again. Its *control* is the same network
+with the same initial weights, trained for as many updates on ``factor`` times the samples, so that each of them is
+seen ``factor`` times less often. Both keep their weights after every ``factor`` epochs of the first, which are one
+epoch of the second: after round r both have made the same number of updates. The probe images are the same for both,
+and training images of both: the smaller training set is part of the larger one.
+
+Weights and fits lie under names that tell what they depend on. Whoever asks again, in this experiment or another one
+in the same run folder, gets them from there; an interrupted experiment goes on where it stopped.
+"""
+
+import csv
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from gmmcnn import config, data, models
+from gmmcnn.analysis import Analysis, load
+from gmmcnn.api import analyze_samples
+from gmmcnn.data.probe import ProbeSet, draw_probe
+from gmmcnn.data.splits import Images, Splits
+from gmmcnn.files import write_aside
+from gmmcnn.hardware import gpu
+from gmmcnn.models import training
+from gmmcnn.models.training import TrainingResult, checkpoint_path
+from gmmcnn.pruning.masks import Mask, masked
+
+CONDITIONS = ("overfitting", "control")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much work an experiment is."""
+
+    seeds: int
+    train_samples: int
+    """Of the overfitting network."""
+    factor: int
+    """The control has so many times the samples."""
+    rounds: int
+    """Checkpoints, evenly spaced in updates; the overfitting network is trained for ``factor * rounds`` epochs."""
+    validation_samples: int | None
+    """At most so many held-out images; None takes all."""
+    controls: int
+    """Random masks, or random draws of filters, for each comparison."""
+
+
+SIZES = {
+    "smoke": Size(seeds=3, train_samples=200, factor=3, rounds=4, validation_samples=200, controls=5),
+    "quick": Size(seeds=3, train_samples=1000, factor=10, rounds=6, validation_samples=2000, controls=20),
+    "full": Size(seeds=5, train_samples=2000, factor=10, rounds=8, validation_samples=5000, controls=100),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """One training."""
+
+    seed: int
+    condition: str
+
+
+class Laboratory:
+    """Trained networks, their probe sets and their analyses, made when first asked for.
+
+    Parameters
+    ----------
+    settings : config.Settings
+        Of the experiment; data, model, training and clustering follow them but for what the size decides.
+    folder : Path
+        Where ``networks/`` lies, and ``log.csv``, one line for each piece of work done.
+    """
+
+    def __init__(self, settings: config.Settings, folder: Path) -> None:
+        given = {field.name: getattr(settings.experiment, field.name) for field in fields(Size)}
+        size = SIZES[settings.experiment.size]
+        self.size = replace(size, **{key: value for key, value in given.items() if value is not None})
+        self.settings = settings
+        self.folder = folder
+        self.data = lru_cache(maxsize=2)(self._data)
+
+    def beside(self, settings: config.Settings) -> "Laboratory":
+        """Look at the same networks with other settings of what comes after training; images are read only once."""
+        other = Laboratory(settings, self.folder)
+        other.data = self.data
+        return other
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the networks, from the run's own upwards."""
+        return [self.settings.seed + number for number in range(self.size.seeds)]
+
+    @property
+    def rounds(self) -> list[int]:
+        """Numbers of the checkpoints, from 1."""
+        return list(range(1, self.size.rounds + 1))
+
+    def networks(self) -> Iterator[Network]:
+        """Every seed under both conditions."""
+        for seed in self.seeds:
+            for condition in CONDITIONS:
+                yield Network(seed, condition)
+
+    def settings_of(self, network: Network) -> config.Settings:
+        """Settings of one network's training and clustering."""
+        size, scale = self.size, 1 if network.condition == "overfitting" else self.size.factor
+        epochs_a_round = size.factor // scale
+        return replace(
+            self.settings,
+            seed=network.seed,
+            data=replace(self.settings.data, train_samples=size.train_samples * scale),
+            train=replace(
+                self.settings.train,
+                epochs=epochs_a_round * size.rounds,
+                checkpoint_epochs=[epochs_a_round * number for number in self.rounds],
+                evaluate="kept",
+            ),
+        )
+
+    def _data(self, network: Network) -> Splits:
+        """Training and held-out images of a network (kept for the last two asked for)."""
+        splits = data.load(self.settings_of(network).data, network.seed)
+        limit = self.size.validation_samples
+        held_out = Images(splits.validation.images[:limit], splits.validation.labels[:limit])
+        return replace(splits, validation=held_out)
+
+    def trained(self, network: Network) -> TrainingResult:
+        """Train a network, or read the training that is there."""
+        started = time.perf_counter()
+        settings = self.settings_of(network)
+        model = self._untrained(network)
+        folder = self._folder(network) / "checkpoints"
+        already = folder.exists()
+        result = training.train(model, self.data(network), settings.train, folder, seed=network.seed)
+        if not already:
+            self._log("train", network, started)
+        return result
+
+    def metrics(self, network: Network) -> pd.DataFrame:
+        """Losses and accuracies at the end of each round, with ``seed``, ``condition``, ``round`` and ``epoch``.
+
+        ``epoch`` counts those of the overfitting network; the control has made as many updates.
+        """
+        metrics = self.trained(network).metrics.drop(columns="epoch")
+        metrics.insert(0, "seed", network.seed)
+        metrics.insert(1, "condition", network.condition)
+        metrics.insert(2, "round", self.rounds)
+        metrics.insert(3, "epoch", [number * self.size.factor for number in self.rounds])
+        metrics["gap"] = metrics["validation_loss"] - metrics["train_loss"]
+        return metrics
+
+    def model(self, network: Network, number: int) -> nn.Module:
+        """Network with its weights after a round, in eval mode."""
+        self.trained(network)
+        model = self._untrained(network)
+        epoch = self.settings_of(network).train.kept_epochs[number - 1]
+        models.load_checkpoint(model, checkpoint_path(self._folder(network) / "checkpoints", epoch))
+        return model.eval()
+
+    def probe(self, network: Network, source: str = "training") -> ProbeSet:
+        """Probe images: ``training`` images, the same under both conditions, or ``held_out`` ones."""
+        splits = self.data(Network(network.seed, "overfitting"))
+        if source == "held_out":
+            none = torch.empty(0, dtype=torch.int64)
+            splits = replace(
+                splits, train=splits.validation, train_indices=torch.arange(len(splits.validation)), noisy=none
+            )
+        return draw_probe(splits, self.settings.probe, self.settings.demo, seed=network.seed)
+
+    def analysis(self, network: Network, number: int, source: str = "training") -> Analysis:
+        """Clustering of a network after a round on its probe images, screened by the thresholds in force."""
+        settings = self.settings_of(network)
+        path = self._folder(network) / f"fits-{self._fits_name(settings)}" / f"{source}-{number:03d}.npz"
+        if not path.exists():
+            model, probe = self.model(network, number), self.probe(network, source)
+            started = time.perf_counter()
+            found = analyze_samples(model, probe.images, probe.samples, settings, layers=settings.extract.layers)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace(found, thumbnails=found.thumbnails[:0]).save(path)
+            self._log(f"analyse {source} {number}", network, started)
+        return replace(load(path), settings=self.settings.screen)
+
+    def finetuned(self, network: Network, number: int, mask: Mask) -> dict[str, float]:
+        """Losses and accuracies of a network that went on from a round with some filters masked.
+
+        It was trained for ``experiment.finetune_epochs`` more on the same images, by an optimiser that starts anew.
+        Masked filters output zero all the while and get no gradient: this trains what is left when they are removed.
+        """
+        settings = self.settings_of(network)
+        epochs = settings.experiment.finetune_epochs
+        chosen = {layer: sorted(int(index) for index in filters) for layer, filters in mask.items()}
+        path = self._folder(network) / f"finetuned-{number:03d}-{epochs}" / f"{_name(chosen)}.json"
+        if not path.exists():
+            model, started = self.model(network, number), time.perf_counter()
+            train = replace(settings.train, epochs=epochs, checkpoint_epochs=[epochs])
+            with masked(model, chosen), TemporaryDirectory(prefix="gmmcnn-") as scratch:
+                result = training.train(model, self.data(network), train, Path(scratch), seed=network.seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_aside(path, json.dumps(result.metrics.iloc[-1].drop("epoch").to_dict()) + "\n")
+            self._log(f"fine-tune {sum(map(len, chosen.values()))} masked", network, started)
+        return json.loads(path.read_text())
+
+    def kept(self, network: Network, work: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """Table that some work on a network makes, or the one that it made by the same settings before."""
+        settings = self.settings_of(network)
+        size = asdict(replace(self.size, seeds=1))  # of which this network is one
+        depends_on = [size, settings.experiment.finetune_epochs, asdict(settings.screen), self._fits_name(settings)]
+        path = self._folder(network) / f"{work}-{_name(depends_on)}.parquet"
+        if not path.exists():
+            started = time.perf_counter()
+            table = make()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table.to_parquet(aside := path.with_suffix(".partial"), index=False)
+            aside.replace(path)
+            self._log(work, network, started)
+        return pd.read_parquet(path)
+
+    def _untrained(self, network: Network) -> nn.Module:
+        splits = self.data(network)
+        return models.build(
+            self.settings.model,
+            in_channels=splits.in_channels,
+            image_size=splits.image_size,
+            n_classes=splits.n_classes,
+            seed=network.seed,
+        )
+
+    def _folder(self, network: Network) -> Path:
+        settings = self.settings_of(network)
+        depends_on = [asdict(settings.model), asdict(settings.data), asdict(settings.train)]
+        name = _name([*depends_on, self.size.validation_samples])
+        return self.folder / "networks" / f"{network.condition}-{network.seed}-{name}"
+
+    def _fits_name(self, settings: config.Settings) -> str:
+        """Name of everything but the network that fits depend on.
+
+        The probe images are drawn from those of the overfitting network, of which a control's folder does not tell.
+        """
+        groups: tuple[Any, ...] = (settings.probe, settings.demo, settings.extract, settings.pca, settings.gmm)
+        engine = gpu.resolved(settings.engine.name)
+        return _name([*(asdict(group) for group in groups), engine, self.size.train_samples])
+
+    def _log(self, what: str, network: Network, started: float) -> None:
+        path = self.folder / "log.csv"
+        header = not path.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if header:
+                writer.writerow(["finished", "work", "condition", "seed", "seconds"])
+            finished = datetime.now(UTC).isoformat(timespec="seconds")
+            seconds = round(time.perf_counter() - started, 2)
+            writer.writerow([finished, what, network.condition, network.seed, seconds])
+
+
+def _name(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]

@@ -1,0 +1,110 @@
+"""Fits of every filter of a network: what screening, outliers and reports read.
+
+A fit is made once and kept; everything later (thresholds, criteria, pictures) reads it and refits nothing.
+On disk a layer is a folder of ``.npz`` parts, one per block of filters that was fitted together, each written aside
+and then renamed. Whoever is interrupted loses the block in hand and no other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmmcnn.files import arrays_in
+
+
+@dataclass(frozen=True)
+class LayerFits:
+    """PCA and mixture sweep of one layer: F filters, B probe batches of N samples, d dimensions, at most K components.
+
+    The first two axes of what the maps decide, from ``scores`` to ``active_share``, are (F, B). Those of the
+    clusterings, from ``status`` on, are (F, B R), the R repeats of a batch beside each other. ``S = k_max - k_min + 1``
+    is the number of K values tried.
+    """
+
+    scores: NDArray[np.float32]
+    """(F, B, N, d) PCA scores, in the unit of the activations."""
+    explained_variance: NDArray[np.float64]
+    """(F, B, d)"""
+    mean_activation: NDArray[np.float64]
+    """(F, B) mean of the activations' absolute values over samples and pixels."""
+    active_share: NDArray[np.float64]
+    """(F, B) share of samples on which the filter has any positive activation."""
+    status: NDArray[np.str_]
+    """(F, B R) ``ok``, ``dead`` or the reason why no clustering exists."""
+    n_components: NDArray[np.int64]
+    """(F, B R) chosen K, 0 where none."""
+    labels: NDArray[np.int16]
+    """(F, B R, N) cluster of each sample for the chosen K, -1 where none."""
+    calinski_harabasz: NDArray[np.float64]
+    """(F, B R, S) NaN where undefined."""
+    lower_bound: NDArray[np.float64]
+    """(F, B R, S) mean log-likelihood of a sample."""
+    n_iter: NDArray[np.int64]
+    """(F, B R, S) EM iterations of the best start."""
+    converged: NDArray[np.bool_]
+    """(F, B R, S)"""
+    weights: NDArray[np.float64]
+    """(F, B R, K) of the chosen K, NaN-padded, like the next two."""
+    means: NDArray[np.float64]
+    """(F, B R, K, d)"""
+    covariances: NDArray[np.float64]
+    """(F, B R, K, d, d)"""
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+    @property
+    def repeats(self) -> int:
+        """Clusterings of each filter in each probe batch (R)."""
+        return self.status.shape[1] // self.scores.shape[1]
+
+    def save(self, path: Path) -> None:
+        """Write to ``path`` (``.npz``), complete or not at all."""
+        aside = path.with_suffix(".partial")
+        with aside.open("wb") as file:
+            np.savez(file, allow_pickle=False, **{f.name: getattr(self, f.name) for f in fields(self)})
+        aside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "LayerFits":
+        """Read what :meth:`save` wrote. StoreError if the file is damaged."""
+        with arrays_in(path, remedy="delete it and fit again: gmmcnn task=fit run=FOLDER") as arrays:
+            return cls(**{f.name: arrays[f.name] for f in fields(cls)})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["LayerFits"], axis: int = 0) -> "LayerFits":
+        """Join blocks of filters (axis 0) or of probe batches (axis 1), in order."""
+        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts], axis) for f in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Fits of all analysed layers, in the order of the forward pass."""
+
+    layers: dict[str, LayerFits]
+    k_min: int
+    """Smallest K tried."""
+    k_max: int
+
+    @property
+    def n_filters(self) -> int:
+        """Filters over all layers."""
+        return sum(len(layer) for layer in self.layers.values())
+
+    @property
+    def n_batches(self) -> int:
+        """Probe batches (B)."""
+        return next(iter(self.layers.values())).scores.shape[1]
+
+    @property
+    def repeats(self) -> int:
+        """Clusterings of each filter in each probe batch (R)."""
+        return next(iter(self.layers.values())).repeats
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in a probe batch (N)."""
+        return next(iter(self.layers.values())).labels.shape[2]

@@ -1,0 +1,228 @@
+"""From stored maps to fits: PCA, mixture sweep and CH index for every filter, block by block.
+
+A block is as many filters of one layer as fit into memory comfortably, each with all its probe batches (or some of
+them, where the maps are very large); while one block is computed the next is read. No result depends on where blocks
+begin.
+"""
+
+import hashlib
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmmcnn import config
+from gmmcnn.errors import ConfigurationError, ConvergenceWarning
+from gmmcnn.featuremaps.store import ActivationStore
+from gmmcnn.featuremaps.stream import activation_statistics, filter_slices, read_ahead
+from gmmcnn.files import read_json, write_json
+from gmmcnn.filters.fits import Fits, LayerFits
+from gmmcnn.hardware import gpu
+from gmmcnn.mixture.sweep import GaussianMixtureSweep
+from gmmcnn.principal_components.pca import pca
+from gmmcnn.progress import Advance
+
+BYTES_PER_BLOCK = 64 * 2**20
+_FORMAT = 1  # raised when fits of an earlier version must not be reused
+
+
+def fit_store(
+    store: ActivationStore,
+    folder: Path,
+    *,
+    batch_samples: int,
+    settings: config.Settings,
+    advance: Advance = lambda n=1, /: None,
+) -> Fits:
+    """Fit every filter of a store, and keep the fits in ``folder``; what is already there is read, not fitted again.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        Complete store of B * N samples.
+    folder : Path
+        Holds one sub-folder for each set of settings that fits depend on.
+    batch_samples : int
+        N, samples in a probe batch.
+    settings : config.Settings
+        Its ``pca``, ``gmm``, ``engine`` and ``seed``.
+    advance : Advance
+        Called with the number of fits just done, or found done; one for each filter and probe batch.
+
+    Returns
+    -------
+    Fits
+
+    Raises
+    ------
+    ConfigurationError
+        The store's samples are no whole number of batches.
+    """
+    if store.n_samples % batch_samples:
+        raise ConfigurationError(
+            f"probe.samples={batch_samples}: the store has {store.n_samples} samples; expected a divisor of that"
+        )
+    fitted_in = folder / fit_key(settings, batch_samples)
+    layers = {
+        layer: _fit_layer(store, layer, fitted_in / layer, batch_samples, settings, advance) for layer in store.layers
+    }
+    return Fits(layers, settings.gmm.k_min, settings.gmm.k_max)
+
+
+def n_fits(store: ActivationStore, batch_samples: int) -> int:
+    """Number of fits that a store asks for: one for each filter and probe batch."""
+    return sum(tap.n_filters for tap in store.layers.values()) * (store.n_samples // batch_samples)
+
+
+def load_fits(folder: Path, layers: list[str], batch_samples: int, settings: config.Settings) -> Fits | None:
+    """Read the fits that :func:`fit_store` kept for these settings; None where they are not all there."""
+    fitted_in = folder / fit_key(settings, batch_samples)
+    parts = {layer: _complete_parts(fitted_in / layer) for layer in layers}
+    if not all(parts.values()):
+        return None
+    loaded = {layer: _gather(files) for layer, files in parts.items()}
+    return Fits(loaded, settings.gmm.k_min, settings.gmm.k_max)
+
+
+def fit_key(settings: config.Settings, batch_samples: int) -> str:
+    """Name of the settings that fits depend on: the same for equal settings, another for others."""
+    how = [_FORMAT, BYTES_PER_BLOCK, gpu.resolved(settings.engine.name)]
+    what = [asdict(settings.pca), asdict(settings.gmm), settings.seed, batch_samples, how]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _fit_layer(
+    store: ActivationStore,
+    layer: str,
+    folder: Path,
+    batch_samples: int,
+    settings: config.Settings,
+    advance: Advance,
+) -> LayerFits:
+    blocks = _blocks(store, layer, batch_samples)
+    missing = [block for block in blocks if not block.file(folder).exists()]
+    n_missing = sum(block.n_fits for block in missing)
+    advance(store.layers[layer].n_filters * (store.n_samples // batch_samples) - n_missing)
+    parts = [block.part(batch_samples) for block in missing]
+    maps = read_ahead(store, layer, parts)
+    for block in missing:
+        file = block.file(folder)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fit_maps(next(maps), layer, block.filters, block.batches, settings).save(file)
+        advance(block.n_fits)
+    files = [block.file(folder) for block in blocks]
+    write_json(_completion(folder), {"parts": [str(file.relative_to(folder)) for file in files]})
+    return _gather(files)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What is read, fitted and kept together."""
+
+    filters: range
+    batches: range
+
+    @property
+    def n_fits(self) -> int:
+        return len(self.filters) * len(self.batches)
+
+    def file(self, folder: Path) -> Path:
+        return folder / f"batch-{self.batches.start:04d}" / f"filter-{self.filters.start:06d}.npz"
+
+    def part(self, batch_samples: int) -> tuple[slice, slice]:
+        """Filters and samples."""
+        samples = slice(self.batches.start * batch_samples, self.batches.stop * batch_samples)
+        return slice(self.filters.start, self.filters.stop), samples
+
+
+def _blocks(store: ActivationStore, layer: str, batch_samples: int) -> list[_Block]:
+    """Divide a layer: by filters, and by probe batches too where one filter's maps of all of them are too large."""
+    tap = store.layers[layer]
+    n_batches = store.n_samples // batch_samples
+    at_once = min(n_batches, max(1, BYTES_PER_BLOCK // (batch_samples * tap.height * tap.width * 4)))
+    blocks = []
+    for first in range(0, n_batches, at_once):
+        batches = range(first, min(first + at_once, n_batches))
+        samples = slice(0, len(batches) * batch_samples)
+        slices = filter_slices(store, layer, samples=samples, bytes_per_block=BYTES_PER_BLOCK)
+        blocks += [_Block(range(filters.start, filters.stop), batches) for filters in slices]
+    return blocks
+
+
+def _completion(folder: Path) -> Path:
+    """Record of the files that a layer's fits consist of, once they are all there."""
+    return folder / "complete.json"
+
+
+def _complete_parts(folder: Path) -> list[Path]:
+    """Files of a layer's fits; none where there is no record of them, or one of them is lost."""
+    files = [folder / name for name in read_json(_completion(folder)).get("parts", [])]
+    return files if all(file.exists() for file in files) else []
+
+
+def _gather(files: list[Path]) -> LayerFits:
+    """Join the parts of a layer: filters along the first axis, probe batches along the second."""
+    by_batches = [
+        LayerFits.concatenate([LayerFits.load(file) for file in parts])
+        for _, parts in groupby(sorted(files), key=lambda file: file.parent)
+    ]
+    return LayerFits.concatenate(by_batches, axis=1)
+
+
+def fit_maps(maps: NDArray, layer: str, filters: range, batches: range, settings: config.Settings) -> LayerFits:
+    """Reduce and cluster the maps of some filters of a layer.
+
+    Parameters
+    ----------
+    maps : (F, B * N, P) float
+        Feature maps.
+    layer : str
+        Name of the layer; with the filter and the batch it names the random stream of a fit.
+    filters : range
+        Which filters of the layer these are.
+    batches : range
+        Which probe batches; the samples are divided equally among them.
+    settings : config.Settings
+        Its ``pca``, ``gmm``, ``engine`` and ``seed``.
+    """
+    problems = maps.reshape(len(filters) * len(batches), -1, maps.shape[-1])
+    repeats = range(settings.gmm.repeats)
+    keys = [stream_key(layer, filter, batch, repeat) for filter in filters for batch in batches for repeat in repeats]
+    engine, threads = settings.engine.name, settings.engine.threads
+    mean_activation, active_share = activation_statistics(problems, threads)
+    reduced = pca(problems, settings.pca.dims, engine=engine, threads=threads)
+    starts = {"random_state": settings.seed + settings.gmm.random_state}
+    sweep = GaussianMixtureSweep(**settings.gmm.of_a_sweep | starts, engine=engine, threads=threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # kept for each fit in ``converged``
+        sweep.fit(np.repeat(reduced.scores, len(repeats), axis=0), keys=np.array(keys, np.uint64))
+
+    def by_batch(flat: NDArray) -> NDArray:
+        return flat.reshape(len(filters), -1, *flat.shape[1:])
+
+    return LayerFits(
+        scores=by_batch(reduced.scores.astype(np.float32)),
+        explained_variance=by_batch(reduced.explained_variance),
+        mean_activation=by_batch(mean_activation),
+        active_share=by_batch(active_share),
+        status=by_batch(np.asarray(sweep.status_)),
+        n_components=by_batch(sweep.n_components_),
+        labels=by_batch(sweep.labels_.astype(np.int16)),
+        calinski_harabasz=by_batch(sweep.calinski_harabasz_),
+        lower_bound=by_batch(sweep.lower_bound_),
+        n_iter=by_batch(sweep.n_iter_),
+        converged=by_batch(sweep.converged_),
+        weights=by_batch(sweep.weights_),
+        means=by_batch(sweep.means_),
+        covariances=by_batch(sweep.covariances_),
+    )
+
+
+def stream_key(layer: str, filter: int, batch: int, repeat: int = 0) -> int:
+    """Name of a fit's random stream: 64 bits that depend on nothing but which maps these are, and how often fitted."""
+    name = f"{layer}/{filter}/{batch}" + (f"/{repeat}" if repeat else "")
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")

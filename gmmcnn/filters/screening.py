@@ -1,0 +1,321 @@
+"""Which filters are anomalous: rules over stored fits, nothing refitted.
+
+A filter is screened in each probe batch on its own and is *flagged* there when all rules hold; the share of batches
+that flag it is its flag frequency, and an *anomaly filter* is flagged in at least ``min_frequency`` of them. (arXiv
+2412.10457, anomaly filter criteria; averages over live filters and the frequency are this project's.) Where batches
+were clustered repeatedly, each clustering is screened as if it were a batch of its own.
+
+Dead filters (no variance) and near-dead ones (active on too few samples) have a status of their own. They are never
+anomalous and take part in no average: a filter that fires on three samples of 200 reaches a CH index of 1e10.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from gmmcnn import config
+from gmmcnn.filters.fits import Fits, LayerFits
+from gmmcnn.filters.rules import Rule, rules_of
+
+FILTER = ["layer", "filter"]
+
+
+@dataclass(frozen=True)
+class Screening:
+    """The outcome of a screening.
+
+    Attributes
+    ----------
+    batches : DataFrame
+        One row per filter, probe batch and repeat, with everything the rules looked at and ``flagged``.
+    filters : DataFrame
+        One row per filter; see :func:`summarise`.
+    """
+
+    batches: pd.DataFrame
+    filters: pd.DataFrame
+
+    @property
+    def anomalous(self) -> dict[str, list[int]]:
+        """Anomaly filters by layer: the mask that takes them out."""
+        found = self.filters[self.filters["anomalous"]]
+        return {str(layer): rows["filter"].tolist() for layer, rows in found.groupby("layer", sort=False)}
+
+    @property
+    def flagged_per_batch(self) -> float:
+        """Mean number of filters flagged in a probe batch: the count that is followed over training."""
+        return float(self.batches.groupby(["batch", "repeat"])["flagged"].sum().mean())
+
+
+def screen(fits: Fits, settings: config.Screen, rules: Sequence[Rule] | None = None) -> Screening:
+    """Apply the criteria to every filter in every probe batch.
+
+    Parameters
+    ----------
+    fits : Fits
+        Stored fits.
+    settings : config.Screen
+        Thresholds, scope and kind of the averages.
+    rules : sequence of Rule, optional
+        Criteria to use in place of the settings' three.
+
+    Returns
+    -------
+    Screening
+    """
+    applied = rules_of(settings) if rules is None else tuple(rules)
+    batches = _tabulate(fits, judge(fits, settings, applied))
+    return Screening(batches, summarise(batches, [rule.name for rule in applied], settings))
+
+
+def judge(fits: Fits, settings: config.Screen, rules: Sequence[Rule]) -> dict[str, NDArray]:
+    """Apply rules to every filter in every probe batch: :func:`screen` without its tables, in a millisecond.
+
+    Returns
+    -------
+    dict of (F, B) arrays
+        What :func:`measure` tabulates, a bool for each rule under its name, and ``flagged``, where all hold; filters
+        of all layers one after the other.
+    """
+    judged = _measure(fits, settings)
+    live = judged["status"] == "ok"
+    held = {rule.name: rule(judged) & live for rule in rules}
+    return judged | held | {"flagged": np.logical_and.reduce([live, *held.values()])}
+
+
+def counts(fits: Fits, settings: config.Screen) -> dict[str, float]:
+    """Count filters in a probe batch, on average over batches.
+
+    Returns
+    -------
+    dict
+        ``flagged`` by all criteria; ``unbalanced``, ``separated``, ``active`` by each of them; ``live`` filters, which
+        can be judged; ``near_dead`` and ``dead`` ones.
+    """
+    rules = rules_of(settings)
+    judged = judge(fits, settings, rules)
+    statuses = {"live": "ok", "near_dead": "near_dead", "dead": "dead"}
+    counted = {name: judged[name] for name in ("flagged", *(rule.name for rule in rules))}
+    counted |= {name: judged["status"] == status for name, status in statuses.items()}
+    return {name: float(held.sum(axis=0).mean()) for name, held in counted.items()}
+
+
+def measure(fits: Fits, settings: config.Screen) -> pd.DataFrame:
+    """Tabulate what the criteria look at: one row per filter, probe batch and repeat.
+
+    Returns
+    -------
+    DataFrame
+        ``layer, filter, batch, repeat, status, n_components, calinski_harabasz, smallest_cluster, n_small_clusters,
+        mean_activation, active_share, ch_over_average, activation_over_average``; CH and sizes are NaN where there is
+        no clustering.
+    """
+    return _tabulate(fits, _measure(fits, settings))
+
+
+def _tabulate(fits: Fits, columns: Mapping[str, NDArray]) -> pd.DataFrame:
+    """Arrays (F, B R) as columns, beside the names of their filters and batches."""
+    sizes = [len(layer) for layer in fits.layers.values()]
+    n_fits = fits.n_batches * fits.repeats
+    names = {
+        "layer": np.repeat(np.array(list(fits.layers), object), np.multiply(sizes, n_fits)),
+        "filter": np.repeat(np.concatenate([np.arange(size) for size in sizes]), n_fits),
+        "batch": np.tile(np.arange(n_fits) // fits.repeats, sum(sizes)),
+        "repeat": np.tile(np.arange(n_fits) % fits.repeats, sum(sizes)),
+    }
+    return pd.DataFrame(names | {name: values.ravel() for name, values in columns.items()})
+
+
+def _measure(fits: Fits, settings: config.Screen) -> dict[str, NDArray]:
+    layers = [_measure_layer(layer, fits.k_min, settings) for layer in fits.layers.values()]
+    measured = {name: np.concatenate([layer[name] for layer in layers]) for name in layers[0]}
+    if settings.scope == "layer":
+        ends = np.cumsum([len(layer) for layer in fits.layers.values()]).tolist()
+        groups = [slice(first, last) for first, last in pairwise([0, *ends])]
+    else:
+        groups = [slice(None)]
+    live = measured["status"] == "ok"
+    average = np.median if settings.average == "median" else np.mean
+    measured["ch_over_average"] = _over_average(measured["calinski_harabasz"], live, groups, average)
+    measured["activation_over_average"] = _over_average(measured["mean_activation"], live, groups, np.mean)
+    return measured
+
+
+def _over_average(
+    values: NDArray, live: NDArray[np.bool_], groups: Sequence[slice], average: Callable[[NDArray], Any]
+) -> NDArray[np.float64]:
+    """Divide (F, B) values by the average over the live filters of the same group and batch; NaN where none lives."""
+    averages = np.full(values.shape, np.nan)
+    for group in groups:
+        for batch in range(values.shape[1]):
+            among = values[group, batch][live[group, batch]]
+            if among.size:
+                averages[group, batch] = average(among)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return values / averages
+
+
+def _measure_layer(fits: LayerFits, k_min: int, settings: config.Screen) -> dict[str, NDArray]:
+    sizes = cluster_sizes(fits.labels, fits.weights.shape[2])  # (F, B, K)
+    occupied = np.where(sizes > 0, sizes, np.nan)
+    clustered = fits.n_components > 0
+    smallest = np.full(fits.status.shape, np.nan)
+    smallest[clustered] = np.nanmin(occupied[clustered], axis=-1)
+    chosen = np.maximum(fits.n_components - k_min, 0)[..., None]
+    index = np.take_along_axis(fits.calinski_harabasz, chosen, axis=2)[..., 0]
+    mean_activation, active_share = (
+        np.repeat(a, fits.repeats, axis=1) for a in (fits.mean_activation, fits.active_share)
+    )
+    near_dead = (active_share < settings.min_active_share) & (fits.status != "dead")
+    return {
+        "status": np.where(near_dead, "near_dead", fits.status),
+        "n_components": fits.n_components,
+        "calinski_harabasz": np.where(clustered, index, np.nan),
+        "smallest_cluster": smallest,
+        "n_small_clusters": (occupied <= settings.small_cluster).sum(axis=-1),
+        "mean_activation": mean_activation,
+        "active_share": active_share,
+    }
+
+
+def cluster_sizes(labels: np.ndarray, k_max: int) -> np.ndarray:
+    """Count the samples of each cluster.
+
+    Parameters
+    ----------
+    labels : (..., N) int
+        Cluster of each sample; -1 belongs to none.
+    k_max : int
+        Number of cluster slots.
+
+    Returns
+    -------
+    (..., k_max) int64
+    """
+    rows = labels.reshape(-1, labels.shape[-1]).astype(np.int64)
+    slots = rows + 1 + (k_max + 1) * np.arange(len(rows))[:, None]  # slot 0 of each row counts the -1
+    counts = np.bincount(slots.ravel(), minlength=len(rows) * (k_max + 1)).reshape(len(rows), k_max + 1)
+    return counts[:, 1:].reshape(*labels.shape[:-1], k_max)
+
+
+def summarise(batches: pd.DataFrame, criteria: Sequence[str], settings: config.Screen) -> pd.DataFrame:
+    """Bring the probe batches of each filter together: one row per filter.
+
+    ``status`` and ``n_components`` are the most frequent, ``calinski_harabasz`` and ``smallest_cluster`` the median,
+    ``n_small_clusters``, ``mean_activation`` and ``active_share`` the mean over batches; ``n_components_share`` is the
+    share of fits that chose the most frequent K. Each criterion says whether it held in at least ``min_frequency`` of
+    the batches, ``flag_frequency`` in what share all held together, with the ends of its 95 % interval
+    (:func:`wilson_interval`) as ``flag_frequency_low`` and ``flag_frequency_high``; ``reason`` says it in words.
+    ``anomalous`` is a filter that is flagged often enough and can be judged in most batches.
+    """
+    by_filter = batches.groupby(FILTER, sort=False)
+    median = by_filter[["calinski_harabasz", "smallest_cluster", "ch_over_average", "activation_over_average"]].median()
+    mean = by_filter[["n_small_clusters", "mean_activation", "active_share"]].mean()
+    held = by_filter[list(criteria)].mean() >= settings.min_frequency
+    frequency = by_filter["flagged"].mean()
+    low, high = wilson_interval(frequency, batches["batch"].nunique())
+    status, most_frequent = _most_frequent(batches, "status"), _most_frequent(batches, "n_components")
+    chose_it = batches["n_components"] == most_frequent.loc[pd.MultiIndex.from_frame(batches[FILTER])].to_numpy()
+    filters = pd.concat(
+        [
+            status,
+            most_frequent,
+            chose_it.groupby([batches[key] for key in FILTER], sort=False).mean().rename("n_components_share"),
+            median[["calinski_harabasz", "smallest_cluster"]],
+            mean,
+            held,
+            ((frequency >= settings.min_frequency) & (status == "ok")).rename("anomalous"),
+            frequency.rename("flag_frequency"),
+            low.rename("flag_frequency_low"),
+            high.rename("flag_frequency_high"),
+            median[["ch_over_average", "activation_over_average"]],
+        ],
+        axis=1,
+    ).reset_index()
+    filters["reason"] = [_reason(row, settings) for row in filters.itertuples()]
+    return filters
+
+
+def wilson_interval(share: pd.Series, n_batches: int) -> tuple[pd.Series, pd.Series]:
+    """95 % interval of the frequency with which batches like these flag a filter.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference" (1927), with the probe batches as
+    observations: what batches and starts of the mixtures leave open, both. Repeats of a batch are none of their own,
+    hence with repeats the interval is too wide rather than too narrow.
+
+    Parameters
+    ----------
+    share : Series
+        Share of batches that flag a filter.
+    n_batches : int
+
+    Returns
+    -------
+    low, high : Series
+    """
+    z2 = 1.96**2
+    centre = share + z2 / (2 * n_batches)
+    half_width = np.sqrt(z2 * (share * (1 - share) + z2 / (4 * n_batches)) / n_batches)
+    scale = 1 + z2 / n_batches
+    return ((centre - half_width) / scale).clip(0, share), ((centre + half_width) / scale).clip(share, 1)
+
+
+def usual_status(status: NDArray) -> NDArray:
+    """Most frequent status of each filter, the first by name of equals: (F, B) to (F,)."""
+    names = np.unique(status)
+    return names[np.argmax([(status == name).sum(axis=1) for name in names], axis=0)]
+
+
+def _most_frequent(batches: pd.DataFrame, column: str) -> pd.Series:
+    """Most frequent value of each filter, the smallest of equals."""
+    counts = batches.groupby([*FILTER, column], sort=True).size().rename("count").reset_index(column)
+    counts = counts.sort_values("count", ascending=False, kind="stable")
+    order = pd.MultiIndex.from_frame(batches[FILTER].drop_duplicates())
+    return counts[~counts.index.duplicated()][column].reindex(order)
+
+
+_NO_CLUSTERING = {
+    "dead": "constant on every sample",
+    "near_dead": "active on too few samples to be judged",
+}
+
+
+def _reason(row: Any, settings: config.Screen) -> str:
+    """Say in words what decided about a filter, a row of the summary."""
+    if row.status != "ok":
+        return _NO_CLUSTERING.get(row.status, row.status.replace("_", " "))
+    average = f"{settings.scope} {settings.average}"
+    return (
+        f"smallest cluster {row.smallest_cluster:.0f}, CH {row.ch_over_average:.1f} × {average}, "
+        f"activation {row.activation_over_average:.1f} × {settings.scope} mean"
+    )
+
+
+def saturation(n_samples: int, k_max: int, small_cluster: int) -> tuple[float, str]:
+    """Judge whether the first criterion can tell filters apart.
+
+    It asks for a cluster of at most λ samples. With N/K_max samples in an average cluster, λ·K_max/N says how small
+    "small" is: far below 0.1 hardly any filter qualifies, above 0.3 chance alone makes small clusters.
+
+    Returns
+    -------
+    ratio : float
+        λ·K_max/N.
+    comment : str
+        What to think of it, and what to change.
+    """
+    ratio = small_cluster * k_max / n_samples
+    at = f"λ·K_max/N = {small_cluster}·{k_max}/{n_samples} = {ratio:.2f}"
+    if ratio > 0.3:
+        return ratio, f"{at}: saturated, many filters have a small cluster by chance; raise probe.samples"
+    if ratio < 0.1:
+        return (
+            ratio,
+            f"{at}: strict, only isolated samples are found; to follow a count over training aim for 0.2 to 0.25",
+        )
+    return ratio, f"{at}: informative"

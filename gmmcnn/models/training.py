@@ -1,0 +1,306 @@
+"""Training that can be killed at any moment and ends with the same weights.
+
+All randomness of an epoch (order of the samples, dropout) comes from a generator keyed by (seed, epoch), so the state
+to resume from is the weights, the optimiser and the number of epochs done. It is kept in ``last.pt``, which is written
+aside and renamed after every epoch; the other files of an epoch are written before it, and written again with the same
+content where a killed process did not come as far as ``last.pt``.
+
+On one machine with the same number of torch threads, the weights are the same bit by bit. CUDA's convolutions add in an
+order of their own, unless ``torch.use_deterministic_algorithms`` is set.
+"""
+
+import dataclasses
+import hashlib
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmmcnn import config
+from gmmcnn.data.splits import Images, Splits
+from gmmcnn.errors import TrainingError
+from gmmcnn.files import write_file_aside
+from gmmcnn.progress import Advance
+
+METRICS = ("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+"""Columns of ``metrics.csv``. Losses are mean cross-entropies in nats, accuracies shares from 0 to 1; both sides are
+evaluated in eval mode at the end of the epoch, on all images, against the labels trained on (wrong ones included)."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingResult:
+    """A finished training.
+
+    Attributes
+    ----------
+    folder : Path
+    kept_epochs : list of int
+        Epochs, counted from 1, whose weights were kept, ascending.
+    metrics : DataFrame
+        One row per epoch that was measured, with the columns :data:`METRICS`.
+    """
+
+    folder: Path
+    kept_epochs: list[int]
+    metrics: pd.DataFrame
+
+    @property
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Kept epochs and their state dicts."""
+        return [(epoch, checkpoint_path(self.folder, epoch)) for epoch in self.kept_epochs]
+
+    @property
+    def best(self) -> Path:
+        """State dict of the epoch with the lowest validation loss."""
+        return self.folder / "best.pt"
+
+    @property
+    def best_epoch(self) -> int:
+        """Measured epoch with the lowest validation loss, the first one on a tie."""
+        return int(self.metrics["epoch"].iloc[self.metrics["validation_loss"].argmin()])
+
+
+def checkpoint_path(folder: Path, epoch: int) -> Path:
+    """Path of the state dict kept after an epoch."""
+    return folder / f"epoch-{epoch:04d}.pt"
+
+
+def train(
+    model: nn.Module, data: Splits, settings: config.Train, folder: Path, *, seed: int, advance: Advance | None = None
+) -> TrainingResult:
+    """Train a model on cross-entropy, or go on where a killed process stopped.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained in place, on its own device; ends with the weights of the last epoch and in the mode it came in.
+    data : Splits
+    settings : config.Train
+    folder : Path
+        Made if need be. Holds afterwards ``epoch-NNNN.pt`` for every kept epoch, ``best.pt`` (lowest validation loss),
+        ``metrics.csv`` (:data:`METRICS`) and ``last.pt``, the state to resume from. Where the training is already
+        finished, its results are returned at once.
+    seed : int
+        Of the order of the samples, and of dropout.
+    advance : Advance, optional
+        Called with 1 after each epoch, and first with the number of epochs found done.
+
+    Raises
+    ------
+    TrainingError
+        The loss became NaN or infinite, or the folder holds a training from other settings, data or initial weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with modes_restored(model):
+        rows = _train(model, data, settings, folder, seed, advance or (lambda n=1, /: None))
+    return TrainingResult(folder, settings.kept_epochs, _write_metrics(folder, rows))
+
+
+def _train(
+    model: nn.Module, data: Splits, settings: config.Train, folder: Path, seed: int, advance: Advance
+) -> list[dict[str, float]]:
+    """Train the epochs that the folder does not hold yet; return the metrics of all."""
+    optimizer = _optimizer(model, settings)
+    identity = _identity(data, settings, seed) | {"initial weights": _digest(model.state_dict().values())}
+    done, rows = _resume(folder, model, optimizer, identity)
+    if done:
+        advance(done)
+    for epoch in range(done + 1, settings.epochs + 1):
+        _train_epoch(model, optimizer, data.train, settings.batch_size, seed, epoch)
+        if settings.evaluate == "all" or epoch in settings.kept_epochs:
+            rows.append(_measure(model, data, epoch))
+            if all(rows[-1]["validation_loss"] < row["validation_loss"] for row in rows[:-1]):
+                _save(folder / "best.pt", model.state_dict())
+        if epoch in settings.kept_epochs:
+            _save(checkpoint_path(folder, epoch), model.state_dict())
+        state = {"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        _save(folder / "last.pt", state | {"rows": rows, "identity": identity})
+        _write_metrics(folder, rows)
+        advance(1)
+    return rows
+
+
+def require_same(folder: Path, data: Splits, settings: config.Train, *, seed: int) -> None:
+    """Check that the training in a folder, if it holds one, is from this data and these settings.
+
+    Parameters
+    ----------
+    folder, data, settings, seed
+        As in :func:`train`; the initial weights are not compared.
+
+    Raises
+    ------
+    TrainingError
+        It is from others, or the folder's ``last.pt`` is damaged.
+    """
+    state = _last_state(folder, torch.device("cpu"))
+    if state:
+        _require_identity(folder, state, _identity(data, settings, seed))
+
+
+@contextmanager
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Give every submodule its own training or eval mode back after the block."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 500) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of a model in eval mode.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left in the mode it came in.
+    images : (N, C, H, W) float32
+    labels : (N,) int64
+    batch_size : int
+        Images in one forward pass.
+
+    Returns
+    -------
+    loss : float
+        In nats; summed in float64.
+    accuracy : float
+        Share of images whose largest logit is that of their label.
+    """
+    device = _device(model)
+    loss, n_right = 0.0, 0
+    with modes_restored(model), torch.no_grad():
+        model.eval()
+        for batch, expected in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            logits, expected = model(batch.to(device)), expected.to(device)
+            loss += float(F.cross_entropy(logits, expected, reduction="none").double().sum())
+            n_right += int((logits.argmax(dim=1) == expected).sum())
+    return loss / len(labels), n_right / len(labels)
+
+
+def _train_epoch(
+    model: nn.Module, optimizer: torch.optim.Optimizer, samples: Images, batch_size: int, seed: int, epoch: int
+) -> None:
+    """Pass once over the samples in batches of as equal a size as possible: no lone last one upsets BatchNorm."""
+    device = _device(model)
+    model.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_epoch_seed(seed, epoch))
+        order = torch.randperm(len(samples))
+        for batch in order.tensor_split(-(-len(samples) // batch_size)):
+            logits = model(samples.images[batch].to(device))
+            loss = F.cross_entropy(logits, samples.labels[batch].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _measure(model: nn.Module, data: Splits, epoch: int) -> dict[str, float]:
+    """Row of the metrics table."""
+    train_loss, train_accuracy = evaluate(model, data.train.images, data.train.labels)
+    validation_loss, validation_accuracy = evaluate(model, data.validation.images, data.validation.labels)
+    if not np.isfinite([train_loss, validation_loss]).all():
+        raise TrainingError(
+            f"epoch {epoch}: training loss {train_loss}, validation loss {validation_loss}; expected finite ones: "
+            "lower train.learning_rate"
+        )
+    return dict(zip(METRICS, (epoch, train_loss, train_accuracy, validation_loss, validation_accuracy), strict=True))
+
+
+def _optimizer(model: nn.Module, settings: config.Train) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=rate, momentum=settings.momentum, weight_decay=decay)
+    return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay)
+
+
+def _device(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _identity(data: Splits, settings: config.Train, seed: int) -> dict[str, Any]:
+    """What the trained weights depend on beside the initial ones, by the name under which an error reports it."""
+    own = {f"train.{key}": value for key, value in dataclasses.asdict(settings).items() if key != "checkpoint_epochs"}
+    tensors = (data.train.images, data.train.labels, data.validation.images, data.validation.labels)
+    return own | {
+        "train.checkpoint_epochs": settings.kept_epochs,
+        "seed": seed,
+        "data": _digest(tensors),
+    }
+
+
+def _resume(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+) -> tuple[int, list[dict[str, float]]]:
+    """Bring model and optimiser to the state of ``last.pt``; return the epochs done and the metrics up to there."""
+    state = _last_state(folder, _device(model))
+    if not state:
+        return 0, []
+    _require_identity(folder, state, identity)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    done: int = state["epoch"]
+    missing = [e for e in identity["train.checkpoint_epochs"] if e <= done and not checkpoint_path(folder, e).exists()]
+    if missing:
+        raise TrainingError(
+            f"{checkpoint_path(folder, missing[0])}: missing from a training that came to epoch {done}; "
+            "delete the folder to train again"
+        )
+    return done, state["rows"]
+
+
+def _last_state(folder: Path, device: torch.device) -> dict[str, Any]:
+    """Content of ``last.pt``, empty where there is none."""
+    path = folder / "last.pt"
+    if not path.exists():
+        return {}
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        state["identity"]  # a file of something else has none
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path}: damaged, or something else; delete it, and task=train starts anew") from error
+    return state
+
+
+def _require_identity(folder: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raise TrainingError with the first of the names that stand for something else in the folder's training."""
+    for key, expected in identity.items():
+        if (found := state["identity"].get(key)) != expected:
+            raise TrainingError(
+                f"{folder}: was trained with {key}={found}; expected {key}={expected}; "
+                "give what it was trained with, choose another folder, or delete this one"
+            )
+
+
+def _save(path: Path, content: object) -> None:
+    write_file_aside(path, lambda partial: torch.save(content, partial))
+
+
+def _write_metrics(folder: Path, rows: list[dict[str, float]]) -> pd.DataFrame:
+    metrics = pd.DataFrame(rows, columns=list(METRICS))
+    write_file_aside(folder / "metrics.csv", lambda partial: metrics.to_csv(partial, index=False))
+    return metrics
+
+
+def _digest(tensors: Any) -> str:
+    """Fingerprint of the shapes, types and values of tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
+        digest.update(array.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

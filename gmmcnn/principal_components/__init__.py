@@ -1,0 +1,1 @@
+"""Principal components of every filter's maps."""

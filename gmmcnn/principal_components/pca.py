@@ -1,0 +1,91 @@
+"""Principal components of the feature maps of many filters, each filter on its own.
+
+>>> import numpy as np
+>>> from gmmcnn.principal_components.pca import pca
+>>> maps = np.random.default_rng(0).normal(size=(4, 100, 49))   # 4 filters, 100 samples, 7 x 7 pixels
+>>> pca(maps).scores.shape
+(4, 100, 2)
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmmcnn.config import ENGINES
+from gmmcnn.errors import ConfigurationError
+from gmmcnn.hardware import gpu
+from gmmcnn.hardware.threads import for_blocks
+from gmmcnn.principal_components import cpu as pca_cpu
+from gmmcnn.principal_components.cuda import pca_on_device
+from gmmcnn.principal_components.reference import PCAResult, checked_maps, exact_pca, one_blas_thread, require_finite
+
+EXACT_SIZE = 4
+"""A side shorter than so many blocks of the Krylov iteration is decomposed in full."""
+
+
+def pca(
+    maps: Any, n_components: int = 2, *, engine: str = "auto", threads: int | None = None
+) -> PCAResult:  # fmt: skip
+    """Project every filter's maps on their first principal components.
+
+    Parameters
+    ----------
+    maps : (F, N, P) float32 or float64
+        Feature maps of F filters: N samples of P pixels. An array or a CPU tensor.
+    n_components : int
+        d.
+    engine : {"auto", "cpu", "cuda", "reference"}
+        ``reference`` decomposes every filter in full, in float64.
+    threads : int or None
+        CPU threads; None takes all cores.
+
+    Returns
+    -------
+    PCAResult
+
+    Raises
+    ------
+    CaptureError
+        A map holds NaN or infinity; the message names filter and sample.
+    """
+    if engine not in ENGINES:
+        raise ConfigurationError(f"engine={engine!r}: expected one of {', '.join(ENGINES)}")
+    if n_components < 1:
+        raise ConfigurationError(f"n_components={n_components}: expected a whole number >= 1")
+    if gpu.resolved(engine) == "cuda":
+        return pca_on_device(maps, n_components)
+    array = checked_maps(maps)
+    n_filters, n_samples, _ = array.shape
+    result = PCAResult(
+        np.zeros((n_filters, n_samples, n_components), dtype=array.dtype),
+        np.zeros((n_filters, n_components)),
+        np.zeros(n_filters),
+    )
+    decompose = _decompose_exactly if engine == "reference" else _decompose
+    with one_blas_thread():
+        for_blocks(lambda first, last: decompose(array, slice(first, last), result), n_filters, threads)
+    return result
+
+
+def _decompose(maps: NDArray, block: slice, result: PCAResult) -> None:
+    """Krylov iteration for maps of many samples and pixels; full decomposition for others and where it fails."""
+    n_samples, n_pixels = maps.shape[1:]
+    if min(n_samples, n_pixels) < EXACT_SIZE * pca_cpu.block_size(result.scores.shape[2]):
+        _decompose_exactly(maps, block, result)
+        return
+    kind, converged = pca_cpu.krylov_pca(
+        maps[block],
+        result.scores.shape[2],
+        result.scores[block],
+        result.explained_variance[block],
+        result.residual[block],
+    )
+    for f in np.flatnonzero((kind == pca_cpu.NOT_FINITE) | ~converged) + block.start:
+        _decompose_exactly(maps, slice(f, f + 1), result)
+
+
+def _decompose_exactly(maps: NDArray, block: slice, result: PCAResult) -> None:
+    for f in range(block.start, block.stop):
+        require_finite(maps[f], f)
+        result.scores[f], result.explained_variance[f], result.residual[f] = exact_pca(maps[f], result.scores.shape[2])

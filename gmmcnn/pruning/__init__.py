@@ -1,0 +1,1 @@
+"""Masks over filters, what they do downstream, and structural removal."""

@@ -1,0 +1,105 @@
+"""What was found, in sentences that need no knowledge of the paper; the console and the report say the same."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from gmmcnn.filters.outcome import Outcome
+
+
+def findings(analysis: Outcome, metrics: pd.DataFrame | None = None, masking: pd.DataFrame | None = None) -> list[str]:
+    """Sum up an analysis; the first sentence is the headline.
+
+    Parameters
+    ----------
+    analysis : Outcome
+        Of the network as it is now.
+    metrics : DataFrame, optional
+        One row per epoch with ``epoch`` and ``flagged_per_batch``, NaN where it was not analysed.
+    masking : DataFrame, optional
+        What :func:`gmmcnn.pruning.masks.compare_masks` returns.
+    """
+    return [
+        _headline(analysis),
+        *_outliers(analysis),
+        *_planted(analysis),
+        *_over_training(metrics),
+        *_masking(masking),
+    ]
+
+
+def _headline(analysis: Outcome) -> str:
+    filters = analysis.filters
+    anomalous = filters[filters["anomalous"]]
+    dead = int(filters["status"].isin(["dead", "near_dead"]).sum())
+    aside = f"; {_count(dead, 'filter')} (near-)dead and left out" if dead else ""
+    if anomalous.empty:
+        return f"None of {_count(len(filters), 'filter')} is anomalous{aside}."
+    names = [f"{row.layer}:{row.filter}" for row in anomalous.itertuples()]
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    verb = "is" if len(names) == 1 else "are"
+    return f"{len(names)} of {_count(len(filters), 'filter')} {verb} anomalous: {listed}{aside}."
+
+
+def _outliers(analysis: Outcome) -> Iterator[str]:
+    outliers, n_batches = analysis.outliers, analysis.fits.n_batches
+    over = f" over {n_batches} batches" if n_batches > 1 else ""
+    total = len(analysis.samples)
+    if len(outliers):
+        most = outliers.iloc[0]
+        yield (
+            f"{_count(len(outliers), 'outlier sample')} of {total}{over}; sample {most['sample']} stands out most, "
+            f"in {_count(most['n_filters'], 'filter')}."
+        )
+    else:
+        yield f"No outlier sample among {total}{over}."
+
+
+def _planted(analysis: Outcome) -> Iterator[str]:
+    if "planted" not in analysis.samples or not analysis.samples["planted"].any():
+        return
+    planted = analysis.samples.index[analysis.samples["planted"]]
+    found = analysis.outliers[analysis.outliers["planted"]]
+    others = len(analysis.outliers) - len(found)
+    filters = dict.fromkeys(name for names in found["filters"] for name in names.split(", "))
+    by = f" by {', '.join(filters)}" if filters else ""
+    yield (
+        f"{_count(len(planted), 'noise image')} planted in the probe set (samples {', '.join(map(str, planted))}): "
+        f"{len(found)} of {len(planted)} found{by}; {_count(others, 'other sample')} reported."
+    )
+
+
+def _over_training(metrics: pd.DataFrame | None) -> Iterator[str]:
+    analysed = pd.DataFrame() if metrics is None else metrics.dropna(subset="flagged_per_batch")
+    if len(analysed) < 2:
+        return
+    first, last = analysed.iloc[0], analysed.iloc[-1]
+    yield (
+        f"Filters flagged per probe batch: {first['flagged_per_batch']:.1f} after epoch {first['epoch']:.0f}, "
+        f"{last['flagged_per_batch']:.1f} after epoch {last['epoch']:.0f}. "
+        "(Networks that do not overfit show such counts too: compare with a control before concluding.)"
+    )
+
+
+def _masking(masking: pd.DataFrame | None) -> Iterator[str]:
+    if masking is None or not (masking["mask"] == "anomalous").any():
+        return
+    kinds = {str(kind): rows for kind, rows in masking.groupby("mask")}
+    before, after = kinds["none"].iloc[0], kinds["anomalous"].iloc[0]
+    text = (
+        f"Masking {_count(int(after['n_filters']), 'anomaly filter')}: "
+        f"training accuracy {before['train_accuracy']:.1%} → {after['train_accuracy']:.1%}, "
+        f"validation accuracy {before['validation_accuracy']:.1%} → {after['validation_accuracy']:.1%}"
+    )
+    random = kinds.get("random")
+    if random is not None:
+        at_least = int((random["validation_accuracy"] >= after["validation_accuracy"]).sum())
+        text += (
+            f"; of {len(random)} random masks of the same size, {at_least} did as well or better on validation "
+            f"(mean {random['validation_accuracy'].mean():.1%})"
+        )
+    yield text + "."
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + ("s" if n != 1 else "")

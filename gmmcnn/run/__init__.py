@@ -1,0 +1,1 @@
+"""One run folder: its stages, records, tables and page."""

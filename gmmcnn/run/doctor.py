@@ -1,0 +1,236 @@
+"""What this machine offers, whether its engines agree with the reference, and how long a job would take.
+
+The report is made to be pasted into a bug report. It names the state of trust of the CUDA engine as it is.
+"""
+
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmmcnn.config import Settings
+from gmmcnn.errors import ConvergenceWarning, GmmcnnError, one_line
+from gmmcnn.hardware import cost_model as cost
+from gmmcnn.hardware import gpu
+from gmmcnn.mixture.sweep import GaussianMixtureSweep
+from gmmcnn.principal_components.pca import pca
+
+PACKAGES = ("gmmcnn", "numpy", "torch", "numba", "scikit-learn", "cuml-cu12", "cuml-cu13")
+NOT_YET_RUN = (
+    "the CUDA engine has been compiled for sm_75 to sm_120 and run on an emulated device, not yet on a real one"
+)
+
+MAX_BOUND_DIFFERENCE = 1e-4
+"""Of the lower bounds of fits from the same start: float32 carries about 1e-7 a sample."""
+MAX_SCORE_DIFFERENCE = 1e-4
+"""Of PCA scores, relative to the largest."""
+MIN_EQUAL_LABELS = 0.999
+BENCHMARK_FILTERS = 1024
+
+
+@dataclass(frozen=True)
+class JobSize:
+    """What is to be fitted."""
+
+    layers: tuple[tuple[int, int], ...]
+    """Filters of each layer, and pixels of their maps."""
+    n_checkpoints: int
+    n_batches: int
+    """Probe batches."""
+
+    @property
+    def n_filters(self) -> int:
+        """Filters over all layers."""
+        return sum(filters for filters, _ in self.layers)
+
+
+def run_doctor(settings: Settings, *, job: JobSize | None = None) -> tuple[str, int]:
+    """Examine the machine and test every engine that it can run.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``engine``: an engine asked for by name must work. ``probe``, ``pca`` and ``gmm`` size the estimate.
+    job : JobSize, optional
+        Say how long fitting it takes here, from a probe of a second or so.
+
+    Returns
+    -------
+    str
+        The report, one finding a line, the verdict last.
+    int
+        0 where every engine that can run here agrees with the reference, and the one asked for can run; else 1.
+    """
+    lines, failures = _machine(), []
+    engines = ["cpu"] if gpu.why_unavailable() else ["cpu", "cuda"]
+    for engine in engines:
+        found, passed = _examine(engine)
+        found += [_benchmark()] if engine == "cuda" and passed else []
+        lines += found
+        failures += [] if passed else [engine]
+    reason = gpu.why_unavailable()
+    if reason:
+        lines += [f"cuda      not available: {reason}", f"          {NOT_YET_RUN}"]
+        failures += ["cuda"] if settings.engine.name == "cuda" else []
+    if job:
+        lines.append(_estimate(settings, engines[-1] if settings.engine.name in ("auto", "cuda") else "cpu", job))
+    verdict = "all engines of this machine agree with the reference"
+    if failures:
+        verdict = f"FAILED: {', '.join(failures)}; please report this with the lines above"
+    return "\n".join([*lines, f"verdict   {verdict}"]), 1 if failures else 0
+
+
+def _machine() -> list[str]:
+    lines = [f"system    {platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs"]
+    lines.append("packages  " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES if _version(name)))
+    if gpu.is_available():
+        cupy = gpu.require()
+        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+        free, total = cupy.cuda.Device().mem_info
+        lines.append(
+            f"device    {properties['name'].decode()}, sm_{cupy.cuda.Device().compute_capability}, "
+            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free, CuPy {cupy.__version__}, "
+            f"CUDA {cupy.cuda.runtime.runtimeGetVersion()}, driver {cupy.cuda.runtime.driverGetVersion()}"
+        )
+    return lines
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _examine(engine: str) -> tuple[list[str], bool]:
+    """Findings about one engine, and whether it passed."""
+    findings, passed = [], True
+    for name, test in (("sweep", _test_sweep), ("pca", _test_pca), ("repeat", _test_repeat)):
+        start = time.perf_counter()
+        try:
+            message, good = test(engine)
+        except (GmmcnnError, RuntimeError) as error:
+            message, good = one_line(error), False
+        passed &= good
+        seconds = time.perf_counter() - start
+        findings.append(f"{engine:<9} {name:<7} {'ok' if good else 'WRONG':<6} {message} ({seconds:.1f} s)")
+    return findings, passed
+
+
+def _problem(n_filters: int = 12, n_samples: int = 300) -> NDArray[np.float32]:
+    """Scores in three groups, the same on every machine."""
+    rng = np.random.default_rng(0)
+    centres = 4 * rng.normal(size=(n_filters, 3, 2))
+    group = rng.integers(0, 3, (n_filters, n_samples))
+    return (centres[np.arange(n_filters)[:, None], group] + rng.normal(size=(n_filters, n_samples, 2))).astype(
+        np.float32
+    )
+
+
+def _fit(
+    scores: NDArray, engine: str, labels: dict[int, NDArray] | None = None, **settings: Any
+) -> GaussianMixtureSweep:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return GaussianMixtureSweep(engine=engine, **settings).fit(scores, labels)
+
+
+def _test_sweep(engine: str) -> tuple[str, bool]:
+    scores, rng = _problem(), np.random.default_rng(1)
+    labels = {k: rng.integers(0, k, scores.shape[:2]) for k in range(2, 6)}
+    found, expected = (_fit(scores, name, labels, k_max=5) for name in (engine, "reference"))
+    bound = float(np.abs(found.lower_bound_ - expected.lower_bound_).max())
+    equal = float((found.labels_ == expected.labels_).mean())
+    good = bound <= MAX_BOUND_DIFFERENCE and equal >= MIN_EQUAL_LABELS
+    return f"lower bound within {bound:.0e} of the reference, {equal:.2%} of labels equal", good
+
+
+def _test_pca(engine: str) -> tuple[str, bool]:
+    rng = np.random.default_rng(0)
+    patterns = np.exp(-np.arange(10) / 3)[:, None] * rng.normal(size=(10, 100))
+    maps = np.maximum(rng.normal(size=(6, 200, 10)) @ patterns, 0).astype(np.float32)
+    found, expected = pca(maps, 2, engine=engine), pca(maps, 2, engine="reference")
+    difference = float(np.abs(found.scores - expected.scores).max() / np.abs(expected.scores).max())
+    return f"scores within {difference:.0e} of the reference", difference <= MAX_SCORE_DIFFERENCE
+
+
+def _test_repeat(engine: str) -> tuple[str, bool]:
+    """The same filters, together and apart, must give the same bits."""
+    scores, keys = _problem(8, 200), np.arange(8)
+    sweep = GaussianMixtureSweep(k_max=4, n_init=2, max_iter=1000, engine=engine)
+    whole = sweep.fit(scores, keys=keys).lower_bound_
+    apart = np.concatenate([sweep.fit(scores[i : i + 3], keys=keys[i : i + 3]).lower_bound_ for i in (0, 3, 6)])
+    good = bool(np.array_equal(whole, apart))
+    return "bitwise equal in other blocks of filters" if good else "results depend on the block of filters", good
+
+
+def _benchmark() -> str:
+    """Time of a sweep on the device beside the floor of the cost model."""
+    attributes = gpu.require().cuda.Device().attributes
+    clock_hz = attributes.get("ClockRate", 1.5e6) * 1e3
+    device = cost.Device("this device", attributes["MultiProcessorCount"], clock_hz, 1e12, 0)
+    scores = _problem(BENCHMARK_FILTERS, 1000)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        sweep = _fit(scores, "cuda")
+        seconds.append(time.perf_counter() - start)
+    sizes = cost.Sweep(len(scores), 1000, em_iterations=float(sweep.n_iter_.mean()))
+    floor = sum(stage.floor_seconds(device) for stage in cost.sweep_stages(sizes))
+    return (
+        f"cuda      speed          {min(seconds):.4f} s for {len(scores)} filters, N = 1000, d = 2, K = 2 … 10; "
+        f"the cost model's floor is {floor:.4f} s"
+    )
+
+
+def _estimate(settings: Settings, engine: str, job: JobSize) -> str:
+    """Time to fit a whole job: what a short probe shows one fit to take here, times the number of fits.
+
+    The work of a mixture is the cost model's, so that few problems stand for many; that of the principal components is
+    probed for each size of map.
+    """
+    n_samples, dims, gmm = settings.probe.samples, settings.pca.dims, settings.gmm
+    n_fits = job.n_batches * job.n_checkpoints  # of each filter
+
+    def work(filters: int) -> float:
+        sweep = cost.Sweep(filters, n_samples, dims, gmm.k_min, gmm.k_max, gmm.n_init)
+        return sum(stage.instructions for stage in cost.sweep_stages(sweep))
+
+    rng = np.random.default_rng(0)
+    few = rng.normal(size=(8, n_samples, dims)).astype(np.float32)
+    arguments = gmm.of_a_sweep
+    probed, filters = _grow(lambda n: _fit(np.tile(few, (n, 1, 1)), engine, **arguments), len(few))
+    mixtures = probed / work(filters) * work(job.n_filters) * n_fits * gmm.repeats
+
+    def seconds_for_components(pixels: int) -> float:
+        maps = rng.normal(size=(2, n_samples, pixels)).clip(0).astype(np.float32)
+        seconds, filters = _grow(lambda n: pca(np.tile(maps, (n, 1, 1)), dims, engine=engine), len(maps), 0.1)
+        return seconds / filters
+
+    of_each_size = {pixels: seconds_for_components(pixels) for _, pixels in job.layers}
+    components = n_fits * sum(filters * of_each_size[pixels] for filters, pixels in job.layers)
+    return (
+        f"estimate  {mixtures + components:.2g} s on the {engine} engine to fit {job.n_filters:,} filters in "
+        f"{job.n_batches} batches of N = {n_samples} at {job.n_checkpoints} checkpoints, K = {gmm.k_min} … "
+        f"{gmm.k_max}, n_init = {gmm.n_init}: mixtures {mixtures:.2g} s, principal components {components:.2g} s"
+    )
+
+
+def _grow(work: Callable[[int], object], size: int, enough_s: float = 0.5) -> tuple[float, int]:
+    """Run ``work(n)`` with n doubling until it takes ``enough_s``; seconds and ``n * size`` of the last run."""
+    n = 1
+    work(n)  # compiles
+    while True:
+        start = time.perf_counter()
+        work(n)
+        seconds = time.perf_counter() - start
+        if seconds > enough_s or n >= 1024:
+            return seconds, n * size
+        n *= 2

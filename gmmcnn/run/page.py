@@ -1,0 +1,53 @@
+"""The page of a run: the analysis of its network as it is now, with what the folder holds beside it."""
+
+from dataclasses import asdict
+from importlib.metadata import version
+
+import pandas as pd
+
+from gmmcnn import config
+from gmmcnn.analysis import Analysis
+from gmmcnn.files import write_aside
+from gmmcnn.progress import say
+from gmmcnn.pruning.masks import load_mask
+from gmmcnn.report.compose import page_of
+from gmmcnn.run import stages as activations
+from gmmcnn.run.folder import Run
+
+
+def write(job: Run) -> None:
+    """Write the page on a run's network as it is now."""
+    analysis = activations.analysis(job, job.checkpoints[-1])
+    job.require_own_training()
+    page = page_of(
+        analysis,
+        facts=_settings_as_facts(job.settings),
+        metrics=job.metrics,
+        masking=_masking(job, analysis),
+        class_names=None if job.settings.extract.source else list(job.data.class_names),
+    )
+    path = job.folder / "report.html"
+    write_aside(path, page)
+    say(f"Report: {path}")
+
+
+def _masking(job: Run, analysis: Analysis) -> pd.DataFrame | None:
+    """What masking does to the network; None where nothing was masked, or other filters than are anomalous now."""
+    mask, masking = job.folder / "mask.json", job.folder / "masking.csv"
+    if not (mask.exists() and masking.exists()) or load_mask(mask) != analysis.screening.anomalous:
+        return None
+    return job.table(masking.name, "prune", ("mask", "n_filters"))
+
+
+def _settings_as_facts(settings: config.Settings) -> dict[str, str]:
+    """Settings that a reader of the report asks for."""
+    train = settings.train
+    facts = {"Seed": str(settings.seed), "Engine": settings.engine.name, "Feature maps": settings.extract.tap}
+    if not (settings.model.checkpoint or settings.extract.source):
+        facts["Training"] = (
+            f"{train.epochs} epochs of {train.optimizer}, "
+            f"learning rate {train.learning_rate:g}, batches of {train.batch_size}"
+        )
+    gmm = {key: value for key, value in asdict(settings.gmm).items() if key not in ("k_min", "k_max")}
+    facts["Mixtures"] = ", ".join(f"{key} {value:g}" for key, value in gmm.items())
+    return facts | {name: version(name) for name in ("gmmcnn", "torch")}

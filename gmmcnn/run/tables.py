@@ -1,0 +1,57 @@
+"""The tables of a run: CSV and Parquet files, and the one on the console."""
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+from gmmcnn.analysis import Analysis
+from gmmcnn.run.folder import Checkpoint, Run
+
+
+def write(job: Run, analyses: dict[Checkpoint, Analysis]) -> None:
+    """Write ``filters.csv`` and ``.parquet``, ``outliers.csv`` and ``metrics.csv``.
+
+    Rows of all checkpoints follow each other; ``checkpoint`` and ``epoch`` say which they belong to. The counts of the
+    analysed epochs stand in ``metrics.csv`` beside losses and accuracies.
+    """
+    filters = _joined(analyses, {checkpoint: analysis.filters for checkpoint, analysis in analyses.items()})
+    filters.to_csv(job.folder / "filters.csv", index=False)
+    filters.to_parquet(job.folder / "filters.parquet", index=False)
+    outliers = _joined(analyses, {checkpoint: analysis.outliers for checkpoint, analysis in analyses.items()})
+    outliers.to_csv(job.folder / "outliers.csv", index=False)
+    counts = pd.DataFrame([_counts(checkpoint, analysis) for checkpoint, analysis in analyses.items()])
+    if all(checkpoint.epoch is not None for checkpoint in analyses):
+        counts = job.training_metrics.merge(counts.drop(columns="checkpoint"), on="epoch", how="left")
+    counts.to_csv(job.folder / "metrics.csv", index=False)
+
+
+def layers(analysis: Analysis) -> Table:
+    """Table for the console: one row per layer."""
+    table = Table(title=analysis.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer", no_wrap=True)
+    for column in ("filters", "live", "unbalanced", "separated", "active", "anomalous"):
+        table.add_column(column, justify="right")
+    for layer, rows in analysis.filters.groupby("layer", sort=False):
+        live = (rows["status"] == "ok").sum()
+        criteria = [rows[name].sum() for name in ("unbalanced", "separated", "active", "anomalous")]
+        table.add_row(str(layer), *(f"{int(n)}" for n in (len(rows), live, *criteria)))
+    return table
+
+
+def _joined(analyses: dict[Checkpoint, Analysis], tables: dict[Checkpoint, pd.DataFrame]) -> pd.DataFrame:
+    columns = {checkpoint: {"checkpoint": checkpoint.name, "epoch": checkpoint.epoch} for checkpoint in analyses}
+    parts = [table.assign(**columns[checkpoint]) for checkpoint, table in tables.items()]
+    joined = pd.concat(parts, ignore_index=True)
+    return joined[["checkpoint", "epoch", *tables[next(iter(tables))].columns]]
+
+
+def _counts(checkpoint: Checkpoint, analysis: Analysis) -> dict[str, object]:
+    filters = analysis.filters
+    return {
+        "checkpoint": checkpoint.name,
+        "epoch": checkpoint.epoch,
+        "anomalous_filters": int(filters["anomalous"].sum()),
+        "flagged_per_batch": analysis.screening.flagged_per_batch,
+        "live_filters": int((filters["status"] == "ok").sum()),
+        "outlier_samples": len(analysis.outliers),
+    }

@@ -1,0 +1,259 @@
+"""Screening on hand-made fits whose verdicts can be told by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from gmmcnn import config
+from gmmcnn.experiments import thresholds
+from gmmcnn.filters.fits import Fits, LayerFits
+from gmmcnn.filters.fitting import fit_maps
+from gmmcnn.filters.outliers import find_outliers
+from gmmcnn.filters.rules import Active, Unbalanced
+from gmmcnn.filters.screening import Screening, cluster_sizes, saturation, screen, wilson_interval
+
+K_MIN, K_MAX, N = 2, 3, 40
+
+
+def layer_of(sizes: list[list[int]], ch: list[float], activation: list[float], **changes) -> LayerFits:
+    """Filters in one batch with clusters of these sizes, these CH values and mean activations."""
+    n_filters = len(sizes)
+    labels = np.full((n_filters, 1, N), -1, np.int16)
+    for row, counts in zip(labels[:, 0], sizes, strict=True):
+        filled = np.repeat(np.arange(len(counts)), counts)
+        row[: len(filled)] = filled
+    chosen = np.array([[len(counts)] for counts in sizes])
+    index = np.full((n_filters, 1, K_MAX - K_MIN + 1), np.nan)
+    for row, k, value in zip(index[:, 0], chosen[:, 0], ch, strict=True):
+        if k:
+            row[k - K_MIN] = value
+    shape = (n_filters, 1)
+    fits = LayerFits(
+        scores=np.zeros((*shape, N, 2), np.float32),
+        explained_variance=np.ones((*shape, 2)),
+        mean_activation=np.array(activation)[:, None],
+        active_share=np.ones(shape),
+        status=np.where(chosen > 0, "ok", "dead"),
+        n_components=chosen,
+        labels=labels,
+        calinski_harabasz=index,
+        lower_bound=np.zeros(index.shape),
+        n_iter=np.ones(index.shape, np.int64),
+        converged=np.ones(index.shape, bool),
+        weights=np.full((*shape, K_MAX), np.nan),
+        means=np.full((*shape, K_MAX, 2), np.nan),
+        covariances=np.full((*shape, K_MAX, 2, 2), np.nan),
+    )
+    return replace(fits, **changes)
+
+
+def batches_of(*batches: LayerFits) -> LayerFits:
+    """Put the batches of the same filters beside each other."""
+    names = LayerFits.__dataclass_fields__
+    return LayerFits(**{name: np.concatenate([getattr(b, name) for b in batches], axis=1) for name in names})
+
+
+def repeats_of(*clusterings: LayerFits) -> LayerFits:
+    """Clusterings of the same batch beside each other."""
+    maps = ("scores", "explained_variance", "mean_activation", "active_share")
+    return replace(batches_of(*clusterings), **{name: getattr(clusterings[0], name) for name in maps})
+
+
+def screened(*layers: LayerFits, **thresholds) -> Screening:
+    fits = Fits({f"conv{number}": layer for number, layer in enumerate(layers, 1)}, K_MIN, K_MAX)
+    return screen(fits, config.Screen(**thresholds))
+
+
+# Filter 0 has all three marks; each of the others lacks one; filter 4 is dead.
+ONE_OF_EACH = layer_of(
+    sizes=[[37, 3], [20, 20], [37, 3], [37, 3], []],
+    ch=[100, 100, 10, 100, 0],
+    activation=[1.0, 1.0, 1.0, 0.1, 9.0],
+)
+
+
+def test_a_filter_is_anomalous_when_all_three_criteria_hold():
+    filters = screened(ONE_OF_EACH).filters
+    assert filters["unbalanced"].tolist() == [True, False, True, True, False]
+    assert filters["separated"].tolist() == [True, True, False, True, False]
+    assert filters["active"].tolist() == [True, True, True, False, False]
+    assert filters["anomalous"].tolist() == [True, False, False, False, False]
+    assert filters["status"].tolist() == ["ok"] * 4 + ["dead"]
+
+
+def test_the_table_has_the_documented_columns():
+    about = {"layer", "filter", "status"}
+    measured = {"n_components", "calinski_harabasz", "smallest_cluster", "n_small_clusters", "mean_activation"}
+    verdict = {"unbalanced", "separated", "active", "anomalous", "flag_frequency"}
+    assert about | measured | verdict <= set(screened(ONE_OF_EACH).filters.columns)
+
+
+@pytest.mark.parametrize(("small_cluster", "flagged"), [(2, 0), (3, 1), (19, 1)])
+def test_lambda_is_the_largest_size_that_counts_as_small(small_cluster, flagged):
+    assert screened(ONE_OF_EACH, small_cluster=small_cluster).filters["anomalous"].sum() == flagged
+
+
+def test_alpha_is_the_number_of_small_clusters_needed():
+    layer = layer_of([[36, 2, 2], [38, 2], [20, 20]], ch=[9, 9, 9], activation=[1, 1, 1])
+    assert screened(layer, min_small_clusters=2).filters["unbalanced"].tolist() == [True, False, False]
+
+
+def test_a_near_dead_filter_is_never_anomalous_and_moves_no_average():
+    near_dead = layer_of(
+        [[37, 3], [37, 3]], ch=[1e10, 10.0], activation=[50.0, 1.0], active_share=np.array([[0.02], [1.0]])
+    )
+    filters = screened(near_dead, average="mean").filters
+    assert filters["status"].tolist() == ["near_dead", "ok"]
+    assert filters["anomalous"].tolist() == [False, True]
+    assert filters["ch_over_average"][1] == 1.0
+    assert filters["activation_over_average"][1] == 1.0
+
+
+@pytest.mark.parametrize("min_frequency", [0.5, 0.3])
+def test_a_filter_that_is_near_dead_in_most_batches_is_not_anomalous_for_the_others(min_frequency):
+    flagged = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[1, 1])
+    silent = replace(flagged, active_share=np.array([[0.02], [1.0]]))
+    layer = batches_of(flagged, *[silent] * (1 if min_frequency == 0.5 else 2))
+    filters = screened(layer, min_frequency=min_frequency).filters
+    assert filters["status"].tolist() == ["near_dead", "ok"]
+    assert filters["flag_frequency"][0] >= min_frequency
+    assert filters["anomalous"].tolist() == [False, True]
+    settings = config.Screen(min_frequency=min_frequency)
+    fits = Fits({"conv1": layer}, K_MIN, K_MAX)
+    assert thresholds.counts(fits, settings, thresholds.point(settings, by_frequency=True)).item() == 1
+
+
+def test_the_median_withstands_one_filter_with_a_huge_index_and_the_mean_does_not():
+    layer = layer_of([[37, 3]] * 3, ch=[1e9, 10, 10], activation=[1, 1, 1])
+    assert screened(layer).filters["separated"].tolist() == [True, True, True]
+    assert screened(layer, average="mean").filters["separated"].tolist() == [True, False, False]
+
+
+def test_scope_network_compares_across_layers():
+    quiet = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[0.1, 0.1])
+    loud = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[1, 1])
+    assert screened(quiet, loud).filters["active"].all()
+    assert screened(quiet, loud, scope="network").filters["active"].tolist() == [False, False, True, True]
+
+
+def test_flag_frequency_is_the_share_of_batches_that_flag_a_filter():
+    flagged = layer_of([[37, 3], [20, 20]], ch=[10, 10], activation=[1, 1])
+    unflagged = layer_of([[20, 20], [20, 20]], ch=[10, 10], activation=[1, 1])
+    screening = screened(batches_of(flagged, unflagged, unflagged))
+    assert screening.filters["flag_frequency"].tolist() == pytest.approx([1 / 3, 0])
+    assert not screening.filters["anomalous"].any()
+    assert screening.flagged_per_batch == pytest.approx(1 / 3)
+    again = screened(batches_of(flagged, unflagged, unflagged), min_frequency=0.3)
+    assert again.anomalous == {"conv1": [0]}
+
+
+def test_batches_are_compared_with_their_own_averages():
+    weak = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[1, 1])
+    strong = layer_of([[37, 3]] * 2, ch=[1000, 1000], activation=[1, 1])
+    assert screened(batches_of(weak, strong)).batches["ch_over_average"].tolist() == [1.0] * 4
+
+
+def test_repeats_are_screened_each_and_counted_together():
+    flagged = layer_of([[37, 3], [20, 20]], ch=[10, 10], activation=[1, 1])
+    unflagged = layer_of([[20, 20], [14, 13, 13]], ch=[10, 10], activation=[1, 1])
+    first, second = repeats_of(flagged, flagged, unflagged), repeats_of(unflagged, unflagged, unflagged)
+    screening = screened(batches_of(first, second))
+    assert screening.batches["batch"].tolist() == [0, 0, 0, 1, 1, 1] * 2
+    assert screening.batches["repeat"].tolist() == [0, 1, 2] * 4
+    assert screening.batches["flagged"].tolist() == [True, True] + [False] * 10
+    assert screening.flagged_per_batch == pytest.approx(1 / 3)
+    assert screening.filters["flag_frequency"].tolist() == pytest.approx([1 / 3, 0])
+    assert screening.filters["n_components"].tolist() == [2, 3]
+    assert screening.filters["n_components_share"].tolist() == pytest.approx([1, 2 / 3])
+
+
+def test_an_outlier_is_one_in_half_of_the_repeats():
+    ends = [layer_of([sizes], ch=[10], activation=[1]) for sizes in ([37, 3], [38, 2], [20, 20], [20, 20])]
+    fits = Fits({"conv1": repeats_of(*ends)}, K_MIN, K_MAX)
+    outliers = find_outliers(fits, screen(fits, config.Screen()), small_cluster=5)
+    assert outliers["sample"].tolist() == [38, 39]  # 37 in one repeat of four
+    assert outliers["n_filters"].tolist() == [1, 1]
+
+
+def test_repeated_fits_are_independent_and_the_first_is_that_of_one_repeat():
+    maps = np.random.default_rng(0).gamma(0.3, size=(2, 3 * N, 5)).astype(np.float32)
+    one, three = (
+        fit_maps(maps, "conv1", range(2), range(3), config.Settings(gmm=config.Gmm(n_init=1, repeats=repeats)))
+        for repeats in (1, 3)
+    )
+    assert (one.repeats, three.repeats) == (1, 3)
+    np.testing.assert_array_equal(three.scores, one.scores)
+    np.testing.assert_array_equal(three.labels[:, ::3], one.labels)
+    np.testing.assert_array_equal(three.calinski_harabasz[:, ::3], one.calinski_harabasz)
+    index = three.calinski_harabasz.reshape(2, 3, 3, -1)
+    assert (index[:, :, 0] != index[:, :, 1]).any(axis=-1).all()
+    assert (index[:, :, 1] != index[:, :, 2]).any(axis=-1).all()
+
+
+@pytest.mark.parametrize("n_batches", [1, 4, 10])
+def test_the_interval_is_wilsons(n_batches):
+    flagged = np.arange(n_batches + 1)
+    low, high = wilson_interval(pd.Series(flagged / n_batches), n_batches)
+    expected = [binomtest(int(k), n_batches).proportion_ci(method="wilson") for k in flagged]
+    np.testing.assert_allclose(low, [ends.low for ends in expected], atol=1e-4)
+    np.testing.assert_allclose(high, [ends.high for ends in expected], atol=1e-4)
+
+
+def test_own_rules_replace_the_three():
+    fits = Fits({"conv1": ONE_OF_EACH}, K_MIN, K_MAX)
+    screening = screen(fits, config.Screen(), rules=[Unbalanced(1), Active(0.5)])
+    assert screening.anomalous == {"conv1": [0, 2]}
+    assert "separated" not in screening.filters
+
+
+def test_every_verdict_comes_with_its_reason():
+    reasons = screened(ONE_OF_EACH).filters["reason"]
+    assert reasons[0].startswith("smallest cluster 3, CH 1.0 × layer median, activation ")
+    assert reasons[4] == "constant on every sample"
+
+
+def test_outliers_are_the_members_of_small_clusters_of_flagged_filters():
+    twice = layer_of([[37, 3], [38, 2]], ch=[10, 10], activation=[1, 1])
+    fits = Fits({"conv1": batches_of(twice, twice)}, K_MIN, K_MAX)
+    outliers = find_outliers(fits, screen(fits, config.Screen()), small_cluster=5)
+    assert outliers["sample"].tolist() == [38, 39, 78, 79, 37, 77]
+    assert outliers["batch"].tolist() == [0, 0, 1, 1, 0, 1]
+    assert outliers["n_filters"].tolist() == [2, 2, 2, 2, 1, 1]
+    assert outliers["filters"][0] == "conv1:0, conv1:1"
+
+
+def test_no_flag_no_outliers():
+    fits = Fits({"conv1": layer_of([[20, 20]], ch=[10], activation=[1])}, K_MIN, K_MAX)
+    outliers = find_outliers(fits, screen(fits, config.Screen()), small_cluster=5)
+    assert outliers.empty
+    assert list(outliers.columns) == ["sample", "batch", "n_filters", "filters"]
+
+
+@given(st.lists(st.lists(st.integers(-1, 4), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_cluster_sizes_count_what_numpy_counts(labels):
+    sizes = cluster_sizes(np.array(labels, np.int16), 5)
+    assert sizes.tolist() == [[row.count(k) for k in range(5)] for row in labels]
+
+
+@pytest.mark.parametrize(("n_samples", "verdict"), [(100, "saturated"), (200, "informative"), (1000, "strict")])
+def test_the_saturation_ratio_is_commented_on(n_samples, verdict):
+    ratio, comment = saturation(n_samples, k_max=10, small_cluster=5)
+    assert ratio == 50 / n_samples
+    assert verdict in comment
+    assert f"{ratio:.2f}" in comment
+
+
+def test_thousands_of_filters_are_screened_at_once():
+    rng, n_filters = np.random.default_rng(0), 4000
+    sizes = [[N - k, k] for k in rng.integers(1, 20, n_filters)]
+    layer = layer_of(sizes, ch=rng.uniform(1, 9, n_filters), activation=rng.uniform(0, 1, n_filters))
+    filters = screened(layer).filters
+    assert len(filters) == n_filters
+    pd.testing.assert_series_equal(
+        filters["anomalous"], filters[["unbalanced", "separated", "active"]].all(axis=1), check_names=False
+    )
