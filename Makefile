@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick kernels lint bench bench-rivals evidence clean
+.PHONY: help demo test test-quick mutants kernels lint bench bench-rivals evidence clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ test: .venv/dev ## Run all tests.
 
 test-quick: .venv/dev ## Run the tests that take less than ten seconds each.
 	$(BIN)/python -m pytest -n auto --dist loadfile -q -m "not slow" $(ARGS)
+
+mutants: .venv/dev ## Change the code at a hundred places, one at a time, and see whether the tests notice: ARGS="filters/rules.py".
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 kernels: .venv/dev .venv/nvrtc ## Compile the CUDA kernels for every supported GPU; needs no GPU and no driver.
 	LD_LIBRARY_PATH=$(CURDIR)/.venv/nvrtc/nvidia/cu13/lib PYTHONPATH=.venv/nvrtc GMMCNN_REQUIRE_NVRTC=1 \
