@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--block-samples", type=int, default=200)
+    parser.add_argument("--probe-samples", type=int, default=200)
     parser.add_argument("--threads", type=int, default=None, help="of torch; the bare pass uses the same")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -60,10 +60,10 @@ def main() -> None:
     bytes_per_sample = 4 * (2 * 64 * 1024 + 2 * 128 * 256 + 2 * 256 * 64)
     images = RandomImages(int(arguments.gigabytes * 1e9) // bytes_per_sample + 1)
 
-    forward_s = time_forward(model, images, arguments.block_samples)
+    forward_s = time_forward(model, images, arguments.probe_samples)
     shutil.rmtree(arguments.folder, ignore_errors=True)
     start = time.perf_counter()
-    store = extract(model, images, arguments.folder, block_samples=arguments.block_samples)
+    store = extract(model, images, arguments.folder, probe_samples=arguments.probe_samples)
     extract_s = time.perf_counter() - start
     start = time.perf_counter()
     for layer in store.layers:

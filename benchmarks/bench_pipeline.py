@@ -60,7 +60,7 @@ def analysed(store: ActivationStore, settings: config.Settings) -> pd.DataFrame:
     """Our table of filters; the fits are kept on disk, as always."""
     folder = Path(tempfile.mkdtemp(dir=cases.cache_folder()))
     try:
-        fits = fit_store(store, folder, batch_samples=cases.DEFAULT_BATCH, settings=settings)
+        fits = fit_store(store, folder, n_samples=cases.DEFAULT_BATCH, settings=settings)
         return screen(fits, settings.screen).filters
     finally:
         shutil.rmtree(folder)

@@ -22,7 +22,7 @@ import numpy as np, torch
 maps = np.random.default_rng(0).normal(size=(2, 60, 50)).astype(np.float32)
 start = time.process_time()
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
-from gmmcnn.principal_components import pca
+from gmmcnn.principal_components.pca import pca
 imported = time.process_time()
 scores = pca(maps, int(sys.argv[1]), engine="cpu").scores
 reduced = time.process_time()

@@ -62,7 +62,7 @@ def trained_store() -> ActivationStore:
         seed=0,
     )
     train(model, data, config.Train(epochs=EPOCHS), folder / "train", seed=0)
-    return extract(model, images[: len(images) // 1000 * 1000], folder / "maps", block_samples=1000)
+    return extract(model, images[: len(images) // 1000 * 1000], folder / "maps", probe_samples=1000)
 
 
 def trained_maps(n_samples: int, store: ActivationStore | None = None) -> list[NDArray[np.float32]]:

@@ -45,7 +45,7 @@ class Network:
         folder = cases.cache_folder() / named
         train(model, data, config.Train(epochs=self.epochs), folder / "train", seed=self.seed)
         images = data.train.images
-        return extract(model, images[: len(images) // 1000 * 1000], folder / "maps", block_samples=1000)
+        return extract(model, images[: len(images) // 1000 * 1000], folder / "maps", probe_samples=1000)
 
 
 def live_scores(network: Network, n_samples: int, n_problems: int) -> NDArray[np.float32]:

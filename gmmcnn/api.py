@@ -114,13 +114,13 @@ def analyze_samples(
                 tap=settings.extract.tap,
                 layers=layers,
                 dtype=settings.extract.dtype,
-                batch_samples=settings.extract.batch_samples,
-                block_samples=settings.probe.samples,
+                forward_samples=settings.extract.forward_samples,
+                probe_samples=settings.probe.samples,
                 advance=advance,
             )
         with progress("fits", fitting.n_fits(store, settings.probe.samples), "fits") as advance:
             fits = fitting.fit_store(
-                store, Path(scratch) / "fits", batch_samples=settings.probe.samples, settings=settings, advance=advance
+                store, Path(scratch) / "fits", n_samples=settings.probe.samples, settings=settings, advance=advance
             )
     return Analysis(
         fits=fits,

@@ -160,7 +160,7 @@ class Extract(_Group):
     """Dotted names of Conv2d layers; None takes all."""
     dtype: str = "float32"
     """``float32`` or ``float16``."""
-    batch_samples: int = 256
+    forward_samples: int = 256
     """Samples in one forward pass, at most; large maps are taken in smaller ones."""
     source: str | None = None
     """Feature maps to take in place of a model's: a ``.npy`` file or Zarr array of shape (N, C, H, W) or (N, C, P),
@@ -173,7 +173,7 @@ class Extract(_Group):
         _require_one_of("extract.tap", self.tap, ("post_activation", "branch", "pre_activation"))
         _require_one_of("extract.dtype", self.dtype, ("float32", "float16"))
         _require_one_of("extract.keep_maps", self.keep_maps, ("all", "last", "none"))
-        _require(self.batch_samples >= 1, "extract.batch_samples", self.batch_samples, ">= 1")
+        _require(self.forward_samples >= 1, "extract.forward_samples", self.forward_samples, ">= 1")
 
 
 @dataclass
@@ -374,7 +374,12 @@ _SECTIONS = ("probe", "extract", "pca", "gmm", "screen")
 _UNREAD = ("layers", "source", "keep_maps")
 """Of the settings of these groups: what says where maps come from and what is kept of them in a run folder."""
 
-_RENAMED = {"random_state": "seed", "engine": "engine.name", "threads": "engine.threads"}
+_RENAMED = {
+    "random_state": "seed",
+    "engine": "engine.name",
+    "threads": "engine.threads",
+    "batch_samples": "extract.forward_samples",  # an earlier name
+}
 
 
 def settings_from(given: Mapping[str, Any], *, n_samples: int) -> Settings:

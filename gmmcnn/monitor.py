@@ -208,8 +208,8 @@ class OverfittingMonitor:
                 self.images,
                 self._taps,
                 dtype=extract.dtype,
-                batch_samples=extract.batch_samples,
-                block_samples=probe.samples,
+                forward_samples=extract.forward_samples,
+                probe_samples=probe.samples,
             )
         batches = range(len(self.images) // probe.samples)
         layers = {

@@ -24,7 +24,7 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ActivationStore:
     """Maps of a random network, which take the place of the trained one's."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU())
-    store = extract(network, torch.rand(3 * SAMPLES, 1, 16, 16), tmp_path / "maps", block_samples=SAMPLES)
+    store = extract(network, torch.rand(3 * SAMPLES, 1, 16, 16), tmp_path / "maps", probe_samples=SAMPLES)
     monkeypatch.setattr(cases, "trained_store", lambda: store)
     monkeypatch.setattr(cases, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(cases, "pool", lambda: Parallel(n_jobs=1))

@@ -36,7 +36,7 @@ class ProbeSet:
     n_batches: int
 
     @property
-    def batch_samples(self) -> int:
+    def n_samples(self) -> int:
         """Samples in a batch (N)."""
         return len(self.samples) // self.n_batches
 

@@ -111,7 +111,7 @@ def measure_cell(
     isolated : Isolated
     cell : Cell
     settings : config.Settings
-        Its ``extract`` (tap, dtype, ``batch_samples``), ``pca``, ``gmm``, ``engine`` and ``seed``.
+        Its ``extract`` (tap, dtype, ``forward_samples``), ``pca``, ``gmm``, ``engine`` and ``seed``.
     images : (N, C, H, W) float32
         The first of them are the probe set.
 
@@ -148,7 +148,7 @@ def _extract(cell: Cell, settings: config.Settings, images: NDArray[np.float32],
     costs = costs_of(lambda: _store(network, pixels, folder / "maps.zarr", cell.samples, settings))
     start = time.perf_counter()
     with torch.no_grad():
-        for batch in pixels.split(min(cell.samples, settings.extract.batch_samples)):
+        for batch in pixels.split(min(cell.samples, settings.extract.forward_samples)):
             network(batch)
     return costs | {"forward_seconds": time.perf_counter() - start}
 
@@ -157,9 +157,7 @@ def _fit(cell: Cell, settings: config.Settings, folder: Path) -> dict[str, float
     """Costs of fitting what :func:`_extract` left in the folder, in this process."""
     _warm_up(settings, fit=True)
     store, done = ActivationStore.open(folder / "maps.zarr"), list[Fits]()
-    costs = costs_of(
-        lambda: done.append(fit_store(store, folder / "fits", batch_samples=cell.samples, settings=settings))
-    )
+    costs = costs_of(lambda: done.append(fit_store(store, folder / "fits", n_samples=cell.samples, settings=settings)))
     layers = done[0].layers.values()
     iterations = np.concatenate([layer.n_iter[layer.status == "ok"].ravel() for layer in layers])
     live = np.concatenate([(layer.status == "ok").ravel() for layer in layers])
@@ -174,16 +172,16 @@ def _warm_up(settings: config.Settings, *, fit: bool) -> None:
         network = build(Cell(2, 1, 4, samples, 1), 1, seed=0).eval()
         store = _store(network, images, Path(scratch) / "maps.zarr", samples, settings)
         if fit:
-            fit_store(store, Path(scratch) / "fits", batch_samples=samples, settings=settings)
+            fit_store(store, Path(scratch) / "fits", n_samples=samples, settings=settings)
 
 
 def _store(
-    network: nn.Module, pixels: Tensor, path: Path, batch_samples: int, settings: config.Settings
+    network: nn.Module, pixels: Tensor, path: Path, n_samples: int, settings: config.Settings
 ) -> ActivationStore:
     chosen = settings.extract
     return extract(
-        network, pixels, path, tap=chosen.tap, dtype=chosen.dtype, batch_samples=chosen.batch_samples,
-        block_samples=batch_samples,
+        network, pixels, path, tap=chosen.tap, dtype=chosen.dtype, forward_samples=chosen.forward_samples,
+        probe_samples=n_samples,
     )  # fmt: skip
 
 

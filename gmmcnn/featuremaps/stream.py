@@ -46,8 +46,8 @@ def extract(
     tap: str = "post_activation",
     layers: list[str] | None = None,
     dtype: str = "float32",
-    batch_samples: int = 256,
-    block_samples: int | None = None,
+    forward_samples: int = 256,
+    probe_samples: int | None = None,
     attributes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     advance: Advance | None = None,
@@ -70,11 +70,11 @@ def extract(
         As in :func:`~gmmcnn.featuremaps.capture.find_taps`.
     dtype : {"float32", "float16"}
         Of the stored values.
-    batch_samples : int
+    forward_samples : int
         Samples in one forward pass, at most.
-    block_samples : int, optional
-        Samples that will be read together: the size of a probe batch. Blocks are this size, or equal parts of it
-        where it is too large.
+    probe_samples : int, optional
+        Samples that will be read together: N, the size of a probe batch; None takes all. Blocks are this size, or
+        equal parts of it where it is too large.
     attributes : mapping, optional
         JSON kept in the store: model, checkpoint, probe samples.
     overwrite : bool
@@ -105,7 +105,7 @@ def extract(
             "dtype": dtype,
             "attributes": _as_json({**(attributes or {}), "extraction": origin}),
         }
-        block = _block_samples(taps, block_samples or len(source), len(source), batch_samples)
+        block = _block_samples(taps, probe_samples or len(source), len(source), forward_samples)
         store = _open_or_create(Path(path), contents, block, overwrite=overwrite)
         _fill(store, model, taps, source, advance or (lambda n=1, /: None))
     return ActivationStore.open(path)
@@ -117,8 +117,8 @@ def feature_maps(
     taps: Taps,
     *,
     dtype: str = "float32",
-    batch_samples: int = 256,
-    block_samples: int | None = None,
+    forward_samples: int = 256,
+    probe_samples: int | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Feature maps of all images, in memory: what :func:`extract` would store.
 
@@ -129,7 +129,7 @@ def feature_maps(
     images : (N, …) Tensor
     taps : Taps
         What :func:`~gmmcnn.featuremaps.capture.find_taps` found for this model.
-    dtype, batch_samples, block_samples
+    dtype, forward_samples, probe_samples
         As in :func:`extract`.
 
     Returns
@@ -139,7 +139,7 @@ def feature_maps(
     """
     shapes = {tap.layer: (tap.n_filters, len(images), tap.height, tap.width) for tap in taps.analysed}
     gathered = {layer: torch.empty(shape) for layer, shape in shapes.items()}
-    size = _block_samples(taps, block_samples or len(images), len(images), batch_samples)
+    size = _block_samples(taps, probe_samples or len(images), len(images), forward_samples)
     for start in range(0, len(images), size):
         samples = slice(start, start + size)
 
@@ -254,7 +254,7 @@ def import_activations(
     *,
     layer: str = "imported",
     dtype: str = "float32",
-    block_samples: int | None = None,
+    probe_samples: int | None = None,
     attributes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     advance: Advance | None = None,
@@ -282,7 +282,7 @@ def import_activations(
     taps = Taps("imported", (tap,), (), peak_bytes_per_sample=n_filters * height * width * 4)
     if overwrite and Path(path).exists():
         discard(path)
-    block = _block_samples(taps, block_samples or n_samples, n_samples, n_samples)
+    block = _block_samples(taps, probe_samples or n_samples, n_samples, n_samples)
     store = ActivationStore.create(
         path, [tap], n_samples, block_samples=block, dtype=dtype, attributes=_as_json(attributes or {})
     )
@@ -420,10 +420,10 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: st
     return names
 
 
-def _block_samples(taps: Taps, probe_samples: int, n_samples: int, batch_samples: int) -> int:
+def _block_samples(taps: Taps, probe_samples: int, n_samples: int, forward_samples: int) -> int:
     """Equal parts of a probe batch, each small enough for one forward pass."""
     probe_samples = min(probe_samples, n_samples)
-    most = max(1, min(batch_samples, BYTES_PER_BLOCK // taps.peak_bytes_per_sample))
+    most = max(1, min(forward_samples, BYTES_PER_BLOCK // taps.peak_bytes_per_sample))
     return math.ceil(probe_samples / math.ceil(probe_samples / most))
 
 

@@ -34,7 +34,7 @@ def fit_store(
     store: ActivationStore,
     folder: Path,
     *,
-    batch_samples: int,
+    n_samples: int,
     settings: config.Settings,
     advance: Advance = lambda n=1, /: None,
 ) -> Fits:
@@ -46,7 +46,7 @@ def fit_store(
         Complete store of B * N samples.
     folder : Path
         Holds one sub-folder for each set of settings that fits depend on.
-    batch_samples : int
+    n_samples : int
         N, samples in a probe batch.
     settings : config.Settings
         Its ``pca``, ``gmm``, ``engine`` and ``seed``.
@@ -62,25 +62,25 @@ def fit_store(
     ConfigurationError
         The store's samples are no whole number of batches.
     """
-    if store.n_samples % batch_samples:
+    if store.n_samples % n_samples:
         raise ConfigurationError(
-            f"probe.samples={batch_samples}: the store has {store.n_samples} samples; expected a divisor of that"
+            f"probe.samples={n_samples}: the store has {store.n_samples} samples; expected a divisor of that"
         )
-    fitted_in = folder / fit_key(settings, batch_samples)
+    fitted_in = folder / fit_key(settings, n_samples)
     layers = {
-        layer: _fit_layer(store, layer, fitted_in / layer, batch_samples, settings, advance) for layer in store.layers
+        layer: _fit_layer(store, layer, fitted_in / layer, n_samples, settings, advance) for layer in store.layers
     }
     return Fits(layers, settings.gmm.k_min, settings.gmm.k_max)
 
 
-def n_fits(store: ActivationStore, batch_samples: int) -> int:
+def n_fits(store: ActivationStore, n_samples: int) -> int:
     """Number of fits that a store asks for: one for each filter and probe batch."""
-    return sum(tap.n_filters for tap in store.layers.values()) * (store.n_samples // batch_samples)
+    return sum(tap.n_filters for tap in store.layers.values()) * (store.n_samples // n_samples)
 
 
-def load_fits(folder: Path, layers: list[str], batch_samples: int, settings: config.Settings) -> Fits | None:
+def load_fits(folder: Path, layers: list[str], n_samples: int, settings: config.Settings) -> Fits | None:
     """Read the fits that :func:`fit_store` kept for these settings; None where they are not all there."""
-    fitted_in = folder / fit_key(settings, batch_samples)
+    fitted_in = folder / fit_key(settings, n_samples)
     parts = {layer: _complete_parts(fitted_in / layer) for layer in layers}
     if not all(parts.values()):
         return None
@@ -88,10 +88,10 @@ def load_fits(folder: Path, layers: list[str], batch_samples: int, settings: con
     return Fits(loaded, settings.gmm.k_min, settings.gmm.k_max)
 
 
-def fit_key(settings: config.Settings, batch_samples: int) -> str:
+def fit_key(settings: config.Settings, n_samples: int) -> str:
     """Name of the settings that fits depend on: the same for equal settings, another for others."""
     how = [_FORMAT, BYTES_PER_BLOCK, gpu.resolved(settings.engine.name)]
-    what = [asdict(settings.pca), asdict(settings.gmm), settings.seed, batch_samples, how]
+    what = [asdict(settings.pca), asdict(settings.gmm), settings.seed, n_samples, how]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -99,15 +99,15 @@ def _fit_layer(
     store: ActivationStore,
     layer: str,
     folder: Path,
-    batch_samples: int,
+    n_samples: int,
     settings: config.Settings,
     advance: Advance,
 ) -> LayerFits:
-    blocks = _blocks(store, layer, batch_samples)
+    blocks = _blocks(store, layer, n_samples)
     missing = [block for block in blocks if not block.file(folder).exists()]
     n_missing = sum(block.n_fits for block in missing)
-    advance(store.layers[layer].n_filters * (store.n_samples // batch_samples) - n_missing)
-    parts = [block.part(batch_samples) for block in missing]
+    advance(store.layers[layer].n_filters * (store.n_samples // n_samples) - n_missing)
+    parts = [block.part(n_samples) for block in missing]
     maps = read_ahead(store, layer, parts)
     for block in missing:
         file = block.file(folder)
@@ -133,21 +133,21 @@ class _Block:
     def file(self, folder: Path) -> Path:
         return folder / f"batch-{self.batches.start:04d}" / f"filter-{self.filters.start:06d}.npz"
 
-    def part(self, batch_samples: int) -> tuple[slice, slice]:
+    def part(self, n_samples: int) -> tuple[slice, slice]:
         """Filters and samples."""
-        samples = slice(self.batches.start * batch_samples, self.batches.stop * batch_samples)
+        samples = slice(self.batches.start * n_samples, self.batches.stop * n_samples)
         return slice(self.filters.start, self.filters.stop), samples
 
 
-def _blocks(store: ActivationStore, layer: str, batch_samples: int) -> list[_Block]:
+def _blocks(store: ActivationStore, layer: str, n_samples: int) -> list[_Block]:
     """Divide a layer: by filters, and by probe batches too where one filter's maps of all of them are too large."""
     tap = store.layers[layer]
-    n_batches = store.n_samples // batch_samples
-    at_once = min(n_batches, max(1, BYTES_PER_BLOCK // (batch_samples * tap.height * tap.width * 4)))
+    n_batches = store.n_samples // n_samples
+    at_once = min(n_batches, max(1, BYTES_PER_BLOCK // (n_samples * tap.height * tap.width * 4)))
     blocks = []
     for first in range(0, n_batches, at_once):
         batches = range(first, min(first + at_once, n_batches))
-        samples = slice(0, len(batches) * batch_samples)
+        samples = slice(0, len(batches) * n_samples)
         slices = filter_slices(store, layer, samples=samples, bytes_per_block=BYTES_PER_BLOCK)
         blocks += [_Block(range(filters.start, filters.stop), batches) for filters in slices]
     return blocks

@@ -69,7 +69,7 @@ def require_own(job: Run, checkpoint: Checkpoint) -> dict[str, Any]:
 def read(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the last extraction into a checkpoint's folder recorded; empty where there was none, or it is damaged."""
     record = read_json(checkpoint.taps)
-    return record if isinstance(record.get("identity"), dict) else {}
+    return record if isinstance(record.get("identity"), dict) and "n_samples" in record else {}
 
 
 def write(job: Run, checkpoint: Checkpoint, identity: dict[str, Any], record: dict[str, Any]) -> None:

@@ -32,14 +32,14 @@ def extract(job: Run, checkpoint: Checkpoint) -> None:
     if not (others or damaged) and _fits(job, checkpoint) is not None:
         return
     imported = checkpoint.weights is None
-    batch_samples = _check_source(job) if imported else _check_model(job, checkpoint)
+    n_samples = _check_source(job) if imported else _check_model(job, checkpoint)
     if others:
         checkpoint.taps.unlink(missing_ok=True)
         shutil.rmtree(checkpoint.fits, ignore_errors=True)
     with job.timed("extract"):
         store = _import(job, checkpoint) if imported else _stream(job, checkpoint)
     record = {
-        "batch_samples": batch_samples,
+        "n_samples": n_samples,
         "analysed": {layer: tap.description for layer, tap in store.layers.items()},
         "skipped": skipped_layers(store),
     }
@@ -60,10 +60,10 @@ def fit(job: Run, checkpoint: Checkpoint) -> None:
     if _fits(job, checkpoint) is not None:
         return
     store = ActivationStore.open(checkpoint.maps)
-    batch_samples = record["batch_samples"]
-    n_fits = fitting.n_fits(store, batch_samples)
+    n_samples = record["n_samples"]
+    n_fits = fitting.n_fits(store, n_samples)
     with job.timed("fit"), progress(f"{checkpoint.name}: fits", n_fits, "fits") as advance:
-        fitting.fit_store(store, checkpoint.fits, batch_samples=batch_samples, settings=job.settings, advance=advance)
+        fitting.fit_store(store, checkpoint.fits, n_samples=n_samples, settings=job.settings, advance=advance)
 
 
 def analysis(job: Run, checkpoint: Checkpoint) -> Analysis:
@@ -98,7 +98,7 @@ def _check_model(job: Run, checkpoint: Checkpoint) -> int:
     settings = job.settings.extract
     model = job.load_weights(checkpoint)
     require_analysed(find_taps(model, job.probe.images[:1], tap=settings.tap, layers=settings.layers))
-    return job.probe.batch_samples
+    return job.probe.n_samples
 
 
 def _stream(job: Run, checkpoint: Checkpoint) -> ActivationStore:
@@ -112,8 +112,8 @@ def _stream(job: Run, checkpoint: Checkpoint) -> ActivationStore:
             tap=settings.tap,
             layers=settings.layers,
             dtype=settings.dtype,
-            batch_samples=settings.batch_samples,
-            block_samples=probe.batch_samples,
+            forward_samples=settings.forward_samples,
+            probe_samples=probe.n_samples,
             attributes={"model": job.settings.model.name, "checkpoint": checkpoint.name},
             overwrite=True,
             advance=advance,
@@ -164,7 +164,7 @@ def _fits(job: Run, checkpoint: Checkpoint) -> Fits | None:
     record = provenance.read(checkpoint)
     if not record:
         return None
-    return fitting.load_fits(checkpoint.fits, list(record["analysed"]), record["batch_samples"], job.settings)
+    return fitting.load_fits(checkpoint.fits, list(record["analysed"]), record["n_samples"], job.settings)
 
 
 def require_possible(job: Run) -> None:

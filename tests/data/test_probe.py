@@ -16,7 +16,7 @@ NOTHING = config.Demo()
 def test_batches_are_disjoint_training_samples(digits):
     probe = draw_probe(digits, config.Probe(samples=100, batches=4), NOTHING, seed=0)
     assert probe.n_batches == 4
-    assert probe.batch_samples == 100
+    assert probe.n_samples == 100
     assert probe.samples["dataset_index"].is_unique
     assert probe.samples.groupby("batch").size().tolist() == [100] * 4
     place = {int(index): position for position, index in enumerate(digits.train_indices)}

@@ -55,7 +55,7 @@ def assert_same(one: ActivationStore, other: ActivationStore) -> None:
 
 
 def test_the_store_equals_a_plain_forward_pass_bit_for_bit(case, path: Path) -> None:
-    store = extract(case.model, case.images, path, block_samples=4)
+    store = extract(case.model, case.images, path, probe_samples=4)
     plain = [case.maps(case.images[store.block(block)]) for block in range(store.n_blocks)]
     assert store.n_blocks == 3
     assert list(store.layers) == list(plain[0])
@@ -66,10 +66,10 @@ def test_the_store_equals_a_plain_forward_pass_bit_for_bit(case, path: Path) -> 
     assert case.model.training
 
 
-@pytest.mark.parametrize("batch_samples", [1, 3])
-def test_the_maps_do_not_depend_on_the_batch(case, tmp_path: Path, batch_samples: int) -> None:
+@pytest.mark.parametrize("forward_samples", [1, 3])
+def test_the_maps_do_not_depend_on_the_batch(case, tmp_path: Path, forward_samples: int) -> None:
     whole = extract(case.model, case.images[:5], tmp_path / "whole")
-    assert_same(whole, extract(case.model, case.images[:5], tmp_path / "parts", batch_samples=batch_samples))
+    assert_same(whole, extract(case.model, case.images[:5], tmp_path / "parts", forward_samples=forward_samples))
 
 
 class Pairs(Dataset):
@@ -100,9 +100,9 @@ SOURCES = {
 @pytest.mark.parametrize("source", SOURCES)
 def test_images_of_any_source(model: nn.Module, images: Tensor, tmp_path: Path, source: str) -> None:
     random_state = torch.get_rng_state()
-    store = extract(model, SOURCES[source](images), tmp_path / "source", block_samples=4)
+    store = extract(model, SOURCES[source](images), tmp_path / "source", probe_samples=4)
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert_same(store, extract(model, images, tmp_path / "tensor", block_samples=4))
+    assert_same(store, extract(model, images, tmp_path / "tensor", probe_samples=4))
 
 
 class Endless(IterableDataset):
@@ -136,27 +136,27 @@ def test_large_maps_are_taken_in_equal_smaller_blocks(
 ) -> None:
     largest_bytes = 4 * 4 * 6 * 6  # conv1: 4 filters of 6 × 6 float32; conv2: 6 of 4 × 4
     monkeypatch.setattr(stream_module, "BYTES_PER_BLOCK", 5 * largest_bytes)
-    assert extract(model, images, path, block_samples=11).block_samples == 4  # 11 in three parts of at most 5
+    assert extract(model, images, path, probe_samples=11).block_samples == 4  # 11 in three parts of at most 5
 
 
 def test_progress_counts_every_sample_once(model: nn.Module, images: Tensor, path: Path) -> None:
     done: list[int] = []
-    extract(model, images, path, block_samples=4, advance=done.append)
-    extract(model, images, path, block_samples=4, advance=done.append)
+    extract(model, images, path, probe_samples=4, advance=done.append)
+    extract(model, images, path, probe_samples=4, advance=done.append)
     assert done == [0, 4, 4, 3, 11]
 
 
 def test_a_map_that_is_not_finite_names_its_sample(model: nn.Module, images: Tensor, path: Path) -> None:
     images[9, 0, 3, 3] = torch.nan
     with pytest.raises(CaptureError, match=r"layer '0', filter 0, sample 9: "):
-        extract(model, images, path, block_samples=4)
+        extract(model, images, path, probe_samples=4)
     assert ActivationStore.open(path, partial=True).missing_blocks == [2]
 
 
 def test_a_map_that_overflows_float16_names_its_sample(model: nn.Module, images: Tensor, path: Path) -> None:
     images[6] = 1e6
     with pytest.raises(StoreError, match=r"layer '\d', filter \d, sample 6: .*float16"):
-        extract(model, images, path, block_samples=4, dtype="float16")
+        extract(model, images, path, probe_samples=4, dtype="float16")
 
 
 def test_no_layer_to_analyse_says_why(path: Path) -> None:
@@ -177,9 +177,9 @@ def test_skipped_layers_and_origin_are_kept_in_the_store(images: Tensor, path: P
 
 
 def test_a_complete_store_of_the_same_is_reused(model: nn.Module, images: Tensor, path: Path) -> None:
-    first = extract(model, images, path, block_samples=4, attributes={"epoch": 1})
+    first = extract(model, images, path, probe_samples=4, attributes={"epoch": 1})
     times = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
-    again = extract(model, images, path, block_samples=5, attributes={"epoch": 1})
+    again = extract(model, images, path, probe_samples=5, attributes={"epoch": 1})
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == times
     assert_same(first, again)
 
@@ -217,23 +217,23 @@ def test_a_folder_that_is_no_store_is_never_replaced(model: nn.Module, images: T
 
 
 def test_damaged_blocks_are_extracted_again(model: nn.Module, images: Tensor, path: Path) -> None:
-    before = contents(extract(model, images, path, block_samples=4))
+    before = contents(extract(model, images, path, probe_samples=4))
     shards = sorted(path.rglob("c.0.1.0.0"))
     shards[0].unlink()
     os.truncate(next(path.rglob("c.0.2.0.0")), 5)
     done: list[int] = []
-    store = extract(model, images, path, block_samples=4, advance=done.append)
+    store = extract(model, images, path, probe_samples=4, advance=done.append)
     assert done == [4, 4, 3]
     np.testing.assert_equal(contents(store), before)
     assert store.verify() == []
 
 
 def test_an_unfinished_store_keeps_its_blocks(model: nn.Module, images: Tensor, path: Path) -> None:
-    extract(model, images, path, block_samples=4)
+    extract(model, images, path, probe_samples=4)
     (path / "complete" / "000001.json").unlink()
     with pytest.raises(StoreError, match=r"other block_samples"):
-        extract(model, images, path, block_samples=2)
-    assert extract(model, images, path, block_samples=2, overwrite=True).block_samples == 2
+        extract(model, images, path, probe_samples=2)
+    assert extract(model, images, path, probe_samples=2, overwrite=True).block_samples == 2
 
 
 def test_attributes_that_json_cannot_hold_are_refused(model: nn.Module, images: Tensor, path: Path) -> None:
@@ -254,7 +254,7 @@ model = nn.Sequential(
     nn.Conv2d(1, 16, 3), nn.ReLU(inplace=True), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.ReLU(inplace=True)
 )
 images = torch.rand(400, 1, 16, 16)
-extract(model, images, sys.argv[1], block_samples=10, advance=lambda n: print(n, flush=True))
+extract(model, images, sys.argv[1], probe_samples=10, advance=lambda n: print(n, flush=True))
 """
 
 
@@ -338,7 +338,7 @@ def test_memory_grows_neither_with_the_samples_nor_with_the_depth(tmp_path: Path
 
 @pytest.fixture
 def store(model: nn.Module, images: Tensor, path: Path) -> ActivationStore:
-    return extract(model, images, path, block_samples=4)
+    return extract(model, images, path, probe_samples=4)
 
 
 @pytest.mark.parametrize("bytes_per_block", [1, 4 * 11 * 16 * 4, 1 << 20])
@@ -403,7 +403,7 @@ def test_existing_activations_become_a_store(activations: np.ndarray, tmp_path: 
         saved = {"fortran npy": np.asfortranarray(activations), "float64 npy": activations.astype(np.float64)}
         np.save(source, saved.get(kind, activations.reshape(11, 3, 20) if kind == "pixels npy" else activations))
         source = source.with_suffix(".npy")
-    store = import_activations(source, tmp_path / "store", layer="conv1", block_samples=4, attributes={"from": kind})
+    store = import_activations(source, tmp_path / "store", layer="conv1", probe_samples=4, attributes={"from": kind})
     np.testing.assert_array_equal(store.read("conv1"), activations.swapaxes(0, 1).reshape(3, 11, 20))
     assert store.tap("conv1").shape == ((3, 1, 20) if kind == "pixels npy" else (3, 4, 5))
     assert store.attributes == {"from": kind}
@@ -414,7 +414,7 @@ def test_imported_activations_must_be_finite(activations: np.ndarray, tmp_path: 
     activations[9, 2, 0, 0] = np.inf
     np.save(tmp_path / "a.npy", activations)
     with pytest.raises(CaptureError, match="layer 'conv1', filter 2, sample 9: "):
-        import_activations(tmp_path / "a.npy", tmp_path / "store", layer="conv1", block_samples=4)
+        import_activations(tmp_path / "a.npy", tmp_path / "store", layer="conv1", probe_samples=4)
 
 
 def test_a_store_is_imported_again_only_when_asked(activations: np.ndarray, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ SETTINGS = config.Settings(gmm=config.Gmm(k_max=4, n_init=2))
 @pytest.fixture(scope="module")
 def store(_digits_cnn, digits, tmp_path_factory):
     path = tmp_path_factory.mktemp("store") / "maps.zarr"
-    return extract(_digits_cnn[0], digits.train.images[: 3 * N], path, block_samples=N)
+    return extract(_digits_cnn[0], digits.train.images[: 3 * N], path, probe_samples=N)
 
 
 def equal(one: LayerFits, other: LayerFits) -> bool:
@@ -41,7 +41,7 @@ def all_equal(one, other) -> bool:
 
 def test_every_filter_of_every_batch_is_fitted(store, tmp_path):
     done = []
-    fits = fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS, advance=done.append)
+    fits = fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS, advance=done.append)
     assert {layer: len(fit) for layer, fit in fits.layers.items()} == {k: t.n_filters for k, t in store.layers.items()}
     assert (fits.n_batches, fits.n_samples, fits.n_filters) == (3, N, 112)
     assert sum(done) == fitting.n_fits(store, N) == 336
@@ -66,12 +66,12 @@ def fit_cut(activations, folder: Path, block_samples: int, bytes_per_block: int,
     path = folder / f"{block_samples}.zarr"
     np.save(folder / "maps.npy", activations)
     if not path.exists():
-        import_activations(folder / "maps.npy", path, block_samples=block_samples)
+        import_activations(folder / "maps.npy", path, probe_samples=block_samples)
     store = ActivationStore.open(path)
     fits = folder / f"fits-{block_samples}-{bytes_per_block}-{threads}"
     settings = replace(SETTINGS, engine=config.Engine(threads=threads))
     with mock.patch.object(fitting, "BYTES_PER_BLOCK", bytes_per_block):
-        return fitting.fit_store(store, fits, batch_samples=20, settings=settings)
+        return fitting.fit_store(store, fits, n_samples=20, settings=settings)
 
 
 @search(max_examples=12)
@@ -88,21 +88,21 @@ def test_no_result_depends_on_shards_blocks_or_threads(
 
 @pytest.mark.parametrize(("bytes_per_block", "threads"), [(1, 1), (20_000, 3)])
 def test_no_result_of_a_network_depends_on_blocks_or_threads(store, tmp_path, monkeypatch, bytes_per_block, threads):
-    whole = fitting.fit_store(store, tmp_path / "whole", batch_samples=N, settings=SETTINGS)
+    whole = fitting.fit_store(store, tmp_path / "whole", n_samples=N, settings=SETTINGS)
     monkeypatch.setattr(fitting, "BYTES_PER_BLOCK", bytes_per_block)
     settings = replace(SETTINGS, engine=config.Engine(threads=threads))
-    parts = fitting.fit_store(store, tmp_path / "parts", batch_samples=N, settings=settings)
+    parts = fitting.fit_store(store, tmp_path / "parts", n_samples=N, settings=settings)
     assert len(list((tmp_path / "parts").rglob("*.npz"))) > len(list((tmp_path / "whole").rglob("*.npz")))
     assert all_equal(whole, parts)
 
 
 def test_what_is_fitted_is_read_and_other_settings_are_fitted_beside_it(store, tmp_path, monkeypatch):
-    first = fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS)
+    first = fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS)
     other = replace(SETTINGS, gmm=config.Gmm(k_max=3))
     assert fitting.load_fits(tmp_path, list(store.layers), N, other) is None
-    fitting.fit_store(store, tmp_path, batch_samples=N, settings=other)
+    fitting.fit_store(store, tmp_path, n_samples=N, settings=other)
     monkeypatch.setattr(fitting, "fit_maps", None)
-    assert all_equal(first, fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS))
+    assert all_equal(first, fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS))
     loaded = fitting.load_fits(tmp_path, list(store.layers), N, SETTINGS)
     assert loaded is not None
     assert all_equal(first, loaded)
@@ -111,7 +111,7 @@ def test_what_is_fitted_is_read_and_other_settings_are_fitted_beside_it(store, t
 def test_other_starts_for_the_same_maps(store, tmp_path):
     """Only the mixtures may differ: scores and activations do not depend on where EM starts."""
     layers = [
-        fitting.fit_store(store, tmp_path, batch_samples=N, settings=settings).layers["features.conv1"]
+        fitting.fit_store(store, tmp_path, n_samples=N, settings=settings).layers["features.conv1"]
         for settings in (SETTINGS, replace(SETTINGS, gmm=replace(SETTINGS.gmm, random_state=1)))
     ]
     assert np.array_equal(layers[0].scores, layers[1].scores)
@@ -131,46 +131,46 @@ def test_an_interrupted_fit_loses_the_block_in_hand_alone(store, tmp_path, monke
 
     monkeypatch.setattr(fitting, "fit_maps", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS)
+        fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS)
     assert len(list(tmp_path.rglob("*.npz"))) == 4
     assert not list(tmp_path.rglob("*.partial"))
     again, filters_read, done = [], [], []
     read = store.read
     monkeypatch.setattr(fitting, "fit_maps", lambda *a: again.append(a[1:4]) or fit_maps(*a))
     monkeypatch.setattr(store, "read", lambda *a: filters_read.append(a[1]) or read(*a))
-    resumed = fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS, advance=done.append)
+    resumed = fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS, advance=done.append)
     assert not {str(block) for block in finished} & {str(block) for block in again}
     assert len(filters_read) == len(again)  # what is fitted already is not read either
     assert sum(done) == fitting.n_fits(store, N)
-    assert all_equal(resumed, fitting.fit_store(store, tmp_path / "whole", batch_samples=N, settings=SETTINGS))
+    assert all_equal(resumed, fitting.fit_store(store, tmp_path / "whole", n_samples=N, settings=SETTINGS))
 
 
 def test_a_lost_part_is_missed_and_fitted_again_alone(store, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "BYTES_PER_BLOCK", 50_000)
-    whole = fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS)
+    whole = fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS)
     lost = sorted(tmp_path.rglob("*.npz"))[0]
     lost.unlink()
     assert fitting.load_fits(tmp_path, list(store.layers), N, SETTINGS) is None
     fit_maps, again = fitting.fit_maps, []
     monkeypatch.setattr(fitting, "fit_maps", lambda *a: again.append(a[1:4]) or fit_maps(*a))
-    assert all_equal(whole, fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS))
+    assert all_equal(whole, fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS))
     assert len(again) == 1
     assert lost.exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])
 def test_without_a_record_of_the_parts_they_are_looked_for(store, tmp_path, monkeypatch, content):
-    whole = fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS)
+    whole = fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS)
     next(tmp_path.rglob("complete.json")).write_text(content)
     assert fitting.load_fits(tmp_path, list(store.layers), N, SETTINGS) is None
     monkeypatch.setattr(fitting, "fit_maps", None)
-    fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS)
+    fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS)
     assert all_equal(whole, fitting.load_fits(tmp_path, list(store.layers), N, SETTINGS))
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1000, -10])
 def test_a_damaged_part_is_named(store, tmp_path, kept_bytes):
-    fitting.fit_store(store, tmp_path, batch_samples=N, settings=SETTINGS)
+    fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS)
     part = next(tmp_path.rglob("*.npz"))
     part.write_bytes(part.read_bytes()[:kept_bytes])
     with pytest.raises(StoreError, match=rf"{part.name}: damaged .*; delete it and fit again: gmmcnn task=fit"):
@@ -194,11 +194,12 @@ def cheap_store(path: Path, n_filters: int) -> ActivationStore:
 def test_memory_does_not_grow_with_the_store(tmp_path):
     """Stores of 0.2 and of 0.8 GB are fitted in less than 1 GiB, and the larger one in hardly more than the other."""
     program = (
-        "import sys; from pathlib import Path; from gmmcnn import config, fitting\n"
+        "import sys; from pathlib import Path; from gmmcnn import config\n"
+        "from gmmcnn.filters import fitting\n"
         "from gmmcnn.featuremaps import ActivationStore\n"
         "settings = config.Settings(gmm=config.Gmm(k_max=2, n_init=1))\n"
         "store, fits = ActivationStore.open(sys.argv[1]), Path(sys.argv[1]) / 'fits'\n"
-        "print(len(fitting.fit_store(store, fits, batch_samples=200, settings=settings).layers['conv']))\n"
+        "print(len(fitting.fit_store(store, fits, n_samples=200, settings=settings).layers['conv']))\n"
         "[peak] = [line for line in Path('/proc/self/status').read_text().splitlines() if 'VmHWM' in line]\n"
         "print(peak.split()[1])"
     )
@@ -218,7 +219,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
 
 def test_samples_that_are_no_whole_number_of_batches(store, tmp_path):
     with pytest.raises(ConfigurationError, match=r"probe\.samples=50: the store has 120 samples; expected a divisor"):
-        fitting.fit_store(store, tmp_path, batch_samples=50, settings=SETTINGS)
+        fitting.fit_store(store, tmp_path, n_samples=50, settings=SETTINGS)
 
 
 def test_streams_are_named_by_layer_filter_and_batch_alone():
