@@ -11,8 +11,7 @@ them, go on later, or start over from any of them with other settings::
 """
 
 import shutil
-
-from torch import nn
+from functools import partial
 
 from gmmcnn.models import training
 from gmmcnn.progress import progress, say
@@ -93,17 +92,7 @@ def prune(job: Run) -> None:
     live = analysis.filters[analysis.filters["status"] == "ok"]
     by_layer = {str(layer): rows["filter"].tolist() for layer, rows in live.groupby("layer")}
     controls = pruning.random_masks(mask, by_layer, job.settings.prune.controls, job.settings.seed)
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        train_loss, train_accuracy = training.evaluate(model, job.data.train.images, job.data.train.labels)
-        loss, accuracy = training.evaluate(model, job.data.validation.images, job.data.validation.labels)
-        return {
-            "train_accuracy": train_accuracy,
-            "train_loss": train_loss,
-            "validation_accuracy": accuracy,
-            "validation_loss": loss,
-        }
-
+    evaluate = partial(training.accuracies, data=job.data)
     with job.timed("prune"), progress("masking", len(controls) + 2, "masks") as advance:
         masking = pruning.compare_masks(job.load_weights(checkpoint), mask, controls, evaluate, advance)
     masking.to_csv(table, index=False)

@@ -13,7 +13,6 @@ from gmmcnn.analysis import Analysis
 from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import judge_over_training
-from gmmcnn.progress import progress
 
 CRITERIA = ("unbalanced", "separated", "active")
 COMBINATIONS = {" + ".join(chosen): list(chosen) for n in (1, 2, 3) for chosen in combinations(CRITERIA, n)}
@@ -22,7 +21,9 @@ COMBINATIONS = {" + ".join(chosen): list(chosen) for n in (1, 2, 3) for chosen i
 
 def run(laboratory: Laboratory) -> Outcome:
     """Count over training by every combination, and judge each."""
-    table = measure(laboratory)
+    table = laboratory.over_training(
+        lambda network, number: count_by_combinations(laboratory.analysis(network, number))
+    )
     verdicts = tuple(
         judge_over_training(table, name, f"Filters that are {name} rise with the generalisation gap")
         for name in COMBINATIONS
@@ -31,21 +32,7 @@ def run(laboratory: Laboratory) -> Outcome:
     return Outcome(table, verdicts, (remark,), _figures(table))
 
 
-def measure(laboratory: Laboratory) -> pd.DataFrame:
-    """Tabulate one row per network and round: the columns of :meth:`Laboratory.metrics`, and a count a combination."""
-    networks = list(laboratory.networks())
-    tables = []
-    with progress("analyses", len(networks) * laboratory.size.rounds, "analyses") as advance:
-        for network in networks:
-            counted = []
-            for number in laboratory.rounds:
-                counted.append(counts(laboratory.analysis(network, number)))
-                advance()
-            tables.append(laboratory.metrics(network).join(pd.DataFrame(counted)))
-    return pd.concat(tables, ignore_index=True)
-
-
-def counts(analysis: Analysis) -> dict[str, float]:
+def count_by_combinations(analysis: Analysis) -> dict[str, float]:
     """Mean over probe batches of the number of live filters that meet each combination."""
     batches = analysis.screening.batches
     return {

@@ -22,7 +22,7 @@ from gmmcnn import config
 from gmmcnn.analysis import Analysis
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import gradients, overfitting, pruning
-from gmmcnn.experiments.laboratory import Laboratory
+from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import SUPPORTED, Verdict, estimates_table, judge_over_training
 from gmmcnn.filters.screening import cluster_sizes
@@ -135,19 +135,19 @@ def _name(laboratory: Laboratory) -> str:
 
 def _judge_counts(laboratory: Laboratory) -> Iterator[tuple[str, Verdict]]:
     """H1 by every measure, as rising and as falling."""
-    table = follow(laboratory)
+    table = measures_over_training(laboratory)
     for column in table.columns.difference(laboratory.metrics(next(laboratory.networks())).columns, sort=False):
         yield f"more {column}", judge_over_training(table, column, column)
         yield f"less {column}", judge_over_training(table.assign(**{column: -table[column]}), column, column)
 
 
 def _judge_gradients(laboratory: Laboratory) -> Iterator[tuple[str, Verdict]]:
-    table = gradients.measure(laboratory)
+    table = gradients.compare_outliers(laboratory)
     yield from ((measure, gradients.verdict_on(table, measure)) for measure in gradients.MEASURES)
 
 
 def _judge_pruning(laboratory: Laboratory) -> Iterator[tuple[str, Verdict]]:
-    table = pruning.measure(laboratory)
+    table = pruning.effects_of_masks(laboratory)
     yield from ((rule, pruning.verdict_on(table, rule)) for rule in pruning.RULES)
 
 
@@ -159,7 +159,7 @@ CLAIMS: dict[str, Callable[[Laboratory], Iterator[tuple[str, Verdict]]]] = {
 """Hypothesis → what judges it in a laboratory, by each of its measures."""
 
 
-def follow(laboratory: Laboratory) -> pd.DataFrame:
+def measures_over_training(laboratory: Laboratory) -> pd.DataFrame:
     """Tabulate whatever might follow the gap.
 
     Returns
@@ -170,17 +170,15 @@ def follow(laboratory: Laboratory) -> pd.DataFrame:
     """
     extract = replace(laboratory.settings.extract, tap="pre_activation")
     before = Laboratory(replace(laboratory.settings, extract=extract), laboratory.folder)
-    tables = []
-    for network in laboratory.networks():
-        rows = []
-        for number in laboratory.rounds:
-            found = measures(laboratory.analysis(network, number))
-            held_out = measures(laboratory.analysis(network, number, "held_out"))
-            beyond = {f"{name}, beyond held-out images'": found[name] - held_out[name] for name in found}
-            inner = measures(before.analysis(network, number))
-            rows.append(found | beyond | {f"{name}, before the activation": inner[name] for name in inner})
-        tables.append(laboratory.metrics(network).join(pd.DataFrame(rows)))
-    return pd.concat(tables, ignore_index=True)
+
+    def observe(network: Network, number: int) -> dict[str, float]:
+        found = measures(laboratory.analysis(network, number))
+        held_out = measures(laboratory.analysis(network, number, "held_out"))
+        beyond = {f"{name}, beyond held-out images'": found[name] - held_out[name] for name in found}
+        inner = measures(before.analysis(network, number))
+        return found | beyond | {f"{name}, before the activation": inner[name] for name in inner}
+
+    return laboratory.over_training(observe)
 
 
 def measures(analysis: Analysis) -> dict[str, float]:
@@ -192,19 +190,19 @@ def measures(analysis: Analysis) -> dict[str, float]:
     """
     screening, outliers = analysis.screening, analysis.outliers
     live = screening.batches[screening.batches["status"] == "ok"]
-    counts, n_fits = overfitting.counts(analysis), analysis.fits.n_batches * analysis.fits.repeats
+    counted, n_fits = overfitting.count_by_criteria(analysis), analysis.fits.n_batches * analysis.fits.repeats
     other = {name: analysis.with_thresholds(**by).screening.flagged_per_batch for name, by in THRESHOLDS.items()}
     return {
-        **counts,
+        **counted,
         **other,
-        "flagged share": counts["flagged"] * n_fits / max(len(live), 1),
+        "flagged share": counted["flagged"] * n_fits / max(len(live), 1),
         "live": len(live) / n_fits,
         "anomalous": float(screening.filters["anomalous"].sum()),
-        "components": _mean(live["n_components"]),
-        "log CH": _mean(np.log(live["calinski_harabasz"])),
-        "evenness": _mean(evenness(analysis)),
+        "components": _mean_or_zero(live["n_components"]),
+        "log CH": _mean_or_zero(np.log(live["calinski_harabasz"])),
+        "evenness": _mean_or_zero(evenness(analysis)),
         "outliers": len(outliers) / (analysis.fits.n_batches * analysis.fits.n_samples),
-        "filters an outlier": _mean(outliers["n_filters"]),
+        "filters an outlier": _mean_or_zero(outliers["n_filters"]),
     }
 
 
@@ -220,7 +218,7 @@ def evenness(analysis: Analysis) -> pd.Series:
     return pd.Series(np.concatenate(values))
 
 
-def _mean(values: pd.Series) -> float:
+def _mean_or_zero(values: pd.Series) -> float:
     """Mean of numbers; 0 without any: a count over training must not have holes."""
     return float(values.mean()) if len(values) else 0.0
 

@@ -10,7 +10,6 @@ The control: filters drawn at random from the unflagged live ones of the same la
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,6 @@ from gmmcnn.experiments.statistics import Verdict, auc, bootstrap_interval, judg
 from gmmcnn.filters.outliers import small_members
 from gmmcnn.filters.screening import cluster_sizes
 from gmmcnn.models.gradients import SampleGradients, sample_gradients
-from gmmcnn.progress import progress
 
 MEASURES = {
     "norm": "the gradient",
@@ -38,12 +36,12 @@ NETWORKS = {"overfitting": "overfitted", "control": "well-trained"}
 
 def run(laboratory: Laboratory) -> Outcome:
     """Compare outliers with normal samples, and judge."""
-    table = measure(laboratory)
+    table = compare_outliers(laboratory)
     verdicts = tuple(verdict_on(table, measure) for measure in MEASURES)
     return Outcome(table, verdicts, (_wrong_labels(table),), _figures(table))
 
 
-def measure(laboratory: Laboratory) -> pd.DataFrame:
+def compare_outliers(laboratory: Laboratory) -> pd.DataFrame:
     """Tabulate AUCs.
 
     Returns
@@ -54,13 +52,7 @@ def measure(laboratory: Laboratory) -> pd.DataFrame:
         draws), ``outliers`` (their number), ``noisy_outliers`` and ``noisy_others`` (shares with a wrong label). NaN
         where no sample is an outlier.
     """
-    networks = list(laboratory.networks())
-    tables = []
-    with progress("gradients", len(networks), "networks") as advance:
-        for network in networks:
-            tables.append(laboratory.kept(network, "gradients", partial(_compare, laboratory, network)))
-            advance()
-    return pd.concat(tables, ignore_index=True)
+    return laboratory.of_each(list(laboratory.networks()), "gradients", _of_network)
 
 
 def verdict_on(table: pd.DataFrame, measure: str) -> Verdict:
@@ -85,7 +77,7 @@ class Selection:
     members: NDArray[np.int64]
 
 
-def _compare(laboratory: Laboratory, network: Network) -> pd.DataFrame:
+def _of_network(laboratory: Laboratory, network: Network) -> pd.DataFrame:
     """Rows of one network, by measure."""
     number = laboratory.rounds[-1]
     analysis = laboratory.analysis(network, number)
@@ -105,9 +97,11 @@ def _compare(laboratory: Laboratory, network: Network) -> pd.DataFrame:
     for name, values in (("norm", gradients.norm), ("per_error", gradients.per_error)):
         low, high = bootstrap_interval(values[outliers], values[~outliers], seed=network.seed)
         random = [_auc(values, _union(draw, len(values))) for draw in draws]
-        rows.append({"measure": name, "auc": _auc(values, outliers), "low": low, "high": high} | _mean(random) | common)
+        rows.append(
+            {"measure": name, "auc": _auc(values, outliers), "low": low, "high": high} | _random_mean(random) | common
+        )
     own = {"measure": "own_filter", "auc": own_filter_auc(gradients, flagged, analysis), "low": np.nan, "high": np.nan}
-    rows.append(own | _mean([own_filter_auc(gradients, draw, analysis) for draw in draws]) | common)
+    rows.append(own | _random_mean([own_filter_auc(gradients, draw, analysis) for draw in draws]) | common)
     return pd.DataFrame([{"seed": network.seed, "condition": network.condition} | row for row in rows])
 
 
@@ -121,7 +115,7 @@ def trained_labels(laboratory: Laboratory, network: Network, samples: pd.DataFra
     return splits.train.labels[torch.from_numpy(position)], np.isin(position, splits.noisy.numpy())
 
 
-def _mean(values: list[float]) -> dict[str, float]:
+def _random_mean(values: list[float]) -> dict[str, float]:
     known = [value for value in values if not np.isnan(value)]
     return {"auc_random": float(np.mean(known)) if known else np.nan}
 

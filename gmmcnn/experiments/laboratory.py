@@ -14,10 +14,12 @@ import csv
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,6 +37,7 @@ from gmmcnn.files import write_aside
 from gmmcnn.hardware import gpu
 from gmmcnn.models import training
 from gmmcnn.models.training import TrainingResult, checkpoint_path
+from gmmcnn.progress import progress
 from gmmcnn.pruning.masks import Mask, masked
 
 CONDITIONS = ("overfitting", "control")
@@ -212,15 +215,52 @@ class Laboratory:
             self._log(f"fine-tune {sum(map(len, chosen.values()))} masked", network, started)
         return json.loads(path.read_text())
 
-    def kept(self, network: Network, work: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """Table that some work on a network makes, or the one that it made by the same settings before."""
+    def checkpoints(self, rounds: Sequence[int] | None = None) -> Iterator[tuple[Network, int]]:
+        """Every network after every round, or after some of them; how many are done is shown meanwhile."""
+        places = list(product(self.networks(), self.rounds if rounds is None else rounds))
+        with progress("analyses", len(places), "checkpoints") as advance:
+            for network, number in places:
+                yield network, number
+                advance()
+
+    def over_training(self, observe: Callable[[Network, int], Mapping[str, float]]) -> pd.DataFrame:
+        """Tabulate what there is to see of every network after every round.
+
+        Parameters
+        ----------
+        observe : callable
+            (network, round) → numbers by name.
+
+        Returns
+        -------
+        DataFrame
+            One row per network and round: the columns of :meth:`metrics`, and a column for each name.
+        """
+        tables = [
+            self.metrics(network).join(pd.DataFrame([observe(*place) for place in places]))
+            for network, places in groupby(self.checkpoints(), key=itemgetter(0))
+        ]
+        return pd.concat(tables, ignore_index=True)
+
+    def of_each(
+        self, networks: Sequence[Network], work: str, make: Callable[["Laboratory", Network], pd.DataFrame]
+    ) -> pd.DataFrame:
+        """Join the tables that some work makes of each network; what it made by the same settings before is read."""
+        with progress(work, len(networks), "networks") as advance:
+            tables = []
+            for network in networks:
+                tables.append(self._kept(network, work, make))
+                advance()
+        return pd.concat(tables, ignore_index=True)
+
+    def _kept(self, network: Network, work: str, make: Callable[["Laboratory", Network], pd.DataFrame]) -> pd.DataFrame:
         settings = self.settings_of(network)
         size = asdict(replace(self.size, seeds=1))  # of which this network is one
         depends_on = [size, settings.experiment.finetune_epochs, asdict(settings.screen), self._fits_name(settings)]
         path = self._folder(network) / f"{work}-{_name(depends_on)}.parquet"
         if not path.exists():
             started = time.perf_counter()
-            table = make()
+            table = make(self, network)
             path.parent.mkdir(parents=True, exist_ok=True)
             table.to_parquet(aside := path.with_suffix(".partial"), index=False)
             aside.replace(path)

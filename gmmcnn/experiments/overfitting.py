@@ -11,11 +11,10 @@ import pandas as pd
 import plotly.express as px
 
 from gmmcnn.analysis import Analysis
-from gmmcnn.experiments.laboratory import Laboratory
+from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Estimate, by_seed, judge_over_training, over_seeds, rise
 from gmmcnn.filters import screening
-from gmmcnn.progress import progress
 
 COUNTS = ("flagged", "unbalanced", "separated", "active")
 """What is counted: filters that meet all criteria, and each of them, in a probe batch on average."""
@@ -23,7 +22,7 @@ COUNTS = ("flagged", "unbalanced", "separated", "active")
 
 def run(laboratory: Laboratory) -> Outcome:
     """Follow the counts over training, and judge."""
-    table = measure(laboratory)
+    table = count_over_training(laboratory)
     verdicts = tuple(
         judge_over_training(table, column, f"H1, {_CLAIMS[column]} rise with the generalisation gap")
         for column in COUNTS
@@ -42,7 +41,7 @@ _CLAIMS = {
 }
 
 
-def measure(laboratory: Laboratory) -> pd.DataFrame:
+def count_over_training(laboratory: Laboratory) -> pd.DataFrame:
     """Tabulate counts beside losses and accuracies.
 
     Returns
@@ -51,23 +50,17 @@ def measure(laboratory: Laboratory) -> pd.DataFrame:
         One row per network and round: the columns of :meth:`Laboratory.metrics`, the :data:`COUNTS` on training images
         and, ending in ``_held_out``, on held-out ones; means over probe batches.
     """
-    networks = list(laboratory.networks())
-    tables = []
-    with progress("analyses", len(networks) * laboratory.size.rounds * 2, "analyses") as advance:
-        for network in networks:
-            metrics = laboratory.metrics(network)
-            for source, ending in (("training", ""), ("held_out", "_held_out")):
-                counted = []
-                for number in laboratory.rounds:
-                    counted.append(counts(laboratory.analysis(network, number, source)))
-                    advance()
-                for column in COUNTS:
-                    metrics[column + ending] = [count[column] for count in counted]
-            tables.append(metrics)
-    return pd.concat(tables, ignore_index=True)
+
+    def observe(network: Network, number: int) -> dict[str, float]:
+        held_out = count_by_criteria(laboratory.analysis(network, number, "held_out"))
+        return count_by_criteria(laboratory.analysis(network, number)) | {
+            f"{name}_held_out": count for name, count in held_out.items()
+        }
+
+    return laboratory.over_training(observe)
 
 
-def counts(analysis: Analysis) -> dict[str, float]:
+def count_by_criteria(analysis: Analysis) -> dict[str, float]:
     """Mean over probe batches of the number of filters that meet each criterion, and all of them."""
     found = screening.counts(analysis.fits, analysis.settings)
     return {column: found[column] for column in COUNTS}

@@ -17,7 +17,6 @@ from gmmcnn.analysis import Analysis
 from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import over_seeds
-from gmmcnn.progress import progress
 
 NUMBER, STRENGTH = 4, 5.0
 GRID = sorted({(0, STRENGTH)} | {(n, STRENGTH) for n in (1, 2, 4, 8)} | {(NUMBER, s) for s in (0.5, 1.0, 2.0, 5.0)})
@@ -26,11 +25,11 @@ GRID = sorted({(0, STRENGTH)} | {(n, STRENGTH) for n in (1, 2, 4, 8)} | {(NUMBER
 
 def run(laboratory: Laboratory) -> Outcome:
     """Plant, look, and draw the power curve."""
-    table = measure(laboratory)
+    table = detections(laboratory)
     return Outcome(table, (), (*power_in_words(table), false_alarms_in_words(table)), _figures(table))
 
 
-def measure(laboratory: Laboratory) -> pd.DataFrame:
+def detections(laboratory: Laboratory) -> pd.DataFrame:
     """Tabulate what was found.
 
     Returns
@@ -40,19 +39,19 @@ def measure(laboratory: Laboratory) -> pd.DataFrame:
         ``seed``, ``condition``, ``round``, ``planted``, ``strength``, ``found`` (planted images reported) and
         ``others`` (reported, but not planted).
     """
-    networks, rounds = list(laboratory.networks()), laboratory.rounds[len(laboratory.rounds) // 2 :]
+    planters = {
+        (number, strength): laboratory.beside(
+            replace(laboratory.settings, demo=config.Demo(plant=number, strength=strength))
+        )
+        for number, strength in GRID
+    }
     rows = []
-    with progress("analyses", len(networks) * len(rounds) * len(GRID), "analyses") as advance:
-        for number, strength in GRID:
-            planting = config.Demo(plant=number, strength=strength)
-            planter = Laboratory(replace(laboratory.settings, demo=planting), laboratory.folder)
-            for network in networks:
-                for after in rounds:
-                    place = {"seed": network.seed, "condition": network.condition, "round": after}
-                    cell = {"planted": number, "strength": strength}
-                    rows.append(place | cell | found(planter.analysis(network, after)))
-                    advance()
-    return pd.DataFrame(rows)
+    for network, after in laboratory.checkpoints(laboratory.rounds[len(laboratory.rounds) // 2 :]):
+        place = {"seed": network.seed, "condition": network.condition, "round": after}
+        for (number, strength), planter in planters.items():
+            cell = {"planted": number, "strength": strength}
+            rows.append(place | cell | found(planter.analysis(network, after)))
+    return pd.DataFrame(rows).sort_values(["planted", "strength"], kind="stable", ignore_index=True)
 
 
 def found(analysis: Analysis) -> dict[str, int]:
@@ -66,7 +65,7 @@ def power_in_words(table: pd.DataFrame) -> list[str]:
     planted = table[table["planted"] > 0]
     sentences = []
     for (number, strength), rows in planted.groupby(["planted", "strength"]):
-        power = over_seeds("power", _by_seed(rows, rows["found"] == rows["planted"]), possible=(0, 1))
+        power = over_seeds("power", _shares(rows, rows["found"] == rows["planted"]), possible=(0, 1))
         sentences.append(
             f"{number} planted, strength {strength:g}: power {power.value:.2f} over {len(rows)} checkpoints of "
             f"{power.n} seeds{_interval(power.low, power.high)}; {rows['found'].sum() / rows['planted'].sum():.0%} of "
@@ -78,14 +77,14 @@ def power_in_words(table: pd.DataFrame) -> list[str]:
 def false_alarms_in_words(table: pd.DataFrame) -> str:
     """One sentence on the checkpoints without a planted image."""
     rows = table[table["planted"] == 0]
-    alarms = over_seeds("false alarms", _by_seed(rows, rows["others"] > 0), possible=(0, 1))
+    alarms = over_seeds("false alarms", _shares(rows, rows["others"] > 0), possible=(0, 1))
     return (
         f"Nothing planted: false alarm in {alarms.value:.0%} of {len(rows)} checkpoints of {alarms.n} seeds"
         f"{_interval(alarms.low, alarms.high)}."
     )
 
 
-def _by_seed(rows: pd.DataFrame, held: pd.Series) -> pd.Series:
+def _shares(rows: pd.DataFrame, held: pd.Series) -> pd.Series:
     """Share of a seed's checkpoints in which something held: those of one training are not independent."""
     return held.groupby(rows["seed"]).mean()
 

@@ -29,9 +29,8 @@ from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Estimate, Verdict, judge, over_seeds, permutation_p
 from gmmcnn.filters.screening import Screening
-from gmmcnn.models.training import evaluate
-from gmmcnn.progress import progress
-from gmmcnn.pruning.masks import Mask, masked, random_masks
+from gmmcnn.models.training import accuracies
+from gmmcnn.pruning.masks import Mask, evaluate_masks, masked, random_masks
 from gmmcnn.pruning.structural import remove_filters, require_torch_pruning
 
 RULES: dict[str, dict[str, float]] = {
@@ -51,14 +50,14 @@ _FIGURES = ("train_accuracy", "train_loss", "validation_accuracy", "validation_l
 def run(laboratory: Laboratory) -> Outcome:
     """Mask, compare, judge."""
     require_torch_pruning()  # before an hour of training, not after it
-    table = measure(laboratory)
+    table = effects_of_masks(laboratory)
     epochs = laboratory.settings.experiment.finetune_epochs
     verdicts = [verdict_on(table, rule) for rule in RULES]
     verdicts += [finetuned_verdict_on(table, rule, epochs) for rule in RULES if epochs]
     return Outcome(table, tuple(verdicts), (*_remarks(table), *_finetuning_remarks(table, epochs)), _figures(table))
 
 
-def measure(laboratory: Laboratory) -> pd.DataFrame:
+def effects_of_masks(laboratory: Laboratory) -> pd.DataFrame:
     """Tabulate accuracies and losses.
 
     Returns
@@ -71,21 +70,15 @@ def measure(laboratory: Laboratory) -> pd.DataFrame:
         :data:`FINETUNED` but no more than :data:`FINETUNED_DRAWS` random ones, also ``finetuned_`` accuracies and
         losses, and each one's ``change_finetuned_`` from the unmasked network fine-tuned as long.
     """
-    with progress("networks", len(laboratory.seeds), "networks") as advance:
-        tables = []
-        for seed in laboratory.seeds:
-            network = Network(seed, "overfitting")
-            tables.append(laboratory.kept(network, "pruning", partial(_measure, laboratory, network)))
-            advance()
-    return pd.concat(tables, ignore_index=True)
+    return laboratory.of_each([Network(seed, "overfitting") for seed in laboratory.seeds], "pruning", _of_network)
 
 
 def verdict_on(table: pd.DataFrame, rule: str) -> Verdict:
     """Judge the claim for the filters that a rule chooses."""
-    validation = _by_seed(table, rule, "change_validation_accuracy")
+    validation = _changes(table, rule, "change_validation_accuracy")
     effects = [
         over_seeds("validation accuracy", validation["chosen"]),
-        over_seeds("loss of training accuracy", -_by_seed(table, rule, "change_train_accuracy")["chosen"]),
+        over_seeds("loss of training accuracy", -_changes(table, rule, "change_train_accuracy")["chosen"]),
     ]
     claim = f"H3, masking {_named(rule)} raises validation and lowers training accuracy"
     return judge(claim, effects, _beyond_controls(validation))
@@ -93,12 +86,12 @@ def verdict_on(table: pd.DataFrame, rule: str) -> Verdict:
 
 def finetuned_verdict_on(table: pd.DataFrame, rule: str, epochs: int) -> Verdict:
     """Judge whether a network is better off without the filters that a rule chooses, once both are fine-tuned."""
-    validation = _by_seed(table, rule, "change_finetuned_validation_accuracy")
+    validation = _changes(table, rule, "change_finetuned_validation_accuracy")
     claim = f"H3, after {epochs} epochs of fine-tuning validation accuracy is higher without {_named(rule)} than with"
     return judge(claim, [over_seeds("validation accuracy", validation["chosen"])], _beyond_controls(validation))
 
 
-def _by_seed(table: pd.DataFrame, rule: str, column: str) -> dict[str, pd.Series]:
+def _changes(table: pd.DataFrame, rule: str, column: str) -> dict[str, pd.Series]:
     """Mean change by seed, for the chosen mask and each control."""
     rows = table[table["rule"] == rule]
     return {mask: rows[rows["mask"] == mask].groupby("seed")[column].mean() for mask in ("chosen", *CONTROLS)}
@@ -115,36 +108,30 @@ def _named(rule: str) -> str:
     return "anomaly filters" if rule == "anomalous" else f"anomaly filters by the {rule} rule"
 
 
-def _measure(laboratory: Laboratory, network: Network) -> pd.DataFrame:
+def _of_network(laboratory: Laboratory, network: Network) -> pd.DataFrame:
     """Rows of one network."""
     number, splits = laboratory.rounds[-1], laboratory.data(network)
     model, analysis = laboratory.model(network, number), laboratory.analysis(network, number)
-
-    def accuracies(model: nn.Module) -> dict[str, float]:
-        train_loss, train_accuracy = evaluate(model, splits.train.images, splits.train.labels)
-        loss, accuracy = evaluate(model, splits.validation.images, splits.validation.labels)
-        return dict(zip(_FIGURES, (train_accuracy, train_loss, accuracy, loss), strict=True))
 
     def finetuned(mask: Mask) -> dict[str, float]:
         after = laboratory.finetuned(network, number, mask)
         changes = {f"change_finetuned_{key}": after[key] - unmasked[key] for key in _FIGURES}
         return {f"finetuned_{key}": after[key] for key in _FIGURES} | changes
 
-    before = accuracies(model)
+    evaluate = partial(accuracies, data=splits)
+    before = evaluate(model)
     epochs = laboratory.settings.experiment.finetune_epochs
     unmasked = laboratory.finetuned(network, number, {}) if epochs else {}
     rows = []
     for rule, thresholds in RULES.items():
         screening = analysis.with_thresholds(**thresholds).screening
-        seed = network.seed
-        for kind, index, mask in masks(model, screening, laboratory.size.controls, seed, singly=rule == "anomalous"):
-            with masked(model, mask):
-                after = accuracies(model)
-            row = {"seed": seed, "rule": rule, "mask": kind, "number": index, "n_filters": sum(map(len, mask.values()))}
-            changes = {f"change_{key}": after[key] - before[key] for key in _FIGURES}
+        singly = rule == "anomalous"
+        compared = list(masks(model, screening, laboratory.size.controls, network.seed, singly=singly))
+        for (kind, index, mask), row in zip(compared, evaluate_masks(model, compared, evaluate), strict=True):
+            changes = {f"change_{key}": row[key] - before[key] for key in _FIGURES}
             structural = _remove(model, mask, splits.validation.images[:100]) if kind == "chosen" else {}
             later = finetuned(mask) if epochs and kind in FINETUNED and index < FINETUNED_DRAWS else {}
-            rows.append(row | after | changes | structural | later)
+            rows.append({"seed": network.seed, "rule": rule} | row | changes | structural | later)
     return pd.DataFrame(rows)
 
 

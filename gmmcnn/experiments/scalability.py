@@ -132,14 +132,14 @@ class Growth:
 def run(laboratory: Laboratory) -> Outcome:
     """Measure every cell, fit the exponents, and say them."""
     grid = GRIDS[laboratory.settings.experiment.size]
-    table = by_axis(measure(laboratory, grid), grid)
+    table = by_axis(measure_cells(laboratory, grid), grid)
     growths = exponents(table)
     largest = table.loc[table["filters"].idxmax()]
     remarks = [*map(str, growths), _forward_in_words(table), _largest_in_words(table, int(largest["filters"]))]
     return Outcome(table, (), tuple(remarks), _figures(table), {"exponents": exponents_table(growths)})
 
 
-def measure(laboratory: Laboratory, grid: Grid) -> pd.DataFrame:
+def measure_cells(laboratory: Laboratory, grid: Grid) -> pd.DataFrame:
     """Measure the cells of a grid; what an earlier call measured is read.
 
     Returns

@@ -20,7 +20,7 @@ import plotly.express as px
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import thresholds
-from gmmcnn.experiments.laboratory import Laboratory
+from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import (
     MIN_SEEDS,
@@ -30,13 +30,12 @@ from gmmcnn.experiments.statistics import (
     Verdict,
     judge_over_training,
 )
-from gmmcnn.experiments.thresholds import Choice, choose, counts, follow, point
+from gmmcnn.experiments.thresholds import Choice, choose, count_by_thresholds, point, thresholds_over_training
 from gmmcnn.featuremaps import find_taps
 from gmmcnn.featuremaps.capture import TAPS
 from gmmcnn.filters.fits import Fits
 from gmmcnn.filters.screening import saturation
 from gmmcnn.names import did_you_mean
-from gmmcnn.progress import progress
 
 VALUES: dict[str, tuple] = {
     "screen.small_cluster": (2, 3, 5, 10, 20),
@@ -87,13 +86,13 @@ class Variant:
     def count(self, fits: Fits) -> float:
         """Filters flagged in a probe batch; where the frequency is varied, anomaly filters."""
         screen = self.settings.screen
-        return counts(fits, screen, point(screen, by_frequency=self.by_frequency)).item()
+        return count_by_thresholds(fits, screen, point(screen, by_frequency=self.by_frequency)).item()
 
 
 def run(laboratory: Laboratory) -> Outcome:
     """Vary, judge, and choose."""
     chosen = list(variants(laboratory))
-    table = measure(laboratory, chosen)
+    table = variants_over_training(laboratory, chosen)
     verdicts = {variant.name: judge_over_training(table, variant.name, variant.name) for variant in chosen}
     summary = summarise(table, chosen, verdicts)
     in_force = judge_over_training(table, IN_FORCE, "H1 by the settings in force")
@@ -165,7 +164,7 @@ def distinct_taps(laboratory: Laboratory) -> list[str]:
     return list(kept.values())
 
 
-def measure(laboratory: Laboratory, chosen: list[Variant]) -> pd.DataFrame:
+def variants_over_training(laboratory: Laboratory, chosen: list[Variant]) -> pd.DataFrame:
     """Tabulate counts.
 
     Returns
@@ -178,19 +177,16 @@ def measure(laboratory: Laboratory, chosen: list[Variant]) -> pd.DataFrame:
     by_fits: dict[str, list[Variant]] = {}
     for variant in columns:
         by_fits.setdefault(repr(replace(variant.settings, screen=config.Screen())), []).append(variant)
-    networks, tables = list(laboratory.networks()), []
-    with progress("analyses", len(networks) * len(by_fits) * laboratory.size.rounds, "analyses") as advance:
-        for network in networks:
-            counted: dict[str, list[float]] = {variant.name: [] for variant in columns}
-            for alike in by_fits.values():
-                beside = laboratory.beside(alike[0].settings)
-                for number in laboratory.rounds:
-                    fits = beside.analysis(network, number).fits
-                    for variant in alike:
-                        counted[variant.name].append(variant.count(fits))
-                    advance()
-            tables.append(laboratory.metrics(network).join(pd.DataFrame(counted)))
-    return pd.concat(tables, ignore_index=True)
+    beside = [(laboratory.beside(alike[0].settings), alike) for alike in by_fits.values()]
+
+    def observe(network: Network, number: int) -> dict[str, float]:
+        counted: dict[str, float] = {}
+        for other, alike in beside:
+            fits = other.analysis(network, number).fits
+            counted |= {variant.name: variant.count(fits) for variant in alike}
+        return {variant.name: counted[variant.name] for variant in columns}
+
+    return laboratory.over_training(observe)
 
 
 def summarise(table: pd.DataFrame, chosen: list[Variant], verdicts: dict[str, Verdict]) -> pd.DataFrame:
@@ -260,8 +256,8 @@ def choose_thresholds(laboratory: Laboratory) -> Choice:
         seed=settings.seed + laboratory.size.seeds,
         experiment=replace(settings.experiment, seeds=MIN_SEEDS),
     )
-    held_out = follow(Laboratory(others, laboratory.folder))
-    return choose(follow(laboratory), held_out, list(thresholds.points()))
+    held_out = thresholds_over_training(Laboratory(others, laboratory.folder))
+    return choose(thresholds_over_training(laboratory), held_out, list(thresholds.points()))
 
 
 def _figures(summary: pd.DataFrame, choice: Choice) -> dict[str, object]:

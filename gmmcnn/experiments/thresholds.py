@@ -17,12 +17,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gmmcnn import config
-from gmmcnn.experiments.laboratory import CONDITIONS, Laboratory
+from gmmcnn.experiments.laboratory import CONDITIONS, Laboratory, Network
 from gmmcnn.experiments.statistics import Verdict, judge_over_training, partial_spearman, rise, spearman
 from gmmcnn.filters.fits import Fits
 from gmmcnn.filters.rules import Active, Separated, Unbalanced
 from gmmcnn.filters.screening import judge, usual_status
-from gmmcnn.progress import progress
 
 Grid = Mapping[str, tuple]
 """Values of λ, α, β, θ and of the frequency, by their names in :class:`gmmcnn.config.Screen`, in this order. Without a
@@ -40,7 +39,7 @@ NEEDED = ("association", "given_epoch", "beyond_control")
 
 
 def points(grid: Grid = GRID) -> Iterator[str]:
-    """Names of a grid's points, ``"small_cluster=5 min_small_clusters=1 …"``, in the order of :func:`counts`."""
+    """Names of a grid's points, ``"small_cluster=5 …"``, in the order of :func:`count_by_thresholds`."""
     for values in product(*grid.values()):
         yield " ".join(f"{key}={value:g}" for key, value in zip(grid, values, strict=True) if value is not None)
 
@@ -51,7 +50,7 @@ def point(screen: config.Screen, *, by_frequency: bool = False) -> Grid:
     return values if by_frequency else values | {"min_frequency": (None,)}
 
 
-def counts(fits: Fits, screen: config.Screen, grid: Grid = GRID) -> NDArray[np.float64]:
+def count_by_thresholds(fits: Fits, screen: config.Screen, grid: Grid = GRID) -> NDArray[np.float64]:
     """Count filters by every point of a grid.
 
     Parameters
@@ -69,11 +68,11 @@ def counts(fits: Fits, screen: config.Screen, grid: Grid = GRID) -> NDArray[np.f
         Filters flagged in a probe batch, mean over batches; or anomaly filters.
     """
     return np.stack(
-        [_counts(judge(fits, replace(screen, small_cluster=size), ()), grid) for size in grid["small_cluster"]]
+        [_of_one_size(judge(fits, replace(screen, small_cluster=size), ()), grid) for size in grid["small_cluster"]]
     )
 
 
-def _counts(measured: dict[str, NDArray], grid: Grid) -> NDArray[np.float64]:
+def _of_one_size(measured: dict[str, NDArray], grid: Grid) -> NDArray[np.float64]:
     """Counts for one λ: (α, β, θ, frequency)."""
     unbalanced = np.stack([Unbalanced(least)(measured) for least in grid["min_small_clusters"]])
     separated = np.stack([Separated(ratio)(measured) for ratio in grid["ch_ratio"]])
@@ -88,19 +87,16 @@ def _counts(measured: dict[str, NDArray], grid: Grid) -> NDArray[np.float64]:
     return np.stack(by_frequency, axis=-1).astype(float)
 
 
-def follow(laboratory: Laboratory, grid: Grid = GRID) -> pd.DataFrame:
+def thresholds_over_training(laboratory: Laboratory, grid: Grid = GRID) -> pd.DataFrame:
     """Tabulate one row per network and round: the columns of :meth:`Laboratory.metrics`, and a count a point."""
-    networks, names = list(laboratory.networks()), list(points(grid))
-    tables = []
-    with progress("analyses", len(networks) * laboratory.size.rounds, "analyses") as advance:
-        for network in networks:
-            rows = []
-            for number in laboratory.rounds:
-                analysis = laboratory.analysis(network, number)
-                rows.append(counts(analysis.fits, analysis.settings, grid).ravel())
-                advance()
-            tables.append(laboratory.metrics(network).join(pd.DataFrame(rows, columns=names)))
-    return pd.concat(tables, ignore_index=True)
+    names = list(points(grid))
+
+    def observe(network: Network, number: int) -> dict[str, float]:
+        analysis = laboratory.analysis(network, number)
+        counted = count_by_thresholds(analysis.fits, analysis.settings, grid)
+        return dict(zip(names, counted.ravel(), strict=True))
+
+    return laboratory.over_training(observe)
 
 
 def scores(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

@@ -187,6 +187,18 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: in
     return loss / len(labels), n_right / len(labels)
 
 
+def accuracies(model: nn.Module, data: Splits) -> dict[str, float]:
+    """Accuracies and losses on the training and the validation images, by their names in :data:`METRICS`."""
+    train_loss, train_accuracy = evaluate(model, data.train.images, data.train.labels)
+    validation_loss, validation_accuracy = evaluate(model, data.validation.images, data.validation.labels)
+    return {
+        "train_accuracy": train_accuracy,
+        "train_loss": train_loss,
+        "validation_accuracy": validation_accuracy,
+        "validation_loss": validation_loss,
+    }
+
+
 def _train_epoch(
     model: nn.Module, optimizer: torch.optim.Optimizer, samples: Images, batch_size: int, seed: int, epoch: int
 ) -> None:
@@ -210,14 +222,13 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 
 def _measure(model: nn.Module, data: Splits, epoch: int) -> dict[str, float]:
     """Row of the metrics table."""
-    train_loss, train_accuracy = evaluate(model, data.train.images, data.train.labels)
-    validation_loss, validation_accuracy = evaluate(model, data.validation.images, data.validation.labels)
-    if not np.isfinite([train_loss, validation_loss]).all():
+    found = {"epoch": epoch} | accuracies(model, data)
+    if not np.isfinite([found["train_loss"], found["validation_loss"]]).all():
         raise TrainingError(
-            f"epoch {epoch}: training loss {train_loss}, validation loss {validation_loss}; expected finite ones: "
-            "lower train.learning_rate"
+            f"epoch {epoch}: training loss {found['train_loss']}, validation loss {found['validation_loss']}; expected "
+            "finite ones: lower train.learning_rate"
         )
-    return dict(zip(METRICS, (epoch, train_loss, train_accuracy, validation_loss, validation_accuracy), strict=True))
+    return {name: found[name] for name in METRICS}
 
 
 def _optimizer(model: nn.Module, settings: config.Train) -> torch.optim.Optimizer:

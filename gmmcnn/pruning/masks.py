@@ -7,10 +7,11 @@ a module or a function call. Where the channel is then added to a residual strea
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -136,6 +137,31 @@ def random_masks(mask: Mask, filters_by_layer: Mapping[str, Sequence[int]], n_ma
     ]
 
 
+def evaluate_masks(
+    model: nn.Module, masks: Iterable[tuple[str, int, Mask]], evaluate: Callable[[nn.Module], dict[str, float]]
+) -> Iterator[dict[str, Any]]:
+    """Evaluate a model with one mask after the other.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    masks : iterable of (kind, number, mask)
+        Filters to mask, what kind of choice they are, and which of its kind; without filters, the model as it is.
+    evaluate : callable
+        Model → accuracies and losses by name.
+
+    Yields
+    ------
+    dict
+        ``mask`` (its kind), ``number``, ``n_filters``, and what ``evaluate`` gives.
+    """
+    for kind, number, mask in masks:
+        with masked(model, mask):
+            figures = evaluate(model)
+        yield {"mask": kind, "number": number, "n_filters": sum(map(len, mask.values()))} | figures
+
+
 def compare_masks(
     model: nn.Module,
     mask: Mask,
@@ -167,9 +193,7 @@ def compare_masks(
     jobs: list[tuple[str, int, Mask]] = [("none", 0, {}), ("anomalous", 0, mask)]
     jobs += [("random", number, control) for number, control in enumerate(controls)]
     rows = []
-    for kind, number, filters in jobs:
-        with masked(model, filters):
-            figures = evaluate(model)
-        rows.append({"mask": kind, "control": number, "n_filters": sum(map(len, filters.values()))} | figures)
+    for row in evaluate_masks(model, jobs, evaluate):
+        rows.append(row)
         advance()
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).rename(columns={"number": "control"})

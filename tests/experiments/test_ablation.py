@@ -22,7 +22,7 @@ def test_there_are_seven_combinations():
 
 def test_counts_are_those_of_a_screening_by_these_criteria_alone(laboratory):
     analysis = laboratory.analysis(Network(0, "overfitting"), 3)
-    counted = ablation.counts(analysis)
+    counted = ablation.count_by_combinations(analysis)
     for name, columns in COMBINATIONS.items():
         rules = [rule for rule in rules_of(analysis.settings) if rule.name in columns]
         assert counted[name] == screen(analysis.fits, analysis.settings, rules).flagged_per_batch

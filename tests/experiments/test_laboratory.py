@@ -104,3 +104,19 @@ def test_what_is_given_overrides_the_size(tmp_path, smoke_settings, given, expec
     made = Laboratory(smoke_settings(**given), tmp_path)
     assert made.seeds == list(range(expected))
     assert len(list(made.networks())) == 2 * expected
+
+
+def test_every_network_is_observed_after_every_round_and_stands_beside_its_metrics(laboratory):
+    table = laboratory.over_training(lambda network, number: {"seen": 100 * network.seed + number})
+    assert table["seen"].tolist() == (100 * table["seed"] + table["round"]).tolist()
+    assert table[["seed", "condition"]].drop_duplicates().values.tolist() == [
+        [network.seed, network.condition] for network in laboratory.networks()
+    ]
+    own = table[(table["seed"] == 1) & (table["condition"] == "control")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(own.drop(columns="seen"), laboratory.metrics(CONTROL))
+
+
+def test_checkpoints_can_be_those_of_some_rounds(laboratory):
+    places = list(laboratory.checkpoints([2, 4]))
+    assert len(places) == 2 * 3 * 2
+    assert {number for _, number in places} == {2, 4}

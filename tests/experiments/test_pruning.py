@@ -76,7 +76,7 @@ def test_a_removal_that_fails_is_a_remark(lenient, monkeypatch):
         raise ModelError("conv1: its channels cannot be followed")
 
     monkeypatch.setattr(pruning, "remove_filters", refuse)
-    monkeypatch.setattr(lenient, "kept", lambda network, work, make: make())
+    monkeypatch.setattr(lenient, "_kept", lambda network, work, make: make(lenient, network))
     outcome = pruning.run(lenient)
     chosen = outcome.table[outcome.table["mask"] == "chosen"]
     assert chosen[["removed", "silenced", "logit_difference"]].isna().all(axis=None)
@@ -160,8 +160,8 @@ def test_finetuning_masked_filters_is_finetuning_what_is_left_when_they_are_remo
 
 
 def test_a_network_that_was_measured_is_not_measured_again(finetuned, trained_on, monkeypatch):
-    monkeypatch.setattr(pruning, "_measure", lambda *args: pytest.fail("measured again"))
-    pd.testing.assert_frame_equal(pruning.measure(trained_on), finetuned.table)
+    monkeypatch.setattr(pruning, "_of_network", lambda *args: pytest.fail("measured again"))
+    pd.testing.assert_frame_equal(pruning.effects_of_masks(trained_on), finetuned.table)
 
 
 def test_a_finished_finetuning_is_not_repeated(finetuned, trained_on, monkeypatch):
@@ -169,7 +169,7 @@ def test_a_finished_finetuning_is_not_repeated(finetuned, trained_on, monkeypatc
         measured.unlink()
     monkeypatch.setattr(training, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     monkeypatch.setattr(Laboratory, "trained", lambda *args: None)
-    again = pruning.measure(trained_on)
+    again = pruning.effects_of_masks(trained_on)
     pd.testing.assert_frame_equal(again, finetuned.table)
 
 

@@ -11,7 +11,7 @@ import pytest
 from gmmcnn import config
 from gmmcnn.experiments import scalability
 from gmmcnn.experiments.laboratory import Laboratory
-from gmmcnn.experiments.scalability import AXES, GRIDS, STAGES, by_axis, exponents, measure, slope
+from gmmcnn.experiments.scalability import AXES, GRIDS, STAGES, by_axis, exponents, measure_cells, slope
 
 MIB = 2**20
 
@@ -62,14 +62,14 @@ def test_what_was_measured_is_not_measured_again(outcome, laboratory, monkeypatc
         json.dumps({stage: {"seconds": 42.0, "peak_bytes": 7 * MIB} for stage in STAGES})
     )
     monkeypatch.setattr(scalability, "measure_cell", lambda *args: pytest.fail("measured again"))
-    again = measure(laboratory, grid)
+    again = measure_cells(laboratory, grid)
     assert (again.query("width == 3 and depth == 2 and side == 6 and samples == 20")["seconds"] == 42).any()
 
 
 def test_other_settings_are_other_cells(laboratory, monkeypatch):
     other = replace(laboratory.settings, gmm=replace(laboratory.settings.gmm, n_init=1))
     monkeypatch.setattr(scalability, "measure_cell", lambda *args: {"fit": {"seconds": 1.0, "peak_bytes": MIB}})
-    assert set(measure(Laboratory(other, laboratory.folder), GRIDS["smoke"])["seconds"]) == {1}
+    assert set(measure_cells(Laboratory(other, laboratory.folder), GRIDS["smoke"])["seconds"]) == {1}
 
 
 def table_of(exponent: float, memory: float) -> pd.DataFrame:

@@ -9,7 +9,15 @@ from gmmcnn import config
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import overfitting, sensitivity
 from gmmcnn.experiments.laboratory import Laboratory, Network
-from gmmcnn.experiments.sensitivity import FACTORS, Variant, distinct_taps, measure, moves, summarise, variants
+from gmmcnn.experiments.sensitivity import (
+    FACTORS,
+    Variant,
+    distinct_taps,
+    moves,
+    summarise,
+    variants,
+    variants_over_training,
+)
 from gmmcnn.experiments.statistics import NOT_SPECIFIC, NOT_SUPPORTED, SUPPORTED, judge, judge_over_training
 
 
@@ -92,7 +100,7 @@ def test_other_starts_are_other_fits_of_the_same_networks(few, outcome):
 def test_the_settings_in_force_are_judged_as_in_the_experiment_on_overfitting(few, outcome):
     tables = [
         few.metrics(network).assign(
-            count=[overfitting.counts(few.analysis(network, number))["flagged"] for number in few.rounds]
+            count=[overfitting.count_by_criteria(few.analysis(network, number))["flagged"] for number in few.rounds]
         )
         for network in few.networks()
     ]
@@ -131,7 +139,7 @@ def test_thresholds_are_judged_on_seeds_that_come_after_those_of_the_experiment(
 def test_counts_with_refits_are_those_of_the_analysis_with_these_settings(laboratory):
     (own,) = [v for v in variants(varied(laboratory, "dims")) if v.value == 1]
     one_seed = laboratory.beside(replace(own.settings, experiment=replace(own.settings.experiment, seeds=1)))
-    table = measure(one_seed, [replace(own, settings=one_seed.settings)])
+    table = variants_over_training(one_seed, [replace(own, settings=one_seed.settings)])
     fits = one_seed.analysis(Network(0, "overfitting"), 4).fits
     assert next(iter(fits.layers.values())).scores.shape[-1] == 1
     assert len(table) == 2 * 4

@@ -11,7 +11,7 @@ from gmmcnn import config
 from gmmcnn.experiments import thresholds
 from gmmcnn.experiments.laboratory import Network
 from gmmcnn.experiments.statistics import NOT_SPECIFIC, SUPPORTED
-from gmmcnn.experiments.thresholds import GRID, choose, counts, point, points, scores
+from gmmcnn.experiments.thresholds import GRID, choose, count_by_thresholds, point, points, scores
 
 EPOCHS = np.arange(1, 9)
 NAMES = [f"threshold {number}" for number in range(60)]
@@ -32,7 +32,7 @@ def test_counts_are_those_of_the_screening(analysis, scope):
         "min_frequency": (None, 0.5),
     }
     screen = config.Screen(scope=scope)
-    found = counts(analysis.fits, screen, grid)
+    found = count_by_thresholds(analysis.fits, screen, grid)
     assert found.shape == (2,) * 5
     assert len(np.unique(found)) > 4
     for place in product(range(2), repeat=5):
@@ -45,13 +45,13 @@ def test_counts_are_those_of_the_screening(analysis, scope):
 
 
 def test_points_are_named_in_the_order_of_their_counts(analysis):
-    names, found = list(points()), counts(analysis.fits, analysis.settings).ravel()
+    names, found = list(points()), count_by_thresholds(analysis.fits, analysis.settings).ravel()
     assert len(names) == len(found) == len(set(names))
     assert names[0] == "small_cluster=1 min_small_clusters=1 ch_ratio=0 activation_ratio=0"
     wanted = "small_cluster=20 min_small_clusters=1 ch_ratio=0.5 activation_ratio=0.25 min_frequency=0.5"
     by_hand = analysis.with_thresholds(small_cluster=20, ch_ratio=0.5, activation_ratio=0.25).screening
     assert found[names.index(wanted)] == by_hand.filters["anomalous"].sum() > 0
-    in_force = counts(analysis.fits, analysis.settings, point(analysis.settings)).item()
+    in_force = count_by_thresholds(analysis.fits, analysis.settings, point(analysis.settings)).item()
     assert in_force == analysis.screening.flagged_per_batch
 
 
@@ -128,7 +128,7 @@ def test_a_gap_that_is_a_function_of_the_epoch_leaves_two_things_to_score_by():
 
 def test_every_point_is_followed_over_training(laboratory):
     grid = GRID | {"small_cluster": (5, 20), "min_frequency": (None,)}
-    table = thresholds.follow(laboratory, grid)
+    table = thresholds.thresholds_over_training(laboratory, grid)
     assert len(table) == 6 * laboratory.size.rounds
     assert set(points(grid)) < set(table.columns)
     assert table[list(points(grid))].notna().all(axis=None)

@@ -9,7 +9,7 @@ from torch import nn
 
 import gmmcnn
 from gmmcnn.errors import ModelError
-from gmmcnn.pruning.masks import compare_masks, load_mask, random_masks, save_mask
+from gmmcnn.pruning.masks import compare_masks, evaluate_masks, load_mask, random_masks, save_mask
 
 
 class Shifted(nn.Module):
@@ -268,6 +268,22 @@ def test_masks_are_compared_with_the_whole_model_and_with_controls():
     alive = table["zero_channels"][0]
     assert (table["zero_channels"][1:] >= 2).all()
     assert alive < 2
+
+
+def test_masks_are_evaluated_one_by_one_and_leave_the_model_as_it_is():
+    model = Shifted(nn.ReLU()).eval()
+
+    def evaluate(model):
+        with torch.no_grad():
+            return {"total": float(model.features(IMAGES).sum())}
+
+    whole = evaluate(model)
+    rows = evaluate_masks(model, [("chosen", 3, {"conv": [0, 1]}), ("none", 0, {})], evaluate)
+    first = next(rows)
+    assert first.pop("total") != whole["total"]
+    assert first == {"mask": "chosen", "number": 3, "n_filters": 2}
+    assert evaluate(model) == whole  # between two masks too
+    assert list(rows) == [{"mask": "none", "number": 0, "n_filters": 0} | whole]
 
 
 def test_a_masked_channel_that_is_spread_over_something_else_leaves_that_as_it_is():
