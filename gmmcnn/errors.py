@@ -53,6 +53,10 @@ class ConvergenceWarning(UserWarning):
     """A fit stopped at its iteration cap; its result carries ``converged_ = False``."""
 
 
+class CompileCacheWarning(UserWarning):
+    """Compiled code on disk was damaged, or cannot be kept there: it is compiled anew."""
+
+
 def one_line(error: BaseException) -> str:
     """Message of an error from elsewhere, without line breaks, to stand in one of ours."""
     return " ".join(str(error).split()) or type(error).__name__

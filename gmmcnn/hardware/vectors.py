@@ -21,38 +21,16 @@ Inside compiled code only::
 
 import operator
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils, types
 from numba.core.extending import intrinsic, models, register_model
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
-kernel = njit(nogil=True, error_model="numpy")
-"""Decorator of compiled functions: no interpreter lock, and division as the processor does it."""
-
-
-def compiled_entry(*modules: ModuleType) -> Callable[[Callable], Any]:
-    """Decorator of functions called from Python: as ``kernel``, with a cache on disk.
-
-    Numba renews a cached function when the file that defines it changes, and not when one of the ``modules`` does
-    whose functions it calls; this does.
-    """
-
-    def decorate(function: Callable) -> Any:
-        dispatcher: Any = njit(nogil=True, error_model="numpy", cache=True)(function)
-        sources = [Path(str(source)) for source in (function.__code__.co_filename, *(m.__file__ for m in modules))]
-        stamps = [(source.stat().st_mtime, source.stat().st_size) for source in sources]
-        dispatcher._cache._cache_file._source_stamp = stamps
-        return dispatcher
-
-    return decorate
-
+from gmmcnn.hardware.compiled import target_features
 
 VECTOR_BYTES = 64
 """Arrays that hold vectors are aligned to this and padded to a multiple of it."""
@@ -141,8 +119,7 @@ def _constant(vector: Vector, value: float) -> Any:
 
 
 def _has_avx512(context: Any) -> bool:
-    features = set(context.codegen()._tm_features.split(","))
-    return {"+avx512f", "+avx512dq"} <= features
+    return {"+avx512f", "+avx512dq"} <= target_features(context)
 
 
 # --- memory ---
@@ -561,7 +538,7 @@ _FLUSH_TO_ZERO, _DENORMALS_ARE_ZERO = 1 << 15, 1 << 6
 
 def _exchange_mode(context: Any, builder: Any, new: Callable[[Any], Any]) -> Any:
     """Replace the control word of the SSE unit; return what it was. On other processors there is none: 0."""
-    if not context.codegen()._tm_features.count("+sse"):
+    if "+sse" not in target_features(context):
         return ir.Constant(ir.IntType(32), 0)
     word = cgutils.alloca_once(builder, ir.IntType(32))
     _call(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), word)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from gmmcnn import constants
 from gmmcnn.constants import CH_MIN_WITHIN, DEAD_RANGE, MIN_VARIANCE
 from gmmcnn.hardware import vectors
+from gmmcnn.hardware.compiled import compiled_entry, kernel
 from gmmcnn.hardware.threads import for_blocks
-from gmmcnn.hardware.vectors import aligned_empty, compiled_entry, flush_denormals, kernel, lanes, restore_mode
+from gmmcnn.hardware.vectors import aligned_empty, flush_denormals, lanes, restore_mode
 from gmmcnn.mixture import cpu_em, cpu_start
 from gmmcnn.mixture.calinski_harabasz import choose_n_components
 from gmmcnn.mixture.cpu_em import (  # fmt: skip

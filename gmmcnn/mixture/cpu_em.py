@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from gmmcnn.constants import MIN_MEMBERSHIP
+from gmmcnn.hardware.compiled import kernel
 from gmmcnn.hardware.vectors import (  # fmt: skip
     VECTOR_BYTES,
     any_lane,
@@ -30,7 +31,6 @@ from gmmcnn.hardware.vectors import (  # fmt: skip
     exponent,
     fma,
     fnma,
-    kernel,
     lane_numbers,
     lanes_of,
     load,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from gmmcnn.constants import LLOYD_MAX_ITER, LLOYD_TOL, PHILOX_KEY_STEPS, PHILOX_MULTIPLIERS, PHILOX_ROUNDS
+from gmmcnn.hardware.compiled import kernel
 from gmmcnn.hardware.vectors import (  # fmt: skip
     fma,
-    kernel,
     lane_numbers,
     lanes_of,
     load,

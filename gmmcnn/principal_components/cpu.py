@@ -19,11 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmmcnn.hardware import vectors
+from gmmcnn.hardware.compiled import compiled_entry, kernel
 from gmmcnn.hardware.vectors import (  # fmt: skip
     aligned_empty,
-    compiled_entry,
     fma,
-    kernel,
     lanes_of,
     load,
     load_first,

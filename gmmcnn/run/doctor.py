@@ -19,6 +19,7 @@ from gmmcnn.config import Settings
 from gmmcnn.errors import ConvergenceWarning, GmmcnnError, one_line
 from gmmcnn.hardware import cost_model as cost
 from gmmcnn.hardware import gpu
+from gmmcnn.hardware.compiled import examine_cache
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 from gmmcnn.principal_components.pca import pca
 
@@ -68,7 +69,7 @@ def run_doctor(settings: Settings, *, job: JobSize | None = None) -> tuple[str, 
     int
         0 where every engine that can run here agrees with the reference, and the one asked for can run; else 1.
     """
-    lines, failures = _machine(), []
+    lines, failures = [*_machine(), _cache()], []
     engines = ["cpu"] if gpu.why_unavailable() else ["cpu", "cuda"]
     for engine in engines:
         found, passed = _examine(engine)
@@ -100,6 +101,12 @@ def _machine() -> list[str]:
             f"CUDA {cupy.cuda.runtime.runtimeGetVersion()}, driver {cupy.cuda.runtime.driverGetVersion()}"
         )
     return lines
+
+
+def _cache() -> str:
+    """State of the compiled code on disk, before any of it is loaded."""
+    found, sound = examine_cache()
+    return f"cache     {'ok     ' if sound else 'DAMAGED'}        {found}"
 
 
 def _version(package: str) -> str:

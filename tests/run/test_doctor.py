@@ -41,6 +41,17 @@ def test_an_engine_asked_for_by_name_must_work() -> None:
 
 
 @pytest.mark.usefixtures("no_cupy")
+def test_the_cache_is_looked_at_before_an_engine_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(doctor, "examine_cache", lambda: order.append("cache") or ("the file is damaged", False))
+    monkeypatch.setattr(doctor, "_examine", lambda engine: order.append(engine) or ([], True))
+    text, code = doctor.run_doctor(asking_for("auto"))
+    assert order == ["cache", "cpu"]
+    assert "cache     DAMAGED        the file is damaged" in text
+    assert code == 0  # mended: it is compiled anew
+
+
+@pytest.mark.usefixtures("no_cupy")
 def test_the_estimate_names_the_job() -> None:
     size = doctor.JobSize(layers=((6, 25), (16, 9)), n_checkpoints=4, n_batches=2)
     text, _ = doctor.run_doctor(SMALL, job=size)
