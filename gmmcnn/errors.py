@@ -49,6 +49,14 @@ class EngineError(GmmcnnError, RuntimeError):
     """A compute engine was asked for that this machine cannot run."""
 
 
+class DataWarning(UserWarning):
+    """What was given is taken, but may not be what was meant."""
+
+
+class SaturationWarning(DataWarning):
+    """So few samples, or so large a λ, that chance alone makes small clusters: nothing can be concluded from them."""
+
+
 class ConvergenceWarning(UserWarning):
     """A fit stopped at its iteration cap; its result carries ``converged_ = False``."""
 

@@ -22,15 +22,16 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 import zarr
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gmmcnn.errors import CaptureError, StoreError, StoreNotFoundError, one_line
+from gmmcnn.errors import CaptureError, DataError, StoreError, StoreNotFoundError
 from gmmcnn.featuremaps.capture import capture, find_taps, require_finite, unwrapped
+from gmmcnn.featuremaps.foreign import ForeignMaps, open_maps
 from gmmcnn.featuremaps.images import ImageBlocks, Images, hash_tensor
 from gmmcnn.featuremaps.store import ALL, ActivationStore, discard
 from gmmcnn.featuremaps.taps import Tap, Taps
+from gmmcnn.hardware.arrays import Loss, float_type
 from gmmcnn.hardware.threads import for_blocks
 from gmmcnn.progress import Advance
 
@@ -273,11 +274,13 @@ def import_activations(
     Raises
     ------
     StoreError
-        The source is neither, or of another shape, or ``path`` holds a store and ``overwrite`` is not set.
+        The source is neither, damaged, of another shape or of no real numbers; float32 does not hold the differences
+        between its samples; or ``path`` holds a store and ``overwrite`` is not set.
     CaptureError
         A map holds NaN or infinite values.
     """
-    read, (n_samples, n_filters, height, width) = _source(source)
+    given = open_maps(source)
+    n_samples, n_filters, height, width = given.shape
     tap = Tap(layer, n_filters, height, width, "imported")
     taps = Taps("imported", (tap,), (), peak_bytes_per_sample=n_filters * height * width * 4)
     if overwrite and Path(path).exists():
@@ -286,15 +289,33 @@ def import_activations(
     store = ActivationStore.create(
         path, [tap], n_samples, block_samples=block, dtype=dtype, attributes=_as_json(attributes or {})
     )
+    loss = Loss()
     for index in range(store.n_blocks):
         samples = store.block(index)
-        maps = read(samples).reshape(-1, *tap.shape)
+        maps = _narrowed(given, samples, loss, last=index == store.n_blocks - 1)
         require_finite(layer, torch.from_numpy(maps), samples.start)
         store.write(layer, index, np.ascontiguousarray(maps.swapaxes(0, 1)))
         store.commit(index)
         if advance:
             advance(_length(samples))
     return ActivationStore.open(path)
+
+
+def _narrowed(given: ForeignMaps, samples: slice, loss: Loss, *, last: bool) -> NDArray[np.float32]:
+    """Maps (N, C, H, W) of some samples as float32; StoreError, with the last ones, if that loses what counts."""
+    values = given.read(samples)
+    with np.errstate(over="ignore", under="ignore"):
+        maps = values.astype(np.float32, copy=False)
+    if float_type(values.dtype) == np.float32:
+        return maps
+    loss.add(values.swapaxes(0, 1), maps.swapaxes(0, 1))
+    try:
+        loss.require_in_range(given.name, np.float32)
+        if last:
+            loss.require_small(given.name, np.float32)
+    except DataError as error:
+        raise StoreError(str(error)) from None
+    return maps
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -429,46 +450,7 @@ def _block_samples(taps: Taps, probe_samples: int, n_samples: int, forward_sampl
 
 def importable_samples(source: str | os.PathLike[str]) -> int:
     """Samples that :func:`import_activations` would take from a source. StoreError if it would refuse it."""
-    return _source(source)[1][0]
-
-
-def _source(
-    source: str | os.PathLike[str] | zarr.Array,
-) -> tuple[Callable[[slice], NDArray[np.float32]], tuple[int, int, int, int]]:
-    """How to read a range of samples from existing activations, and their shape (N, C, H, W)."""
-    read, shape = _reader(source)
-    if len(shape) not in (3, 4) or 0 in shape:
-        raise StoreError(f"{source}: expected activations of shape (N, C, H, W) or (N, C, P), got {shape}")
-    n_samples, n_filters, *pixels = shape
-    height, width = pixels if len(pixels) == 2 else (1, *pixels)
-    return read, (n_samples, n_filters, height, width)
-
-
-def _reader(
-    source: str | os.PathLike[str] | zarr.Array,
-) -> tuple[Callable[[slice], NDArray[np.float32]], tuple[int, ...]]:
-    """How to read a range of samples from existing activations, and their shape as it is."""
-    if isinstance(source, zarr.Array):
-        return lambda samples: np.asarray(source[samples], np.float32), source.shape
-    path = Path(source)
-    if not path.exists():
-        raise StoreNotFoundError(f"{path}: there are no activations; expected a .npy file or a Zarr array")
-    try:
-        array = zarr.open(path, mode="r") if path.is_dir() else open_memmap(path, mode="r")
-    except (OSError, ValueError, LookupError, AttributeError) as error:
-        raise StoreError(f"{path}: expected a .npy file of numbers or a Zarr array: {one_line(error)}") from error
-    if isinstance(array, zarr.Group):
-        raise StoreError(f"{path}: is a Zarr group; give the path of one array in it")
-    if isinstance(array, zarr.Array):
-        return _reader(array)
-    if array.dtype.kind not in "fiu":
-        raise StoreError(f"{path}: expected one array of real numbers")
-
-    # Mapped anew for each block: pages of a mapping that stays open would count as memory in use.
-    def read(samples: slice) -> NDArray[np.float32]:
-        return np.array(open_memmap(path, mode="r")[samples], np.float32)
-
-    return read, array.shape
+    return open_maps(source).shape[0]
 
 
 def _as_json(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,14 +63,14 @@ def as_floats(given: Any, name: str) -> NDArray:
 def as_numbers(given: Any, name: str) -> NDArray:
     """Array of real numbers, of the type that they have. DataError where there are none."""
     array = _as_array(given, name)
-    require_numbers(array.dtype, name)
+    if not is_real(array.dtype):
+        raise DataError(f"{name}: values of type {array.dtype.name}; expected real numbers, such as float32")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def require_numbers(dtype: DTypeLike, name: str) -> None:
-    """Raise DataError unless the type is one of real numbers."""
-    if np.dtype(dtype).kind not in "fiub":
-        raise DataError(f"{name}: values of type {np.dtype(dtype).name}; expected real numbers, such as float32")
+def is_real(dtype: DTypeLike) -> bool:
+    """Whether values of a type are real numbers."""
+    return np.dtype(dtype).kind in "fiub"
 
 
 def float_type(dtype: DTypeLike) -> np.dtype:
@@ -110,15 +110,18 @@ class Loss:
         self._spread = np.maximum(self._spread, _largest(np.abs(exact - self._first)))
         self._floor = np.maximum(self._floor, _largest(np.abs(exact)) * _noise(values.dtype))
 
+    def require_in_range(self, name: str, dtype: DTypeLike) -> None:
+        """Raise DataError, which names the first filter concerned, if a value has become infinite."""
+        if np.any(self._outside):
+            f, kind = int(np.argmax(self._outside)), np.dtype(dtype).name
+            raise DataError(f"{name}: filter {f} has values beyond the range of {kind}; divide all by a power of two")
+
     def require_small(self, name: str, dtype: DTypeLike) -> None:
         """Raise DataError, which names the first filter concerned, if a loss counts."""
-        kind = np.dtype(dtype).name
-        if np.any(self._outside):
-            f = int(np.argmax(self._outside))
-            raise DataError(f"{name}: filter {f} has values beyond the range of {kind}; divide all by a power of two")
+        self.require_in_range(name, dtype)
         lost = (self._rounding > LARGEST_LOSS * self._spread) & (self._spread > self._floor)
         if np.any(lost):
-            f = int(np.argmax(lost))
+            f, kind = int(np.argmax(lost)), np.dtype(dtype).name
             raise DataError(
                 f"{name}: {kind} would move values of filter {f} by up to {float(self._rounding[f]):.2g}, where its "
                 f"samples differ by {float(self._spread[f]):.2g} at most; subtract from every sample the same map, "

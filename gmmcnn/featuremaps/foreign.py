@@ -1,0 +1,206 @@
+"""Feature maps that somebody else wrote: a ``.npy`` file or a Zarr array, looked at before anything is decoded.
+
+What stands in a Zarr array's metadata decides which code reads its chunks: a codec for objects runs whatever program a
+chunk holds. So the metadata are read as plain JSON first, and only types of real numbers and the codecs listed here go
+any further.
+"""
+
+import itertools
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from zarr.storage import LocalStore
+
+from gmmcnn.errors import DataWarning, StoreError, StoreNotFoundError, one_line
+from gmmcnn.hardware.arrays import is_real
+
+CODECS = frozenset(
+    (
+        *("bytes", "endian", "transpose", "sharding_indexed"),  # layout
+        *("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd"),  # compression
+        *("bitround", "delta", "fixedscaleoffset", "quantize", "shuffle"),  # of numbers
+        *("adler32", "crc32", "crc32c", "fletcher32"),  # checksums
+    )
+)
+"""Codecs that decode to numbers and nothing else, by their names in Zarr 2 (``id``) and 3 (``name``)."""
+
+_EXPECTED = "expected a .npy file of numbers or a Zarr array"
+
+
+@dataclass(frozen=True)
+class ForeignMaps:
+    """Feature maps (N, C, H, W) of one layer, read by ranges of samples."""
+
+    name: str
+    """For messages."""
+    shape: tuple[int, int, int, int]
+    dtype: np.dtype
+    _part: Callable[[slice], Any]
+
+    def read(self, samples: slice) -> NDArray:
+        """Maps (N, C, H, W) of some samples in their own type, native byte order.
+
+        Raises
+        ------
+        StoreError
+            They are damaged.
+        """
+        try:
+            part = np.asarray(self._part(samples))
+        except Exception as error:  # whatever a codec raises
+            raise StoreError(
+                f"{self.name}: samples {samples.start} to {samples.stop - 1} cannot be read, their part of the file is "
+                f"damaged ({one_line(error)}); write it again"
+            ) from error
+        return part.astype(self.dtype, copy=False).reshape(-1, *self.shape[1:])
+
+
+def open_maps(source: str | os.PathLike[str] | zarr.Array) -> ForeignMaps:
+    """Find out what a source of feature maps holds.
+
+    Parameters
+    ----------
+    source : path or zarr.Array
+        A ``.npy`` file or a Zarr array of shape (N, C, H, W) or (N, C, P).
+
+    Raises
+    ------
+    StoreNotFoundError
+        There is nothing at that path.
+    StoreError
+        It is something else, of another shape or type, or by a codec that may run code; or none of it is stored.
+
+    Warns
+    -----
+    DataWarning
+        Chunks of a Zarr array are missing: they were never written, or hold nothing but the fill value.
+    """
+    name, part, shape, dtype = _of_zarr(source) if isinstance(source, zarr.Array) else _of_path(Path(source))
+    if not is_real(dtype):
+        raise StoreError(f"{name}: holds values of type {dtype.name}; expected one array of real numbers")
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise StoreError(f"{name}: expected activations of shape (N, C, H, W) or (N, C, P), got {shape}")
+    n_samples, n_filters, *pixels = shape
+    height, width = pixels if len(pixels) == 2 else (1, *pixels)
+    return ForeignMaps(name, (n_samples, n_filters, height, width), dtype.newbyteorder("="), part)
+
+
+_Found = tuple[str, Callable[[slice], Any], tuple[int, ...], np.dtype]
+
+
+def _of_path(path: Path) -> _Found:
+    if not path.exists():
+        raise StoreNotFoundError(f"{path}: there are no activations; expected a .npy file or a Zarr array")
+    return _of_folder(path) if path.is_dir() else _of_file(path)
+
+
+def _of_file(path: Path) -> _Found:
+    try:
+        array = open_memmap(path, mode="r")
+    except Exception as error:  # NumPy's parser of the header raises whatever it stumbles on
+        raise StoreError(f"{path}: {_EXPECTED}: {one_line(error)}") from error
+    # Mapped anew for each block: pages of a mapping that stays open would count as memory in use.
+    return str(path), lambda samples: np.array(open_memmap(path, mode="r")[samples]), array.shape, array.dtype
+
+
+def _of_folder(path: Path) -> _Found:
+    metadata = _metadata(path)
+    if metadata.get("node_type") == "group":
+        raise StoreError(f"{path}: is a Zarr group; give the path of one array in it")
+    _require_known_codecs(metadata, str(path))
+    try:
+        array = zarr.open(path, mode="r")
+    except Exception as error:  # Zarr's parser of metadata raises whatever it stumbles on
+        raise StoreError(f"{path}: {_EXPECTED}: {one_line(error)}") from error
+    if not isinstance(array, zarr.Array):
+        raise StoreError(f"{path}: {_EXPECTED}, got a {type(array).__name__}")
+    return _of_zarr(array)
+
+
+def _of_zarr(array: zarr.Array) -> _Found:
+    name = str(array.store_path)
+    if isinstance(array.store, LocalStore):
+        name = str(array.store.root / array.path)
+    _require_known_codecs(json.loads(json.dumps(array.metadata.to_dict(), default=str)), name)
+    _look_for_chunks(array, name)
+    return name, lambda samples: array[samples], array.shape, array.dtype
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """Metadata of a Zarr array or group; StoreError where there are none."""
+    if (path / ".zgroup").is_file() and not (path / "zarr.json").is_file():
+        return {"node_type": "group"}
+    for name in ("zarr.json", ".zarray"):
+        try:
+            content = json.loads((path / name).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError, RecursionError) as error:
+            raise StoreError(f"{path}: {_EXPECTED}: {name} is damaged ({one_line(error)})") from error
+        if isinstance(content, dict):
+            return content
+    raise StoreError(f"{path}: {_EXPECTED}: there is no zarr.json or .zarray that says what it is")
+
+
+def _require_known_codecs(metadata: Mapping[str, Any], name: str) -> None:
+    for codec in _codecs(metadata):
+        if codec.removeprefix("numcodecs.") not in CODECS:
+            raise StoreError(
+                f"{name}: is encoded by {codec!r}, which is not read from a foreign file: it may run code; "
+                f"write the array with zstd, gzip or blosc (read are {', '.join(sorted(CODECS))})"
+            )
+
+
+def _codecs(metadata: Any) -> Iterator[str]:
+    """Names of all codecs in the metadata of an array, those within a shard included."""
+    if not isinstance(metadata, Mapping):
+        return
+    for key in ("codecs", "index_codecs", "filters", "compressor", "compressors"):
+        value = metadata.get(key)
+        for codec in value if isinstance(value, list | tuple) else [value]:
+            if codec is None:
+                continue
+            given = codec if isinstance(codec, Mapping) else {"name": codec}
+            yield str(given.get("name", given.get("id")))
+            yield from _codecs(given.get("configuration"))
+
+
+def _look_for_chunks(array: zarr.Array, name: str) -> None:
+    """Raise StoreError if no chunk is stored, and warn if some are missing."""
+    grid = [math.ceil(size / chunk) for size, chunk in zip(array.shape, array.shards or array.chunks, strict=True)]
+    n_chunks = math.prod(grid)
+    n_missing = _n_missing(array, grid)
+    if n_chunks and n_missing >= n_chunks:
+        raise StoreError(f"{name}: none of its {n_chunks} chunks is stored; write it again")
+    if n_missing:
+        warnings.warn(
+            f"{name}: {n_missing} of {n_chunks} chunks are not stored and read as {array.fill_value}; right if they "
+            "hold nothing else (Zarr leaves such chunks out), wrong if their writing was interrupted",
+            DataWarning,
+            stacklevel=2,
+        )
+
+
+def _n_missing(array: zarr.Array, grid: list[int]) -> int:
+    """Chunks, or shards where there are some, that are not stored; of more chunks than files, their difference."""
+    n_chunks = math.prod(grid)
+    if not isinstance(array.store, LocalStore):
+        per_shard = math.prod(array.shards or array.chunks) // math.prod(array.chunks)
+        return n_chunks - array.nchunks_initialized // per_shard
+    folder = array.store.root / array.path
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    chunks = {file for file in files if not Path(file).name.startswith((".", "zarr.json"))}
+    if n_chunks > len(chunks):
+        return n_chunks - len(chunks)
+    keys = map(array.metadata.encode_chunk_key, itertools.product(*map(range, grid)))
+    return sum(key not in chunks for key in keys)
