@@ -12,7 +12,6 @@ from sklearn.metrics import calinski_harabasz_score
 from sklearn.mixture import GaussianMixture
 
 from gmmcnn.mixture import reference
-from gmmcnn.mixture.calinski_harabasz import calinski_harabasz, choose_n_components
 from gmmcnn.mixture.initialise import kmeans_labels
 from gmmcnn.mixture.problem import MixtureSettings
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
@@ -107,23 +106,3 @@ def test_emptied_component_holds_nothing():
     assert fit.mixture.weights[1] == 0
     assert fit.mixture.weights.sum() == pytest.approx(1)
     assert set(reference.predict(points, fit.mixture)) <= {0, 2}
-
-
-def test_calinski_harabasz_equals_scikit_learn():
-    rng = np.random.default_rng(0)
-    scores, labels = rng.normal(size=(5, 60, 3)), rng.integers(0, 4, size=(5, 60))
-    expected = [calinski_harabasz_score(x, y) for x, y in zip(scores, labels, strict=True)]
-    np.testing.assert_allclose(calinski_harabasz(scores, labels, 9), expected, rtol=1e-12)
-
-
-def test_calinski_harabasz_is_undefined_without_two_clusters_or_spread():
-    scores = np.repeat(np.arange(4.0), 5).reshape(1, 20, 1)
-    no_spread = np.repeat(np.arange(4), 5)[None]
-    one_cluster, every_sample = np.zeros((1, 20), int), np.arange(20)[None]
-    for labels in (no_spread, one_cluster, every_sample):
-        assert np.isnan(calinski_harabasz(scores, labels, 20)).all()
-
-
-def test_smallest_k_wins_a_tie_and_undefined_never_wins():
-    index = np.array([[3.0, 5.0, 5.0 + 1e-12, 4.0], [np.nan, np.nan, 2.0, 1.0], [np.nan] * 4])
-    np.testing.assert_array_equal(choose_n_components(index, 2), [3, 4, 0])
