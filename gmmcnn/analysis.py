@@ -15,7 +15,7 @@ from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.filters.outcome import Outcome
 from gmmcnn.report.compose import page_of
 
-_FORMAT = "gmmcnn-analysis-1"
+_FORMAT = "gmmcnn-analysis-2"
 
 
 @dataclass(frozen=True, eq=False)

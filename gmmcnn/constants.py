@@ -4,6 +4,23 @@ Settings a user may turn stand in :mod:`gmmcnn.config`; these are properties of 
 repeats them, and a test compares the two.
 """
 
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """What became of a filter's clustering in a probe batch."""
+
+    OK = "ok"
+    DEAD = "dead"
+    """The scores do not vary."""
+    TOO_FEW_DISTINCT = "too_few_distinct"
+    """Fewer distinct points than ``k_min``: nothing can be fitted."""
+    UNDEFINED = "undefined"
+    """Mixtures were fitted, and none has a Calinski-Harabasz index."""
+    NEAR_DEAD = "near_dead"
+    """Active on too few samples to be judged, says the screening."""
+
+
 MAX_DIMS = 8
 """Largest d that the compiled engines serve."""
 

@@ -13,6 +13,7 @@ them, go on later, or start over from any of them with other settings::
 import shutil
 from functools import partial
 
+from gmmcnn.filters.fits import is_live
 from gmmcnn.models import training
 from gmmcnn.progress import progress, say
 from gmmcnn.pruning import masks as pruning
@@ -89,7 +90,7 @@ def prune(job: Run) -> None:
     pruning.save_mask(job.folder / "mask.json", mask)
     if not mask:
         return
-    live = analysis.filters[analysis.filters["status"] == "ok"]
+    live = analysis.filters[is_live(analysis.filters["status"])]
     by_layer = {str(layer): rows["filter"].tolist() for layer, rows in live.groupby("layer")}
     controls = pruning.random_masks(mask, by_layer, job.settings.prune.controls, job.settings.seed)
     evaluate = partial(training.accuracies, data=job.data)

@@ -25,6 +25,7 @@ from gmmcnn.experiments import gradients, overfitting, pruning
 from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import SUPPORTED, Verdict, estimates_table, judge_over_training
+from gmmcnn.filters.fits import is_live
 from gmmcnn.filters.screening import cluster_sizes
 from gmmcnn.progress import progress
 from gmmcnn.pruning.structural import require_torch_pruning
@@ -189,8 +190,8 @@ def measures(analysis: Analysis) -> dict[str, float]:
     ones); share of samples that are outliers, and the number of filters that single one out.
     """
     screening, outliers = analysis.screening, analysis.outliers
-    live = screening.batches[screening.batches["status"] == "ok"]
-    counted, n_fits = overfitting.count_by_criteria(analysis), analysis.fits.n_batches * analysis.fits.repeats
+    live = screening.batches[is_live(screening.batches["status"])]
+    counted, n_fits = overfitting.count_by_criteria(analysis), analysis.fits.n_batches * analysis.fits.n_repeats
     other = {name: analysis.with_thresholds(**by).screening.flagged_per_batch for name, by in THRESHOLDS.items()}
     return {
         **counted,
@@ -210,7 +211,7 @@ def evenness(analysis: Analysis) -> pd.Series:
     """Entropy of the clusters' shares over that of equal clusters, one number per clustering: 1 where all are equal."""
     values = []
     for layer in analysis.fits.layers.values():
-        sizes = cluster_sizes(layer.labels, layer.weights.shape[2])[layer.status == "ok"]
+        sizes = cluster_sizes(layer.labels, layer.weights.shape[-1])[layer.live]
         shares = sizes / sizes.sum(axis=1, keepdims=True)
         occupied = (sizes > 0).sum(axis=1)
         entropy = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=1)

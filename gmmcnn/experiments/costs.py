@@ -159,8 +159,8 @@ def _fit(cell: Cell, settings: config.Settings, folder: Path) -> dict[str, float
     store, done = ActivationStore.open(folder / "maps.zarr"), list[Fits]()
     costs = costs_of(lambda: done.append(fit_store(store, folder / "fits", n_samples=cell.samples, settings=settings)))
     layers = done[0].layers.values()
-    iterations = np.concatenate([layer.n_iter[layer.status == "ok"].ravel() for layer in layers])
-    live = np.concatenate([(layer.status == "ok").ravel() for layer in layers])
+    iterations = np.concatenate([layer.n_iter[layer.live].ravel() for layer in layers])
+    live = np.concatenate([layer.live.ravel() for layer in layers])
     return costs | {"live_share": float(live.mean()), "iterations": float(iterations.mean()) if live.any() else 0.0}
 
 

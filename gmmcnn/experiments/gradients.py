@@ -22,6 +22,7 @@ from gmmcnn.analysis import Analysis
 from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Verdict, auc, bootstrap_interval, judge, over_seeds
+from gmmcnn.filters.fits import is_live
 from gmmcnn.filters.outliers import small_members
 from gmmcnn.filters.screening import cluster_sizes
 from gmmcnn.models.gradients import SampleGradients, sample_gradients
@@ -134,13 +135,13 @@ def random_selections(analysis: Analysis, flagged: list[Selection], rng: np.rand
     Where a layer has no such filter left, the flagged one has no counterpart.
     """
     batches = analysis.screening.batches.query("repeat == 0")
-    candidates = batches[(batches["status"] == "ok") & ~batches["flagged"]].groupby(["layer", "batch"])["filter"]
+    candidates = batches[is_live(batches["status"]) & ~batches["flagged"]].groupby(["layer", "batch"])["filter"]
     by_place = {place: filters.to_numpy() for place, filters in candidates}
     for selection in flagged:
         filters = by_place.get((selection.layer, selection.batch))
         if filters is not None:
             chosen = int(rng.choice(filters))
-            labels = analysis.fits.layers[selection.layer].labels[chosen, selection.batch * analysis.fits.repeats]
+            labels = analysis.fits.layers[selection.layer].labels[chosen, selection.batch, 0]
             members = smallest_cluster(labels)
             yield Selection(
                 selection.layer, chosen, selection.batch, selection.batch * analysis.fits.n_samples + members

@@ -28,6 +28,7 @@ from gmmcnn.errors import ModelError
 from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Estimate, Verdict, judge, over_seeds, permutation_p
+from gmmcnn.filters.fits import is_live
 from gmmcnn.filters.screening import Screening
 from gmmcnn.models.training import accuracies
 from gmmcnn.pruning.masks import Mask, evaluate_masks, masked, random_masks
@@ -162,7 +163,7 @@ def masks(
     drawn = np.random.default_rng(seed).permutation(len(singles))[:n_random]
     for number, (layer, index) in enumerate(singles[place] for place in sorted(drawn)):
         yield "single", number, {layer: [index]}
-    live = screening.filters[screening.filters["status"] == "ok"]
+    live = screening.filters[is_live(screening.filters["status"])]
     by_layer = {str(layer): rows["filter"].tolist() for layer, rows in live.groupby("layer")}
     for number, mask in enumerate(random_masks(chosen, by_layer, n_random, seed)):
         yield "random", number, mask

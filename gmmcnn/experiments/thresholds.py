@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from gmmcnn import config
 from gmmcnn.experiments.laboratory import CONDITIONS, Laboratory, Network
 from gmmcnn.experiments.statistics import Verdict, judge_over_training, partial_spearman, rise, spearman
-from gmmcnn.filters.fits import Fits
+from gmmcnn.filters.fits import Fits, is_live
 from gmmcnn.filters.rules import Active, Separated, Unbalanced
-from gmmcnn.filters.screening import judge, usual_status
+from gmmcnn.filters.screening import measure, usual_status
 
 Grid = Mapping[str, tuple]
 """Values of λ, α, β, θ and of the frequency, by their names in :class:`gmmcnn.config.Screen`, in this order. Without a
@@ -68,7 +68,7 @@ def count_by_thresholds(fits: Fits, screen: config.Screen, grid: Grid = GRID) ->
         Filters flagged in a probe batch, mean over batches; or anomaly filters.
     """
     return np.stack(
-        [_of_one_size(judge(fits, replace(screen, small_cluster=size), ()), grid) for size in grid["small_cluster"]]
+        [_of_one_size(measure(fits, replace(screen, small_cluster=size)), grid) for size in grid["small_cluster"]]
     )
 
 
@@ -77,11 +77,11 @@ def _of_one_size(measured: dict[str, NDArray], grid: Grid) -> NDArray[np.float64
     unbalanced = np.stack([Unbalanced(least)(measured) for least in grid["min_small_clusters"]])
     separated = np.stack([Separated(ratio)(measured) for ratio in grid["ch_ratio"]])
     active = np.stack([Active(ratio)(measured) for ratio in grid["activation_ratio"]])
-    live = measured["status"] == "ok"
-    flagged = (unbalanced & live)[:, None, None] & separated[:, None] & active  # (α, β, θ, F, B)
-    frequency = flagged.mean(axis=-1) * (usual_status(measured["status"]) == "ok")
+    live = is_live(measured["status"])
+    flagged = (unbalanced & live)[:, None, None] & separated[:, None] & active  # (α, β, θ, F, B, R)
+    frequency = flagged.mean(axis=(-2, -1)) * is_live(usual_status(measured["status"]))
     by_frequency = [
-        flagged.sum(axis=-2).mean(axis=-1) if least is None else (frequency >= least).sum(axis=-1)
+        flagged.sum(axis=-3).mean(axis=(-2, -1)) if least is None else (frequency >= least).sum(axis=-1)
         for least in grid["min_frequency"]
     ]
     return np.stack(by_frequency, axis=-1).astype(float)

@@ -8,20 +8,27 @@ and then renamed. Whoever is interrupted loses the block in hand and no other.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gmmcnn.constants import Status
 from gmmcnn.files import arrays_in
+
+
+def is_live(status: Any) -> Any:
+    """Where a status, an array or a column of them, says that there is a clustering to be judged."""
+    return status == Status.OK
 
 
 @dataclass(frozen=True)
 class LayerFits:
     """PCA and mixture sweep of one layer: F filters, B probe batches of N samples, d dimensions, at most K components.
 
-    The first two axes of what the maps decide, from ``scores`` to ``active_share``, are (F, B). Those of the
-    clusterings, from ``status`` on, are (F, B R), the R repeats of a batch beside each other. ``S = k_max - k_min + 1``
-    is the number of K values tried.
+    What the maps decide, from ``scores`` to ``active_share``, has the axes (F, B, ...). What the mixtures decide, from
+    ``status`` on, has (F, B, R, ...): every batch is clustered R times. ``S = k_max - k_min + 1`` is the number of K
+    values tried.
     """
 
     scores: NDArray[np.float32]
@@ -33,33 +40,33 @@ class LayerFits:
     active_share: NDArray[np.float64]
     """(F, B) share of samples on which the filter has any positive activation."""
     status: NDArray[np.str_]
-    """(F, B R) ``ok``, ``dead`` or the reason why no clustering exists."""
+    """(F, B, R) a :class:`~gmmcnn.constants.Status`: ``ok``, ``dead`` or the reason why no clustering exists."""
     n_components: NDArray[np.int64]
-    """(F, B R) chosen K, 0 where none."""
+    """(F, B, R) chosen K, 0 where none."""
     labels: NDArray[np.int16]
-    """(F, B R, N) cluster of each sample for the chosen K, -1 where none."""
+    """(F, B, R, N) cluster of each sample for the chosen K, -1 where none."""
     calinski_harabasz: NDArray[np.float64]
-    """(F, B R, S) NaN where undefined."""
+    """(F, B, R, S) NaN where undefined."""
     lower_bound: NDArray[np.float64]
-    """(F, B R, S) mean log-likelihood of a sample."""
+    """(F, B, R, S) mean log-likelihood of a sample."""
     n_iter: NDArray[np.int64]
-    """(F, B R, S) EM iterations of the best start."""
+    """(F, B, R, S) EM iterations of the best start."""
     converged: NDArray[np.bool_]
-    """(F, B R, S)"""
+    """(F, B, R, S)"""
     weights: NDArray[np.float64]
-    """(F, B R, K) of the chosen K, NaN-padded, like the next two."""
+    """(F, B, R, K) of the chosen K, NaN-padded, like the next two."""
     means: NDArray[np.float64]
-    """(F, B R, K, d)"""
+    """(F, B, R, K, d)"""
     covariances: NDArray[np.float64]
-    """(F, B R, K, d, d)"""
+    """(F, B, R, K, d, d)"""
 
     def __len__(self) -> int:
         return len(self.status)
 
     @property
-    def repeats(self) -> int:
-        """Clusterings of each filter in each probe batch (R)."""
-        return self.status.shape[1] // self.scores.shape[1]
+    def live(self) -> NDArray[np.bool_]:
+        """(F, B, R) where there is a clustering."""
+        return is_live(self.status)
 
     def save(self, path: Path) -> None:
         """Write to ``path`` (``.npz``), complete or not at all."""
@@ -72,12 +79,26 @@ class LayerFits:
     def load(cls, path: Path) -> "LayerFits":
         """Read what :meth:`save` wrote. StoreError if the file is damaged."""
         with arrays_in(path, remedy="delete it and fit again: gmmcnn task=fit run=FOLDER") as arrays:
-            return cls(**{f.name: arrays[f.name] for f in fields(cls)})
+            return cls(**_with_repeats({f.name: arrays[f.name] for f in fields(cls)}))
 
     @classmethod
     def concatenate(cls, parts: Sequence["LayerFits"], axis: int = 0) -> "LayerFits":
         """Join blocks of filters (axis 0) or of probe batches (axis 1), in order."""
         return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts], axis) for f in fields(cls)})
+
+
+_OF_THE_MAPS = ("scores", "explained_variance", "mean_activation", "active_share")
+
+
+def _with_repeats(arrays: dict[str, NDArray]) -> dict[str, NDArray]:
+    """Arrays of a file as they are, or as (F, B, R, ...) where an earlier version wrote (F, B R, ...)."""
+    if arrays["status"].ndim == 3:
+        return arrays
+    n_batches = arrays["scores"].shape[1]
+    return {
+        name: array if name in _OF_THE_MAPS else array.reshape(len(array), n_batches, -1, *array.shape[2:])
+        for name, array in arrays.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -100,11 +121,11 @@ class Fits:
         return next(iter(self.layers.values())).scores.shape[1]
 
     @property
-    def repeats(self) -> int:
+    def n_repeats(self) -> int:
         """Clusterings of each filter in each probe batch (R)."""
-        return next(iter(self.layers.values())).repeats
+        return next(iter(self.layers.values())).status.shape[2]
 
     @property
     def n_samples(self) -> int:
         """Samples in a probe batch (N)."""
-        return next(iter(self.layers.values())).labels.shape[2]
+        return next(iter(self.layers.values())).labels.shape[3]

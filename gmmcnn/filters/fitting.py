@@ -27,7 +27,7 @@ from gmmcnn.principal_components.pca import pca
 from gmmcnn.progress import Advance
 
 BYTES_PER_BLOCK = 64 * 2**20
-_FORMAT = 1  # raised when fits of an earlier version must not be reused
+_FORMAT = 2  # raised when fits of an earlier version must not be reused
 
 
 def fit_store(
@@ -202,23 +202,26 @@ def fit_maps(maps: NDArray, layer: str, filters: range, batches: range, settings
         sweep.fit(np.repeat(reduced.scores, len(repeats), axis=0), keys=np.array(keys, np.uint64))
 
     def by_batch(flat: NDArray) -> NDArray:
-        return flat.reshape(len(filters), -1, *flat.shape[1:])
+        return flat.reshape(len(filters), len(batches), *flat.shape[1:])
+
+    def by_repeat(flat: NDArray) -> NDArray:
+        return flat.reshape(len(filters), len(batches), len(repeats), *flat.shape[1:])
 
     return LayerFits(
         scores=by_batch(reduced.scores.astype(np.float32)),
         explained_variance=by_batch(reduced.explained_variance),
         mean_activation=by_batch(mean_activation),
         active_share=by_batch(active_share),
-        status=by_batch(np.asarray(sweep.status_)),
-        n_components=by_batch(sweep.n_components_),
-        labels=by_batch(sweep.labels_.astype(np.int16)),
-        calinski_harabasz=by_batch(sweep.calinski_harabasz_),
-        lower_bound=by_batch(sweep.lower_bound_),
-        n_iter=by_batch(sweep.n_iter_),
-        converged=by_batch(sweep.converged_),
-        weights=by_batch(sweep.weights_),
-        means=by_batch(sweep.means_),
-        covariances=by_batch(sweep.covariances_),
+        status=by_repeat(np.asarray(sweep.status_)),
+        n_components=by_repeat(sweep.n_components_),
+        labels=by_repeat(sweep.labels_.astype(np.int16)),
+        calinski_harabasz=by_repeat(sweep.calinski_harabasz_),
+        lower_bound=by_repeat(sweep.lower_bound_),
+        n_iter=by_repeat(sweep.n_iter_),
+        converged=by_repeat(sweep.converged_),
+        weights=by_repeat(sweep.weights_),
+        means=by_repeat(sweep.means_),
+        covariances=by_repeat(sweep.covariances_),
     )
 
 

@@ -37,7 +37,7 @@ def find_outliers(fits: Fits, screening: Screening, small_cluster: int) -> pd.Da
     ]
     members = pd.DataFrame(singled_out, columns=["sample", "batch", "filters"])
     times = members.groupby(["sample", "batch", "filters"], sort=False).size()
-    members = times[times >= fits.repeats / 2].reset_index()
+    members = times[times >= fits.n_repeats / 2].reset_index()
     found = members.groupby(["sample", "batch"], as_index=False).agg(
         n_filters=("filters", "size"), filters=("filters", ", ".join)
     )
@@ -48,5 +48,5 @@ def small_members(
     fits: Fits, layer: str, filter: int, batch: int, small_cluster: int, repeat: int = 0
 ) -> NDArray[np.int64]:
     """Samples (positions in the probe batch) that lie in a small cluster of this filter, in one of its clusterings."""
-    labels = fits.layers[layer].labels[filter, batch * fits.repeats + repeat]
+    labels = fits.layers[layer].labels[filter, batch, repeat]
     return np.flatnonzero(cluster_sizes(labels, labels.max() + 1)[labels] <= small_cluster)

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 from gmmcnn import config
 
 Columns = Mapping[str, Any]
-"""What :func:`measure` tabulates, by name: columns of a table, or arrays (F, B) with filters of all layers."""
+"""What :func:`gmmcnn.filters.screening.measure` measures, by name: arrays (F, B, R), or columns of a table of them."""
 
 
 class Rule(Protocol):
-    """One criterion: a column name and the test of every entry of what :func:`measure` tabulates."""
+    """One criterion: a column name and the test of every entry of what has been measured."""
 
     @property
     def name(self) -> str:

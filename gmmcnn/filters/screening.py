@@ -11,7 +11,7 @@ anomalous and take part in no average: a filter that fires on three samples of 2
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gmmcnn import config
-from gmmcnn.filters.fits import Fits, LayerFits
-from gmmcnn.filters.rules import Rule, rules_of
+from gmmcnn.constants import Status
+from gmmcnn.filters.fits import Fits, LayerFits, is_live
+from gmmcnn.filters.rules import rules_of
 
 FILTER = ["layer", "filter"]
 
@@ -52,8 +53,8 @@ class Screening:
         return float(self.batches.groupby(["batch", "repeat"])["flagged"].sum().mean())
 
 
-def screen(fits: Fits, settings: config.Screen, rules: Sequence[Rule] | None = None) -> Screening:
-    """Apply the criteria to every filter in every probe batch.
+def screen(fits: Fits, settings: config.Screen) -> Screening:
+    """Apply the three criteria to every filter in every probe batch.
 
     Parameters
     ----------
@@ -61,35 +62,32 @@ def screen(fits: Fits, settings: config.Screen, rules: Sequence[Rule] | None = N
         Stored fits.
     settings : config.Screen
         Thresholds, scope and kind of the averages.
-    rules : sequence of Rule, optional
-        Criteria to use in place of the settings' three.
 
     Returns
     -------
     Screening
     """
-    applied = rules_of(settings) if rules is None else tuple(rules)
-    batches = _tabulate(fits, judge(fits, settings, applied))
-    return Screening(batches, summarise(batches, [rule.name for rule in applied], settings))
+    batches = _tabulate(fits, judge(fits, settings))
+    return Screening(batches, summarise(batches, settings))
 
 
-def judge(fits: Fits, settings: config.Screen, rules: Sequence[Rule]) -> dict[str, NDArray]:
-    """Apply rules to every filter in every probe batch: :func:`screen` without its tables, in a millisecond.
+def judge(fits: Fits, settings: config.Screen) -> dict[str, NDArray]:
+    """Apply the criteria to every filter in every probe batch: :func:`screen` without its tables, in a millisecond.
 
     Returns
     -------
-    dict of (F, B) arrays
-        What :func:`measure` tabulates, a bool for each rule under its name, and ``flagged``, where all hold; filters
-        of all layers one after the other.
+    dict of (F, B, R) arrays
+        What :func:`measure` measures, a bool for each criterion under its name, and ``flagged``, where all hold;
+        filters of all layers one after the other.
     """
-    judged = _measure(fits, settings)
-    live = judged["status"] == "ok"
-    held = {rule.name: rule(judged) & live for rule in rules}
-    return judged | held | {"flagged": np.logical_and.reduce([live, *held.values()])}
+    measured = measure(fits, settings)
+    live = is_live(measured["status"])
+    held = {rule.name: rule(measured) & live for rule in rules_of(settings)}
+    return measured | held | {"flagged": np.logical_and.reduce([live, *held.values()])}
 
 
 def counts(fits: Fits, settings: config.Screen) -> dict[str, float]:
-    """Count filters in a probe batch, on average over batches.
+    """Count filters in a probe batch, on average over batches and repeats.
 
     Returns
     -------
@@ -97,41 +95,23 @@ def counts(fits: Fits, settings: config.Screen) -> dict[str, float]:
         ``flagged`` by all criteria; ``unbalanced``, ``separated``, ``active`` by each of them; ``live`` filters, which
         can be judged; ``near_dead`` and ``dead`` ones.
     """
-    rules = rules_of(settings)
-    judged = judge(fits, settings, rules)
-    statuses = {"live": "ok", "near_dead": "near_dead", "dead": "dead"}
-    counted = {name: judged[name] for name in ("flagged", *(rule.name for rule in rules))}
-    counted |= {name: judged["status"] == status for name, status in statuses.items()}
+    judged = judge(fits, settings)
+    counted = {name: judged[name] for name in ("flagged", *(rule.name for rule in rules_of(settings)))}
+    counted["live"] = is_live(judged["status"])
+    counted |= {str(status): judged["status"] == status for status in (Status.NEAR_DEAD, Status.DEAD)}
     return {name: float(held.sum(axis=0).mean()) for name, held in counted.items()}
 
 
-def measure(fits: Fits, settings: config.Screen) -> pd.DataFrame:
-    """Tabulate what the criteria look at: one row per filter, probe batch and repeat.
+def measure(fits: Fits, settings: config.Screen) -> dict[str, NDArray]:
+    """Measure what the criteria look at, for every filter, probe batch and repeat.
 
     Returns
     -------
-    DataFrame
-        ``layer, filter, batch, repeat, status, n_components, calinski_harabasz, smallest_cluster, n_small_clusters,
-        mean_activation, active_share, ch_over_average, activation_over_average``; CH and sizes are NaN where there is
-        no clustering.
+    dict of (F, B, R) arrays
+        ``status, n_components, calinski_harabasz, smallest_cluster, n_small_clusters, mean_activation, active_share,
+        ch_over_average, activation_over_average``; CH and sizes are NaN where there is no clustering; filters of all
+        layers one after the other.
     """
-    return _tabulate(fits, _measure(fits, settings))
-
-
-def _tabulate(fits: Fits, columns: Mapping[str, NDArray]) -> pd.DataFrame:
-    """Arrays (F, B R) as columns, beside the names of their filters and batches."""
-    sizes = [len(layer) for layer in fits.layers.values()]
-    n_fits = fits.n_batches * fits.repeats
-    names = {
-        "layer": np.repeat(np.array(list(fits.layers), object), np.multiply(sizes, n_fits)),
-        "filter": np.repeat(np.concatenate([np.arange(size) for size in sizes]), n_fits),
-        "batch": np.tile(np.arange(n_fits) // fits.repeats, sum(sizes)),
-        "repeat": np.tile(np.arange(n_fits) % fits.repeats, sum(sizes)),
-    }
-    return pd.DataFrame(names | {name: values.ravel() for name, values in columns.items()})
-
-
-def _measure(fits: Fits, settings: config.Screen) -> dict[str, NDArray]:
     layers = [_measure_layer(layer, fits.k_min, settings) for layer in fits.layers.values()]
     measured = {name: np.concatenate([layer[name] for layer in layers]) for name in layers[0]}
     if settings.scope == "layer":
@@ -139,41 +119,57 @@ def _measure(fits: Fits, settings: config.Screen) -> dict[str, NDArray]:
         groups = [slice(first, last) for first, last in pairwise([0, *ends])]
     else:
         groups = [slice(None)]
-    live = measured["status"] == "ok"
+    live = is_live(measured["status"])
     average = np.median if settings.average == "median" else np.mean
     measured["ch_over_average"] = _over_average(measured["calinski_harabasz"], live, groups, average)
     measured["activation_over_average"] = _over_average(measured["mean_activation"], live, groups, np.mean)
     return measured
 
 
+def _tabulate(fits: Fits, columns: Mapping[str, NDArray]) -> pd.DataFrame:
+    """Arrays (F, B, R) as columns, beside the names of their filters, batches and repeats."""
+    sizes = [len(layer) for layer in fits.layers.values()]
+    shape = (sum(sizes), fits.n_batches, fits.n_repeats)
+    row, batch, repeat = (index.ravel() for index in np.indices(shape))
+    names = {
+        "layer": np.repeat(np.array(list(fits.layers), object), sizes)[row],
+        "filter": np.concatenate([np.arange(size) for size in sizes])[row],
+        "batch": batch,
+        "repeat": repeat,
+    }
+    return pd.DataFrame(names | {name: values.ravel() for name, values in columns.items()})
+
+
 def _over_average(
     values: NDArray, live: NDArray[np.bool_], groups: Sequence[slice], average: Callable[[NDArray], Any]
 ) -> NDArray[np.float64]:
-    """Divide (F, B) values by the average over the live filters of the same group and batch; NaN where none lives."""
+    """Divide (F, B, R) values by the average over the live filters of their group in each clustering of a batch.
+
+    NaN where none lives.
+    """
     averages = np.full(values.shape, np.nan)
-    for group in groups:
-        for batch in range(values.shape[1]):
-            among = values[group, batch][live[group, batch]]
-            if among.size:
-                averages[group, batch] = average(among)
+    for group, batch, repeat in product(groups, *map(range, values.shape[1:])):
+        among = values[group, batch, repeat][live[group, batch, repeat]]
+        if among.size:
+            averages[group, batch, repeat] = average(among)
     with np.errstate(divide="ignore", invalid="ignore"):
         return values / averages
 
 
 def _measure_layer(fits: LayerFits, k_min: int, settings: config.Screen) -> dict[str, NDArray]:
-    sizes = cluster_sizes(fits.labels, fits.weights.shape[2])  # (F, B, K)
+    sizes = cluster_sizes(fits.labels, fits.weights.shape[-1])  # (F, B, R, K)
     occupied = np.where(sizes > 0, sizes, np.nan)
     clustered = fits.n_components > 0
     smallest = np.full(fits.status.shape, np.nan)
     smallest[clustered] = np.nanmin(occupied[clustered], axis=-1)
     chosen = np.maximum(fits.n_components - k_min, 0)[..., None]
-    index = np.take_along_axis(fits.calinski_harabasz, chosen, axis=2)[..., 0]
+    index = np.take_along_axis(fits.calinski_harabasz, chosen, axis=-1)[..., 0]
     mean_activation, active_share = (
-        np.repeat(a, fits.repeats, axis=1) for a in (fits.mean_activation, fits.active_share)
+        np.broadcast_to(values[..., None], fits.status.shape) for values in (fits.mean_activation, fits.active_share)
     )
-    near_dead = (active_share < settings.min_active_share) & (fits.status != "dead")
+    near_dead = (active_share < settings.min_active_share) & (fits.status != Status.DEAD)
     return {
-        "status": np.where(near_dead, "near_dead", fits.status),
+        "status": np.where(near_dead, Status.NEAR_DEAD, fits.status),
         "n_components": fits.n_components,
         "calinski_harabasz": np.where(clustered, index, np.nan),
         "smallest_cluster": smallest,
@@ -203,7 +199,7 @@ def cluster_sizes(labels: np.ndarray, k_max: int) -> np.ndarray:
     return counts[:, 1:].reshape(*labels.shape[:-1], k_max)
 
 
-def summarise(batches: pd.DataFrame, criteria: Sequence[str], settings: config.Screen) -> pd.DataFrame:
+def summarise(batches: pd.DataFrame, settings: config.Screen) -> pd.DataFrame:
     """Bring the probe batches of each filter together: one row per filter.
 
     ``status`` and ``n_components`` are the most frequent, ``calinski_harabasz`` and ``smallest_cluster`` the median,
@@ -216,7 +212,7 @@ def summarise(batches: pd.DataFrame, criteria: Sequence[str], settings: config.S
     by_filter = batches.groupby(FILTER, sort=False)
     median = by_filter[["calinski_harabasz", "smallest_cluster", "ch_over_average", "activation_over_average"]].median()
     mean = by_filter[["n_small_clusters", "mean_activation", "active_share"]].mean()
-    held = by_filter[list(criteria)].mean() >= settings.min_frequency
+    held = by_filter[[rule.name for rule in rules_of(settings)]].mean() >= settings.min_frequency
     frequency = by_filter["flagged"].mean()
     low, high = wilson_interval(frequency, batches["batch"].nunique())
     status, most_frequent = _most_frequent(batches, "status"), _most_frequent(batches, "n_components")
@@ -229,7 +225,7 @@ def summarise(batches: pd.DataFrame, criteria: Sequence[str], settings: config.S
             median[["calinski_harabasz", "smallest_cluster"]],
             mean,
             held,
-            ((frequency >= settings.min_frequency) & (status == "ok")).rename("anomalous"),
+            ((frequency >= settings.min_frequency) & is_live(status)).rename("anomalous"),
             frequency.rename("flag_frequency"),
             low.rename("flag_frequency_low"),
             high.rename("flag_frequency_high"),
@@ -266,9 +262,9 @@ def wilson_interval(share: pd.Series, n_batches: int) -> tuple[pd.Series, pd.Ser
 
 
 def usual_status(status: NDArray) -> NDArray:
-    """Most frequent status of each filter, the first by name of equals: (F, B) to (F,)."""
+    """Most frequent status of each filter, the first by name of equals: (F, B, R) to (F,)."""
     names = np.unique(status)
-    return names[np.argmax([(status == name).sum(axis=1) for name in names], axis=0)]
+    return names[np.argmax([(status == name).sum(axis=(1, 2)) for name in names], axis=0)]
 
 
 def _most_frequent(batches: pd.DataFrame, column: str) -> pd.Series:
@@ -280,14 +276,14 @@ def _most_frequent(batches: pd.DataFrame, column: str) -> pd.Series:
 
 
 _NO_CLUSTERING = {
-    "dead": "constant on every sample",
-    "near_dead": "active on too few samples to be judged",
+    Status.DEAD: "constant on every sample",
+    Status.NEAR_DEAD: "active on too few samples to be judged",
 }
 
 
 def _reason(row: Any, settings: config.Screen) -> str:
     """Say in words what decided about a filter, a row of the summary."""
-    if row.status != "ok":
+    if not is_live(row.status):
         return _NO_CLUSTERING.get(row.status, row.status.replace("_", " "))
     average = f"{settings.scope} {settings.average}"
     return (

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-STATUSES = ("ok", "dead", "too_few_distinct", "undefined")
-"""Names of the status codes.
+from gmmcnn.constants import Status
 
-``dead``: the scores do not vary. ``too_few_distinct``: fewer distinct points than ``k_min``, nothing can be fitted.
-``undefined``: mixtures were fitted, and none has a Calinski-Harabasz index.
-"""
+STATUSES = (Status.OK, Status.DEAD, Status.TOO_FEW_DISTINCT, Status.UNDEFINED)
+"""What the engines' status codes mean."""
 OK, DEAD, TOO_FEW_DISTINCT, UNDEFINED = range(len(STATUSES))
 
 

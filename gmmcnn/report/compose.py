@@ -81,8 +81,8 @@ def _cluster_plots(analysis: Outcome) -> Iterator[ClusterPlot]:
     for row in filters.itertuples():
         layer = fits.layers[row.layer]
         batch, repeat = (int(number) for number in first.loc[(row.layer, row.filter)])
-        labels = layer.labels[row.filter, batch * fits.repeats + repeat]
-        sizes = cluster_sizes(labels, layer.weights.shape[2])
+        labels = layer.labels[row.filter, batch, repeat]
+        sizes = cluster_sizes(labels, layer.weights.shape[-1])
         yield ClusterPlot(
             layer=row.layer,
             filter=int(row.filter),

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from gmmcnn.constants import Status
 from gmmcnn.filters.outcome import Outcome
 
 
@@ -31,7 +32,7 @@ def findings(analysis: Outcome, metrics: pd.DataFrame | None = None, masking: pd
 def _headline(analysis: Outcome) -> str:
     filters = analysis.filters
     anomalous = filters[filters["anomalous"]]
-    dead = int(filters["status"].isin(["dead", "near_dead"]).sum())
+    dead = int(filters["status"].isin([Status.DEAD, Status.NEAR_DEAD]).sum())
     aside = f"; {_count(dead, 'filter')} (near-)dead and left out" if dead else ""
     if anomalous.empty:
         return f"None of {_count(len(filters), 'filter')} is anomalous{aside}."

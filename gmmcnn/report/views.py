@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from gmmcnn.filters.fits import is_live
 from gmmcnn.report.content import ClusterPlot, ReportContent
 
 MOST_PLOTS = 40
@@ -84,7 +85,7 @@ def _plain(column: pd.Series) -> list[Any]:
 def tiles(content: ReportContent) -> list[tuple[str, str, str]]:
     """Key figures: value, what it is, a remark."""
     filters = content.filters
-    n_anomalous, n_live = int(filters["anomalous"].sum()), int((filters["status"] == "ok").sum())
+    n_anomalous, n_live = int(filters["anomalous"].sum()), int(is_live(filters["status"]).sum())
     n_out = len(filters) - n_live
     shown = [
         (f"{n_anomalous:,}", "anomaly filters", f"of {plural(n_live, 'live filter')}"),
@@ -103,7 +104,7 @@ def layers(filters: pd.DataFrame) -> list[dict[str, Any]]:
     """Filters of each layer by kind, in the order of the network."""
     rows = []
     for layer, group in filters.groupby("layer", sort=False):
-        anomalous, live = int(group["anomalous"].sum()), int((group["status"] == "ok").sum())
+        anomalous, live = int(group["anomalous"].sum()), int(is_live(group["status"]).sum())
         rows.append({"layer": layer, "total": len(group), "anomalous": anomalous, "live": live})
     return rows
 

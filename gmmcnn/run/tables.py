@@ -5,6 +5,7 @@ from rich import box
 from rich.table import Table
 
 from gmmcnn.analysis import Analysis
+from gmmcnn.filters.fits import is_live
 from gmmcnn.run.folder import Checkpoint, Run
 
 
@@ -32,7 +33,7 @@ def layers(analysis: Analysis) -> Table:
     for column in ("filters", "live", "unbalanced", "separated", "active", "anomalous"):
         table.add_column(column, justify="right")
     for layer, rows in analysis.filters.groupby("layer", sort=False):
-        live = (rows["status"] == "ok").sum()
+        live = is_live(rows["status"]).sum()
         criteria = [rows[name].sum() for name in ("unbalanced", "separated", "active", "anomalous")]
         table.add_row(str(layer), *(f"{int(n)}" for n in (len(rows), live, *criteria)))
     return table
@@ -52,6 +53,6 @@ def _counts(checkpoint: Checkpoint, analysis: Analysis) -> dict[str, object]:
         "epoch": checkpoint.epoch,
         "anomalous_filters": int(filters["anomalous"].sum()),
         "flagged_per_batch": analysis.screening.flagged_per_batch,
-        "live_filters": int((filters["status"] == "ok").sum()),
+        "live_filters": int(is_live(filters["status"]).sum()),
         "outlier_samples": len(analysis.outliers),
     }

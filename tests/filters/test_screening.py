@@ -14,7 +14,6 @@ from gmmcnn.experiments import thresholds
 from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.filters.fitting import fit_maps
 from gmmcnn.filters.outliers import find_outliers
-from gmmcnn.filters.rules import Active, Unbalanced
 from gmmcnn.filters.screening import Screening, cluster_sizes, saturation, screen, wilson_interval
 
 K_MIN, K_MAX, N = 2, 3, 40
@@ -23,16 +22,17 @@ K_MIN, K_MAX, N = 2, 3, 40
 def layer_of(sizes: list[list[int]], ch: list[float], activation: list[float], **changes) -> LayerFits:
     """Filters in one batch with clusters of these sizes, these CH values and mean activations."""
     n_filters = len(sizes)
-    labels = np.full((n_filters, 1, N), -1, np.int16)
-    for row, counts in zip(labels[:, 0], sizes, strict=True):
+    labels = np.full((n_filters, 1, 1, N), -1, np.int16)
+    for row, counts in zip(labels[:, 0, 0], sizes, strict=True):
         filled = np.repeat(np.arange(len(counts)), counts)
         row[: len(filled)] = filled
-    chosen = np.array([[len(counts)] for counts in sizes])
-    index = np.full((n_filters, 1, K_MAX - K_MIN + 1), np.nan)
-    for row, k, value in zip(index[:, 0], chosen[:, 0], ch, strict=True):
+    chosen = np.array([len(counts) for counts in sizes])[:, None, None]
+    index = np.full((n_filters, 1, 1, K_MAX - K_MIN + 1), np.nan)
+    for row, k, value in zip(index[:, 0, 0], chosen.ravel(), ch, strict=True):
         if k:
             row[k - K_MIN] = value
     shape = (n_filters, 1)
+    clusterings = (*shape, 1)
     fits = LayerFits(
         scores=np.zeros((*shape, N, 2), np.float32),
         explained_variance=np.ones((*shape, 2)),
@@ -45,9 +45,9 @@ def layer_of(sizes: list[list[int]], ch: list[float], activation: list[float], *
         lower_bound=np.zeros(index.shape),
         n_iter=np.ones(index.shape, np.int64),
         converged=np.ones(index.shape, bool),
-        weights=np.full((*shape, K_MAX), np.nan),
-        means=np.full((*shape, K_MAX, 2), np.nan),
-        covariances=np.full((*shape, K_MAX, 2, 2), np.nan),
+        weights=np.full((*clusterings, K_MAX), np.nan),
+        means=np.full((*clusterings, K_MAX, 2), np.nan),
+        covariances=np.full((*clusterings, K_MAX, 2, 2), np.nan),
     )
     return replace(fits, **changes)
 
@@ -60,8 +60,10 @@ def batches_of(*batches: LayerFits) -> LayerFits:
 
 def repeats_of(*clusterings: LayerFits) -> LayerFits:
     """Clusterings of the same batch beside each other."""
-    maps = ("scores", "explained_variance", "mean_activation", "active_share")
-    return replace(batches_of(*clusterings), **{name: getattr(clusterings[0], name) for name in maps})
+    names = list(LayerFits.__dataclass_fields__)
+    of_clusterings = names[names.index("status") :]
+    joined = {name: np.concatenate([getattr(c, name) for c in clusterings], axis=2) for name in of_clusterings}
+    return replace(clusterings[0], **joined)
 
 
 def screened(*layers: LayerFits, **thresholds) -> Screening:
@@ -134,6 +136,51 @@ def test_the_median_withstands_one_filter_with_a_huge_index_and_the_mean_does_no
     assert screened(layer, average="mean").filters["separated"].tolist() == [True, False, False]
 
 
+@pytest.mark.parametrize("average", ["median", "mean"])
+def test_the_average_activation_is_the_mean_whatever_the_average_of_the_index(average):
+    layer = layer_of([[37, 3]] * 3, ch=[10, 10, 10], activation=[1, 1, 4])  # mean 2, median 1
+    filters = screened(layer, average=average, activation_ratio=0.75).filters
+    assert filters["activation_over_average"].tolist() == [0.5, 0.5, 2.0]
+    assert filters["active"].tolist() == [False, False, True]
+
+
+def test_a_filter_flagged_in_exactly_the_frequency_asked_for_is_anomalous():
+    flagged = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[1, 1])
+    unflagged = layer_of([[20, 20]] * 2, ch=[10, 10], activation=[1, 1])
+    filters = screened(batches_of(flagged, unflagged), min_frequency=0.5).filters
+    assert filters["flag_frequency"].tolist() == [0.5, 0.5]
+    assert filters["anomalous"].all()
+    assert filters["unbalanced"].all()
+    assert not screened(batches_of(flagged, unflagged), min_frequency=0.51).filters["anomalous"].any()
+
+
+def test_an_index_of_exactly_beta_times_the_average_is_not_separated():
+    layer = layer_of([[37, 3]] * 3, ch=[8, 10, 10], activation=[1, 1, 1])
+    assert screened(layer, ch_ratio=0.8).filters["separated"].tolist() == [False, True, True]
+
+
+def test_an_activation_of_exactly_theta_times_the_average_is_not_active():
+    layer = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[0.5, 1.5])
+    assert screened(layer, activation_ratio=0.5).filters["active"].tolist() == [False, True]
+
+
+def test_a_filter_active_on_exactly_the_least_share_is_live():
+    layer = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[1, 1], active_share=np.array([[0.25], [0.2]]))
+    assert screened(layer, min_active_share=0.25).filters["status"].tolist() == ["ok", "near_dead"]
+
+
+def test_a_dead_filter_is_dead_however_rarely_it_is_active():
+    layer = layer_of([[37, 3], []], ch=[10, 0], activation=[1, 0], active_share=np.array([[1.0], [0.0]]))
+    assert screened(layer).filters["status"].tolist() == ["ok", "dead"]
+
+
+def test_averages_are_those_of_the_same_clustering_of_a_batch():
+    one = layer_of([[37, 3]] * 2, ch=[10, 30], activation=[1, 1])
+    other = layer_of([[37, 3]] * 2, ch=[100, 100], activation=[1, 1])
+    over_average = screened(repeats_of(one, other)).batches["ch_over_average"]
+    assert over_average.tolist() == [0.5, 1.0, 1.5, 1.0]
+
+
 def test_scope_network_compares_across_layers():
     quiet = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[0.1, 0.1])
     loud = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[1, 1])
@@ -186,11 +233,11 @@ def test_repeated_fits_are_independent_and_the_first_is_that_of_one_repeat():
         fit_maps(maps, "conv1", range(2), range(3), config.Settings(gmm=config.Gmm(n_init=1, repeats=repeats)))
         for repeats in (1, 3)
     )
-    assert (one.repeats, three.repeats) == (1, 3)
+    assert (one.labels.shape[:3], three.labels.shape[:3]) == ((2, 3, 1), (2, 3, 3))
     np.testing.assert_array_equal(three.scores, one.scores)
-    np.testing.assert_array_equal(three.labels[:, ::3], one.labels)
-    np.testing.assert_array_equal(three.calinski_harabasz[:, ::3], one.calinski_harabasz)
-    index = three.calinski_harabasz.reshape(2, 3, 3, -1)
+    np.testing.assert_array_equal(three.labels[:, :, :1], one.labels)
+    np.testing.assert_array_equal(three.calinski_harabasz[:, :, :1], one.calinski_harabasz)
+    index = three.calinski_harabasz
     assert (index[:, :, 0] != index[:, :, 1]).any(axis=-1).all()
     assert (index[:, :, 1] != index[:, :, 2]).any(axis=-1).all()
 
@@ -202,13 +249,6 @@ def test_the_interval_is_wilsons(n_batches):
     expected = [binomtest(int(k), n_batches).proportion_ci(method="wilson") for k in flagged]
     np.testing.assert_allclose(low, [ends.low for ends in expected], atol=1e-4)
     np.testing.assert_allclose(high, [ends.high for ends in expected], atol=1e-4)
-
-
-def test_own_rules_replace_the_three():
-    fits = Fits({"conv1": ONE_OF_EACH}, K_MIN, K_MAX)
-    screening = screen(fits, config.Screen(), rules=[Unbalanced(1), Active(0.5)])
-    assert screening.anomalous == {"conv1": [0, 2]}
-    assert "separated" not in screening.filters
 
 
 def test_every_verdict_comes_with_its_reason():

@@ -24,23 +24,24 @@ N, K = 20, 2
 def layer(smallest: list[int], n_batches: int = 1) -> LayerFits:
     """Filters with two clusters, the second with so many of the N samples in every batch."""
     shape = (len(smallest), n_batches)
-    labels = np.stack([np.repeat([[0], [1]], [N - size, size]).reshape(1, N) for size in smallest]).astype(np.int16)
-    index = (*shape, 1)
+    labels = np.stack([np.repeat([0, 1], [N - size, size]) for size in smallest]).astype(np.int16)
+    clusterings = (*shape, 1)
+    index = (*clusterings, 1)
     return LayerFits(
         scores=np.random.default_rng(0).normal(size=(*shape, N, 2)).astype(np.float32),
         explained_variance=np.ones((*shape, 2)),
         mean_activation=np.ones(shape),
         active_share=np.ones(shape),
-        status=np.full(shape, "ok"),
-        n_components=np.full(shape, K),
-        labels=np.repeat(labels, n_batches, axis=1),
+        status=np.full(clusterings, "ok"),
+        n_components=np.full(clusterings, K),
+        labels=np.tile(labels[:, None, None], (1, n_batches, 1, 1)),
         calinski_harabasz=np.full(index, 10.0),
         lower_bound=np.zeros(index),
         n_iter=np.ones(index, np.int64),
         converged=np.ones(index, bool),
-        weights=np.full((*shape, K), 0.5),
-        means=np.zeros((*shape, K, 2)),
-        covariances=np.zeros((*shape, K, 2, 2)),
+        weights=np.full((*clusterings, K), 0.5),
+        means=np.zeros((*clusterings, K, 2)),
+        covariances=np.zeros((*clusterings, K, 2, 2)),
     )
 
 
