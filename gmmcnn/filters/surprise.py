@@ -1,0 +1,119 @@
+"""How surprising a sample's label is, given the clusters that the sample lies in.
+
+A network that has learned a pattern puts samples of a class into clusters with others of that class. A sample that it
+could only memorise, because its label is wrong or its image odd, lies in clusters whose other members have other
+labels, in most filters but perhaps those of the last layers. Two scores ask for that, and both leave the sample itself
+out of what they compare it with:
+
+- *Label surprise*, for every clustering: −log of the share of the sample's label among the other members of its
+  cluster, smoothed, in units of what the label's frequency would give. Its mean over the clusterings of a layer is a
+  profile over depth, its mean over those of the whole network a score, in nats.
+- *Cluster evidence*, for all clusterings at once: the ridge regression of the labels on the memberships (one column for
+  each cluster of each clustering), predicted for each sample by the others. It weighs clusterings that say the same
+  and finds wrong labels better; the mean surprise finds odd images better.
+
+The *memorisation rank* is the mean of the sample's ranks by both. Everything is read from stored labels of clusters;
+nothing is fitted again, and neither the network nor the maps are needed. Labels of the samples are.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+PSEUDO_COUNT = 5.0
+"""Members with the batch's own label frequencies that every cluster is taken to have beside its own (m)."""
+RIDGE = 1.0
+"""Penalty, in units of the mean squared length of a sample's centred memberships."""
+_BYTES_AT_ONCE = 2**26
+
+
+def label_surprise(
+    clusters: NDArray[np.integer], labels: NDArray[np.integer], *, pseudo_count: float = PSEUDO_COUNT
+) -> NDArray[np.float64]:
+    """Surprise of each sample's label in each of Q clusterings of the same N samples, leave-one-out.
+
+    With n_c members of cluster c, n_cy of them with label y, and π_y the share of y in the batch,
+    s(n) = −log[(n_cy − 1 + m π_y) / (n_c − 1 + m)] + log π_y.
+
+    Parameters
+    ----------
+    clusters : (Q, N) int
+        Cluster of each sample, from 0.
+    labels : (N,) int
+        Class of each sample, from 0.
+    pseudo_count : float
+        m > 0.
+
+    Returns
+    -------
+    (Q, N) float64
+        In nats; 0 where the cluster says no more than the label's frequency, positive where it speaks against it.
+    """
+    n_classes = int(labels.max()) + 1
+    n_clusters = int(clusters.max(initial=0)) + 1
+    share = (np.bincount(labels, minlength=n_classes) / len(labels))[labels]
+    at = np.arange(len(clusters))[:, None] * n_clusters + clusters  # a number for each cluster of each clustering
+    sizes = np.bincount(at.ravel(), minlength=len(clusters) * n_clusters)
+    alike = at * n_classes + labels
+    counts = np.bincount(alike.ravel(), minlength=len(sizes) * n_classes)
+    expected = (counts[alike] - 1 + pseudo_count * share) / (sizes[at] - 1 + pseudo_count)
+    return np.log(share) - np.log(expected)
+
+
+def times_together(clusters: NDArray[np.integer]) -> NDArray[np.float64]:
+    """(N, N) number of the Q clusterings (Q, N) in which two samples share a cluster; exact below 2^24."""
+    n_clusterings, n_samples = clusters.shape
+    n_clusters = int(clusters.max(initial=0)) + 1
+    at_once = max(1, _BYTES_AT_ONCE // (4 * n_samples * n_clusters))
+    together = np.zeros((n_samples, n_samples), np.float32)
+    for first in range(0, n_clusterings, at_once):
+        some = clusters[first : first + at_once]
+        memberships = (some[:, None, :] == np.arange(n_clusters)[:, None]).reshape(-1, n_samples).astype(np.float32)
+        together += memberships.T @ memberships
+    return together.astype(np.float64)
+
+
+def cluster_evidence(
+    together: NDArray[np.float64], labels: NDArray[np.integer], *, ridge: float = RIDGE
+) -> NDArray[np.float64]:
+    """Predict each sample's label from those of the others, by the clusters that they share.
+
+    Ridge regression with an intercept of one-hot labels Y on cluster memberships. With H its hat matrix, the exact
+    prediction without sample n is (H Y − h_nn Y)_n / (1 − h_nn): no folds, no random numbers.
+
+    Parameters
+    ----------
+    together : (N, N) float64
+        What :func:`times_together` counts; of several layers, a sum.
+    labels : (N,) int
+        Class of each sample, from 0.
+    ridge : float
+        > 0.
+
+    Returns
+    -------
+    (N, n_classes) float64
+        Each row sums to 1; values below 0 and above 1 occur.
+    """
+    n_samples = len(labels)
+    mean = together.mean(axis=0)
+    centred = together - mean - mean[:, None] + mean.mean()
+    penalty = ridge * max(np.trace(centred) / n_samples, np.finfo(np.float64).tiny)
+    hat = np.linalg.solve(centred + penalty * np.eye(n_samples), centred) + 1 / n_samples
+    one_hot = np.eye(int(labels.max()) + 1)[labels]
+    own = np.diagonal(hat)[:, None]
+    return (hat @ one_hot - own * one_hot) / (1 - own)
+
+
+def memorisation_rank(surprise: NDArray[np.float64], evidence: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean rank of each sample by two scores, from 0 to 1: 1 for the most surprising label with the least evidence.
+
+    Parameters
+    ----------
+    surprise : (N,) float
+        Mean label surprise over the clusterings.
+    evidence : (N,) float
+        Cluster evidence for the sample's own label.
+    """
+    ranks = rankdata(surprise) + rankdata(-evidence)
+    return (ranks - 2) / max(2 * (len(surprise) - 1), 1)

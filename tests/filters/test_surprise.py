@@ -1,0 +1,108 @@
+"""Surprise and evidence against their definitions, spelled out sample by sample."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.linear_model import Ridge
+
+from gmmcnn.filters.surprise import cluster_evidence, label_surprise, memorisation_rank, times_together
+
+
+@pytest.fixture
+def clustered():
+    """Six clusterings of 40 samples of 3 classes, half of them by class but for two samples with wrong labels."""
+    rng = np.random.default_rng(3)
+    truth = np.arange(40) % 3
+    by_class = np.where(rng.random((3, 40)) < 0.9, truth, rng.integers(0, 3, (3, 40)))
+    labels = truth.copy()
+    labels[[4, 11]] = (truth[[4, 11]] + 1) % 3
+    return np.concatenate([by_class, rng.integers(0, 5, (3, 40))]), labels
+
+
+def surprise_of(clusters, labels, sample, m):
+    """Step 7 of the method for one sample and clustering."""
+    share = (labels == labels[sample]).mean()
+    members = [n for n in range(len(labels)) if clusters[n] == clusters[sample] and n != sample]
+    alike = sum(labels[n] == labels[sample] for n in members)
+    return -np.log((alike + m * share) / (len(members) + m)) + np.log(share)
+
+
+@given(
+    clusters=arrays(np.int16, (3, 12), elements=st.integers(0, 4)),
+    labels=arrays(np.int64, 12, elements=st.integers(0, 3)),
+    m=st.sampled_from([0.5, 5.0, 20.0]),
+)
+def test_surprise_is_that_of_the_definition(clusters, labels, m):
+    expected = [[surprise_of(row, labels, n, m) for n in range(12)] for row in clusters]
+    np.testing.assert_allclose(label_surprise(clusters, labels, pseudo_count=m), expected, atol=1e-12)
+
+
+def test_a_lone_sample_says_nothing():
+    clusters, labels = np.array([[0, 1, 1, 1]]), np.array([0, 1, 1, 0])
+    assert label_surprise(clusters, labels)[0, 0] == 0
+
+
+def test_wrong_labels_surprise_where_clusters_follow_the_class(clustered):
+    clusters, labels = clustered
+    surprise = label_surprise(clusters, labels)[:3].mean(axis=0)
+    assert set(np.argsort(surprise)[-2:]) == {4, 11}
+
+
+def test_times_together_counts_shared_clusters(clustered):
+    clusters, _ = clustered
+    expected = (clusters[:, :, None] == clusters[:, None, :]).sum(axis=0)
+    np.testing.assert_array_equal(times_together(clusters), expected)
+
+
+def test_times_together_does_not_depend_on_the_size_of_its_blocks(clustered, monkeypatch):
+    whole = times_together(clustered[0])
+    monkeypatch.setattr("gmmcnn.filters.surprise._BYTES_AT_ONCE", 1)
+    np.testing.assert_array_equal(times_together(clustered[0]), whole)
+
+
+def test_evidence_is_what_a_regression_without_the_sample_predicts(clustered):
+    clusters, labels = clustered
+    memberships = np.concatenate([np.eye(row.max() + 1)[row] for row in clusters], axis=1)
+    centred = memberships - memberships.mean(axis=0)
+    penalty = (centred**2).sum() / len(labels)
+    # The centre is that of all samples, as in the hat matrix; what is left out is the sample's label.
+    evidence = cluster_evidence(times_together(clusters), labels, ridge=1.0)
+    for sample in (0, 4, 11, 39):
+        rest = np.arange(len(labels)) != sample
+        model = Ridge(alpha=penalty).fit(centred[rest], np.eye(3)[labels[rest]])
+        np.testing.assert_allclose(evidence[sample], model.predict(centred[[sample]])[0], atol=1e-8)
+
+
+def test_evidence_speaks_for_the_class_that_a_wrong_label_hides(clustered):
+    clusters, labels = clustered
+    evidence = cluster_evidence(times_together(clusters), labels)
+    np.testing.assert_allclose(evidence.sum(axis=1), 1)
+    np.testing.assert_array_equal(evidence[[4, 11]].argmax(axis=1), np.array([4, 11]) % 3)
+
+
+def test_evidence_of_clusterings_of_one_cluster_is_the_frequency_of_the_other_labels():
+    labels = np.array([0, 0, 1, 1, 1])
+    evidence = cluster_evidence(times_together(np.zeros((4, 5), int)), labels)
+    np.testing.assert_allclose(evidence[:2, 0], 1 / 4)
+    np.testing.assert_allclose(evidence[2:, 1], 2 / 4)
+
+
+def test_nothing_depends_on_the_order_of_samples_or_clusterings(clustered):
+    clusters, labels = clustered
+    order = np.random.default_rng(0).permutation(len(labels))
+    mixed = clusters[::-1][:, order]
+    np.testing.assert_allclose(
+        label_surprise(mixed, labels[order]).mean(axis=0), label_surprise(clusters, labels).mean(axis=0)[order]
+    )
+    np.testing.assert_allclose(
+        cluster_evidence(times_together(mixed), labels[order]),
+        cluster_evidence(times_together(clusters), labels)[order],
+    )
+
+
+def test_rank_is_one_for_the_most_surprising_with_the_least_evidence():
+    rank = memorisation_rank(np.array([0.1, 0.9, 0.5]), np.array([0.8, 0.1, 0.3]))
+    np.testing.assert_allclose(rank, [0, 1, 0.5])
+    np.testing.assert_allclose(memorisation_rank(np.zeros(4), np.zeros(4)), 0.5)
