@@ -1,56 +1,57 @@
 """Do the tests notice a mistake? Change one operator or number at a time and run the tests of the module that it is in.
 
 ``make mutants`` draws :data:`A_MODULE` changes from each of :data:`MODULES`, always the same ones for the same code,
-makes each in a copy of the package, and runs the module's own tests there. A change that no test notices *survived*:
-it is printed with its place, and the exit code is 1 where less than :data:`LEAST_KILLED` of them were noticed.
-Changes that make no difference to any result (:data:`EQUIVALENT`, each with its reason) are not drawn.
+makes each in a copy of the project, and runs the tests that mirror the module there. A change that no test notices
+*survived*: it is printed with its place, and the exit code is 1 where less than :data:`LEAST_KILLED` of them were
+noticed. Changes that make no difference to any result (:data:`EQUIVALENT`, each with its reason) are not made.
 
 ``python tests/mutants.py filters/rules.py`` makes every change that there is in the modules named.
+
+Each change is tried in a process of its own, forked from one that has loaded the larger libraries and nothing of gmmcnn.
 """
 
 import ast
 import copy
+import importlib
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 A_MODULE = 8
 LEAST_KILLED = 0.9
 SECONDS = 240
 """A change that makes the tests run for so long is noticed: they would have ended."""
+LIBRARIES = ("numba", "pandas", "plotly.graph_objects", "scipy.stats", "sklearn.mixture", "torch")
 
-MODULES = {
-    "filters/rules.py": ("tests/filters/test_screening.py",),
-    "filters/screening.py": ("tests/filters/test_screening.py",),
-    "filters/outliers.py": ("tests/filters/test_screening.py",),
-    "mixture/sweep.py": ("tests/mixture/test_sweep.py",),
-    "mixture/calinski_harabasz.py": ("tests/mixture/test_reference.py", "tests/mixture/test_sweep.py"),
-    "mixture/reference.py": ("tests/mixture/test_reference.py",),
-    "principal_components/reference.py": ("tests/principal_components",),
-    "principal_components/pca.py": ("tests/principal_components",),
-    "featuremaps/store.py": ("tests/featuremaps/test_store.py",),
-    "pruning/masks.py": ("tests/pruning",),
-    "pruning/following.py": ("tests/pruning",),
-    "experiments/statistics.py": ("tests/experiments/test_statistics.py",),
-}
-"""Module → its tests."""
+MODULES = (
+    "filters/rules.py", "filters/screening.py", "filters/outliers.py", "mixture/sweep.py",
+    "mixture/calinski_harabasz.py", "mixture/reference.py", "principal_components/reference.py",
+    "principal_components/pca.py", "featuremaps/store.py", "pruning/masks.py", "pruning/following.py",
+    "experiments/statistics.py",
+)  # fmt: skip
+"""What decides about results and about what is kept of them."""
 
 EQUIVALENT: dict[str, str] = {}
 """Name of a change → why it changes no result."""
 
+UNCHANGED, SAID = "unchanged", "said.txt"
+
 _SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div,
-    ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.And: ast.Or, ast.Or: ast.And,
+    ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.And: ast.Or, ast.Or: ast.And, ast.In: ast.NotIn,
+    ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
 }  # fmt: skip
 _FUNCTIONS = {
     "min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "argmin": "argmax", "argmax": "argmin",
@@ -68,10 +69,21 @@ class Mutant:
     source: str
     """The whole module with it."""
 
+    @property
+    def tests(self) -> str:
+        """The file that mirrors the module."""
+        folder, _, file = self.module.rpartition("/")
+        return f"tests/{folder}/test_{file}"
+
+
+def source_of(module: str) -> str:
+    """Text of a module as it is."""
+    return (ROOT / "gmmcnn" / module).read_text()
+
 
 def mutants(module: str) -> Iterator[Mutant]:
     """Every change that can be made to a module, in the order of its lines."""
-    tree = ast.parse((ROOT / "gmmcnn" / module).read_text())
+    tree = ast.parse(source_of(module))
     seen: dict[str, int] = {}
     for function, index in _sites(tree):
         for change in _changes(_at(tree, index)):
@@ -83,7 +95,9 @@ def mutants(module: str) -> Iterator[Mutant]:
                 continue
             name = f"{module}:{function}: {' '.join(before.split())[:70]} → {' '.join(after.split())[:70]}"
             seen[name] = seen.get(name, 0) + 1
-            yield Mutant(module, name + (f" ({seen[name]})" if seen[name] > 1 else ""), ast.unparse(mutated))
+            name += f" ({seen[name]})" if seen[name] > 1 else ""
+            if name not in EQUIVALENT:
+                yield Mutant(module, name, ast.unparse(mutated))
 
 
 def _sites(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -133,52 +147,22 @@ def _become_the_operand(node: ast.AST) -> None:
     node.__dict__ = vars(operand)
 
 
-def _become_the_operand(node: ast.AST) -> None:
-    operand = node.operand  # type: ignore[attr-defined]
-    node.__class__ = type(operand)
-    node.__dict__ = vars(operand)
-
-
 def _at(tree: ast.Module, index: int) -> ast.AST:
     return next(node for number, node in enumerate(ast.walk(tree)) if number == index)
 
 
 def drawn(module: str) -> list[Mutant]:
     """:data:`A_MODULE` changes of a module, or as many as there are."""
-    possible = [mutant for mutant in mutants(module) if mutant.name not in EQUIVALENT]
+    possible = list(mutants(module))
     return random.Random(module).sample(possible, min(A_MODULE, len(possible)))
 
 
-def killed(mutant: Mutant, copied: Path) -> bool:
-    """Whether the module's tests notice the change, made in a copy of the project."""
-    path = copied / "gmmcnn" / mutant.module
-    path.write_text(mutant.source)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow"]
-    environment = os.environ | {
-        "NUMBA_CACHE_DIR": str(copied / "compiled"),
-        "GMMCNN_TREE": str(copied),
-        "PYTHONPATH": str(copied),
-    }
-    try:
-        done = subprocess.run(
-            [*command, *MODULES[mutant.module]],
-            cwd=copied, env=environment, capture_output=True, timeout=SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return True
-    finally:
-        shutil.copy(ROOT / "gmmcnn" / mutant.module, path)
-    if done.returncode not in (0, 1, 2):  # passed, failed, or not even imported
-        raise RuntimeError(f"{mutant.name}: the tests did not run: {done.stdout.decode()[-2000:]}")
-    return done.returncode != 0
-
-
 def copy_of_the_project(folder: Path) -> Path:
-    """Package, tests and what they read, as a tree of its own whose package is the one that is imported there."""
+    """Package, tests and what they read, with what is compiled of them, as a tree whose package is imported there."""
     for name in ("gmmcnn", "tests", "benchmarks", "conf", "kernels", "docs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)
     for name in ("pyproject.toml", "README.md", "Makefile"):
-        shutil.copy(ROOT / name, folder / name)
+        shutil.copy2(ROOT / name, folder / name)
     (folder / "sitecustomize.py").write_text(_FINDER)
     return folder
 
@@ -202,31 +186,97 @@ if "GMMCNN_TREE" in os.environ:
 '''
 
 
+@dataclass
+class Trial:
+    """The tests of a mutant, running in a copy of the project and a process of their own."""
+
+    mutant: Mutant
+    copied: Path
+    process: int
+    deadline: float
+
+    @classmethod
+    def begin(cls, mutant: Mutant, copied: Path) -> "Trial":
+        """Make the change and fork."""
+        (copied / "gmmcnn" / mutant.module).write_text(mutant.source)
+        process = os.fork()
+        if process == 0:
+            os._exit(_tested(mutant.tests, copied))
+        return cls(mutant, copied, process, time.monotonic() + SECONDS)
+
+    def noticed(self) -> bool | None:
+        """Whether a test failed; None while they run."""
+        if time.monotonic() > self.deadline:
+            os.killpg(self.process, signal.SIGKILL)
+            os.waitpid(self.process, 0)
+            return True
+        ended, status = os.waitpid(self.process, os.WNOHANG)
+        if not ended:
+            return None
+        return os.waitstatus_to_exitcode(status) != pytest.ExitCode.OK
+
+    def undo(self) -> None:
+        """Make the copy what it was."""
+        shutil.copy2(ROOT / "gmmcnn" / self.mutant.module, self.copied / "gmmcnn" / self.mutant.module)
+
+
+def _tested(tests: str, copied: Path) -> int:
+    """Exit code of the tests in a copy of the project, whose words go to a file."""
+    os.setsid()
+    os.chdir(copied)
+    os.environ |= {"GMMCNN_TREE": str(copied), "PYTHONPATH": str(copied)}
+    said = os.open(SAID, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    try:
+        exec(_FINDER, {})
+        return int(pytest.main(["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow", tests]))
+    except BaseException:
+        traceback.print_exc()
+        return int(pytest.ExitCode.INTERNAL_ERROR)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def trials(work: list[Mutant], n_workers: int) -> Iterator[tuple[Mutant, bool]]:
+    """Try every mutant, some at a time; each with whether it was noticed, as they end."""
+    with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
+        free = [copy_of_the_project(Path(scratch) / str(number)) for number in range(n_workers)]
+        waiting, running = list(reversed(work)), []
+        while waiting or running:
+            while waiting and free:
+                running.append(Trial.begin(waiting.pop(), free.pop()))
+            time.sleep(0.05)
+            for trial in list(running):
+                if (noticed := trial.noticed()) is not None:
+                    if noticed and trial.mutant.name == UNCHANGED:
+                        said = (trial.copied / SAID).read_text()
+                        raise RuntimeError(f"{trial.mutant.tests} fails with nothing changed: {said[-2000:]}")
+                    running.remove(trial)
+                    trial.undo()
+                    free.append(trial.copied)
+                    yield trial.mutant, noticed
+
+
 def main(chosen: list[str]) -> int:
     """Draw, run and count; exit code."""
-    work = [m for module in chosen for m in mutants(module)] if chosen else [m for name in MODULES for m in drawn(name)]
-    n_workers = min(2, os.cpu_count() or 1)
-    with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
-        free: SimpleQueue[Path] = SimpleQueue()
-        for number in range(n_workers):
-            free.put(copy_of_the_project(Path(scratch) / str(number)))
-
-        def judged(mutant: Mutant) -> bool:
-            copied = free.get()
-            try:
-                return killed(mutant, copied)
-            finally:
-                free.put(copied)
-
-        survivors = []
-        with ThreadPoolExecutor(n_workers) as pool:
-            for number, (mutant, noticed) in enumerate(zip(work, pool.map(judged, work), strict=True), 1):
-                print(f"{number:4}/{len(work)}  {'killed  ' if noticed else 'SURVIVED'}  {mutant.name}", flush=True)
-                survivors += [] if noticed else [mutant]
-    score = 1 - len(survivors) / len(work)
-    print(
-        f"{len(work) - len(survivors)} of {len(work)} changes noticed ({score:.0%}); at least {LEAST_KILLED:.0%} wanted"
-    )
+    work = [mutant for module in chosen or MODULES for mutant in (mutants if chosen else drawn)(module)]
+    unchanged = [Mutant(name, UNCHANGED, source_of(name)) for name in dict.fromkeys(mutant.module for mutant in work)]
+    sys.dont_write_bytecode = True  # two changes of one second and one size would pass for each other
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    n_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    survivors = number = 0
+    for mutant, noticed in trials([*unchanged, *work], n_workers):
+        if mutant.name == UNCHANGED:
+            continue
+        number += 1
+        print(f"{number:4}/{len(work)}  {'killed  ' if noticed else 'SURVIVED'}  {mutant.name}", flush=True)
+        survivors += not noticed
+    n_killed = len(work) - survivors
+    score = n_killed / len(work)
+    print(f"{n_killed} of {len(work)} changes noticed ({score:.0%}); at least {LEAST_KILLED:.0%} wanted")
     return int(score < LEAST_KILLED)
 
 
