@@ -7,7 +7,7 @@ noticed. Changes that make no difference to any result (:data:`EQUIVALENT`, each
 
 ``python tests/mutants.py filters/rules.py`` makes every change that there is in the modules named.
 
-Each change is tried in a process of its own, forked from one that has loaded the larger libraries and nothing of gmmcnn.
+Each change is tried in a process of its own, forked from one that has loaded the larger libraries, none of gmmcnn.
 """
 
 import ast
