@@ -10,7 +10,7 @@ import pandas as pd
 
 from gmmcnn import config
 from gmmcnn.errors import StoreNotFoundError
-from gmmcnn.files import arrays_in
+from gmmcnn.files import arrays_in, write_arrays, write_text
 from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.filters.outcome import Outcome
 from gmmcnn.report.compose import page_of
@@ -25,7 +25,7 @@ class Analysis(Outcome):
     def to_html(self, path: str | Path) -> Path:
         """Write the report page, one file that opens offline."""
         path = Path(path)
-        path.write_text(page_of(self), encoding="utf-8")
+        write_text(path, page_of(self))
         return path
 
     def save(self, path: str | Path) -> Path:
@@ -46,12 +46,8 @@ class Analysis(Outcome):
             for number, layer in enumerate(self.fits.layers.values())
             for field in fields(LayerFits)
         }
-        aside = path.with_name(path.name + ".partial")
-        with aside.open("wb") as file:
-            np.savez_compressed(
-                file, allow_pickle=False, about=np.array(json.dumps(about)), thumbnails=self.thumbnails, **arrays
-            )
-        aside.replace(path)
+        arrays |= {"about": np.array(json.dumps(about)), "thumbnails": self.thumbnails}
+        write_arrays(path, arrays, compressed=True)
         return path
 
 

@@ -10,6 +10,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 import hydra
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from gmmcnn.config import Settings
+from gmmcnn.config import GROUPS, MOVED, Settings, setting_names
 from gmmcnn.errors import ConfigurationError, GmmcnnError, one_line
 from gmmcnn.names import did_you_mean
 
@@ -133,11 +134,9 @@ def _jobs(overrides: list[str], *, multirun: bool) -> Sequence[Sequence[str]]:
 
 
 def _known_names() -> set[str]:
-    """All keys of the settings, groups included."""
-    schema = OmegaConf.to_container(OmegaConf.structured(Settings))
-    assert isinstance(schema, dict)
-    nested = {f"{group!s}.{key!s}" for group, keys in schema.items() if isinstance(keys, dict) for key in keys}
-    return {str(key) for key in schema} | nested
+    """All settings, and all groups: those of settings, and those that bundle settings of several groups."""
+    bundles = {folder.name for folder in files(CONFIG_MODULE).iterdir() if folder.is_dir()}
+    return {*setting_names(), *GROUPS, *bundles - {"__pycache__"}}
 
 
 def _check_name(override: str, known: set[str]) -> None:
@@ -146,6 +145,8 @@ def _check_name(override: str, known: set[str]) -> None:
     except HydraException:
         hint = "; a value that holds = or spaces needs quotes within: key='a=b'" if "=" in override else ""
         raise ConfigurationError(f"{override!r} is not key=value{hint}") from None
+    if key in MOVED:
+        raise ConfigurationError(f"{key}: is {MOVED[key]} now")
     if key not in known and not key.startswith(("hydra", *_FREE_FORM)):
         raise ConfigurationError(f"{key}: no such setting{did_you_mean(key, known)} (gmmcnn --cfg job shows all)")
 
@@ -188,8 +189,14 @@ def _with_stored_overrides(arguments: list[str]) -> list[str]:
             f"{stored_in}: damaged; expected the settings of that run, one a line as '- key=value'; "
             "write them again, or delete the file and give them with run="
         )
-    kept = [s for s in stored if s.lstrip("+~").split("=")[0] not in given | {"task", "run"}]
+    kept = [_renamed(s) for s in stored if s.lstrip("+~").split("=")[0] not in given | {"task", "run"}]
     return [*kept, *arguments]
+
+
+def _renamed(override: str) -> str:
+    """An override of an earlier version as it is written now."""
+    key, equals, value = override.partition("=")
+    return MOVED.get(key, key) + equals + value
 
 
 def _one_line(error: Exception) -> str:

@@ -141,11 +141,17 @@ class Probe(_Group):
     samples: int = 200
     batches: int = 10
     """At most; fewer where the training set is too small."""
+    plant: int = 0
+    """Probe images replaced by Gaussian noise: outliers planted on purpose, to see the check catch something."""
+    plant_strength: float = 5.0
+    """Standard deviation of the noise, in standard deviations of the probe images' pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.samples >= 3, "probe.samples", self.samples, ">= 3")
         _require(self.batches >= 1, "probe.batches", self.batches, ">= 1")
+        _require(self.plant >= 0, "probe.plant", self.plant, ">= 0")
+        _require(self.plant_strength > 0, "probe.plant_strength", self.plant_strength, "> 0")
 
 
 @dataclass
@@ -285,21 +291,6 @@ class Engine(_Group):
 
 
 @dataclass
-class Demo(_Group):
-    """Outliers planted on purpose, to see the check catch something."""
-
-    plant: int = 0
-    """Probe images replaced by Gaussian noise."""
-    strength: float = 5.0
-    """Standard deviation of the noise, in standard deviations of the probe images' pixels."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.plant >= 0, "demo.plant", self.plant, ">= 0")
-        _require(self.strength > 0, "demo.strength", self.strength, "> 0")
-
-
-@dataclass
 class Experiment(_Group):
     """A question about the method and its answer beside controls; what is None, the size decides."""
 
@@ -357,7 +348,6 @@ class Settings(_Group):
     screen: Screen = field(default_factory=Screen)
     prune: Prune = field(default_factory=Prune)
     engine: Engine = field(default_factory=Engine)
-    demo: Demo = field(default_factory=Demo)
     experiment: Experiment = field(default_factory=Experiment)
 
     def __post_init__(self) -> None:
@@ -368,6 +358,90 @@ class Settings(_Group):
 
 GROUPS: dict[str, Any] = {f.name: f.default_factory for f in fields(Settings) if isinstance(f.default_factory, type)}
 """Config group → its dataclass."""
+
+MOVED = {
+    "demo.plant": "probe.plant",
+    "demo.strength": "probe.plant_strength",
+    "extract.batch_samples": "extract.forward_samples",
+}
+"""Settings that had another name in an earlier version → their name now."""
+
+MADE_FROM = {
+    "weights": None,
+    "maps": "weights",
+    "fits": "maps",
+    "screening": "fits",
+    "masking": "screening",
+    "cell": "screening",
+}
+"""Product → the product that it is made from. A cell is one place of an experiment: networks, and what is asked of
+them."""
+
+DECIDED_BY: dict[str, tuple[str, ...]] = {
+    "weights": (
+        "seed", "data.name", "data.train_samples", "data.validation_share", "data.label_noise", "data.kwargs",
+        "model.name", "model.checkpoint", "model.kwargs", "train.epochs", "train.batch_size", "train.optimizer",
+        "train.learning_rate", "train.momentum", "train.weight_decay", "train.checkpoint_epochs", "train.evaluate",
+    ),
+    "maps": (
+        "seed", "probe.samples", "probe.batches", "probe.plant", "probe.plant_strength",
+        "extract.tap", "extract.layers", "extract.dtype", "extract.source",
+    ),
+    "fits": (
+        "seed", "pca.dims", "gmm.k_min", "gmm.k_max", "gmm.n_init", "gmm.repeats", "gmm.tol", "gmm.max_iter",
+        "gmm.reg_covar", "gmm.random_state",
+    ),
+    "screening": (
+        "screen.small_cluster", "screen.min_small_clusters", "screen.ch_ratio", "screen.activation_ratio",
+        "screen.min_frequency", "screen.scope", "screen.average", "screen.min_active_share",
+    ),
+    "masking": ("seed", "prune.controls"),
+    "cell": (
+        "experiment.size", "experiment.seeds", "experiment.train_samples", "experiment.factor", "experiment.rounds",
+        "experiment.validation_samples", "experiment.controls", "experiment.finetune_epochs",
+    ),
+    "nothing": (
+        "task", "run", "estimate", "debug",  # what to do, where, and how to talk about it
+        "data.root",  # where files lie; what is in them has a digest of its own
+        "extract.forward_samples", "extract.keep_maps",  # how maps are made and kept
+        "engine.name", "engine.threads",  # who computes: engines agree within their tolerances
+        "experiment.name", "experiment.factors", "experiment.grid",  # which questions are asked
+    ),
+}  # fmt: skip
+"""Product → the settings that decide it directly, beside those behind the product that it is made from. The one
+declaration of what depends on what: every name and identity of a product is made from it, by :func:`deciding` and
+:func:`behind`, so that settings which decide nothing rename nothing. Each setting stands here at least once."""
+
+
+def deciding(settings: "Settings", product: str) -> dict[str, Any]:
+    """Settings that decide a product directly: dotted name → value."""
+    return {name: value_of(settings, name) for name in DECIDED_BY[product]}
+
+
+def behind(settings: "Settings", product: str) -> dict[str, Any]:
+    """All settings that a product depends on, those of the products that it is made from first: name → value."""
+    source = MADE_FROM[product]
+    return (behind(settings, source) if source else {}) | deciding(settings, product)
+
+
+def value_of(settings: "Settings", name: str) -> Any:
+    """Value of a setting by its dotted name; of ``train.checkpoint_epochs`` the epochs that it stands for."""
+    if name == "train.checkpoint_epochs":
+        return settings.train.kept_epochs
+    value: Any = settings
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def setting_names() -> list[str]:
+    """Dotted names of all settings, in the order of the groups."""
+    names = []
+    for group in fields(Settings):
+        inner = GROUPS.get(group.name)
+        names += [f"{group.name}.{f.name}" for f in fields(inner)] if inner else [group.name]
+    return names
+
 
 _SECTIONS = ("probe", "extract", "pca", "gmm", "screen")
 

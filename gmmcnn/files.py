@@ -1,19 +1,38 @@
-"""Files that may be missing, torn or something else: one reader a kind, whose errors name the file and the remedy."""
+"""Files that a run keeps: the one module that reads them, writes them aside and digests what they hold.
 
+One rule for all that is written: whoever reads finds the old content or the new, never half of it, and what a record
+speaks of has reached the disk before the record does. So everything is written under another name first, forced to
+disk, and renamed. The names are unique, so that two processes may write the same file: one of them wins, whole.
+
+What is read may be missing, torn or something else: there is one reader a kind, whose errors name the file and the
+remedy.
+"""
+
+import hashlib
 import json
 import os
+import secrets
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from gmmcnn.errors import StoreError, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PARTIAL = ".partial"
+"""How the names of files end that are being written, and of those that a killed process left behind."""
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -73,20 +92,63 @@ def arrays_in(path: Path, *, remedy: str) -> Iterator[Mapping[str, NDArray]]:
         raise StoreError(f"{path}: damaged or something else ({one_line(error)}); {remedy}") from error
 
 
-def write_aside(path: Path, text: str) -> None:
-    """Write a text file so that at ``path`` there is the old content or the new, never half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+# -------------------------------------------------------------------------------------------------------------- writing
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write aside, force to disk, rename."""
-    draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps(content))
-    sync(draft)
-    draft.replace(path)
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``path``, on disk and whole, when the block ends.
+
+    Missing folders are made. If the block ends with an error, ``path`` is left as it was.
+
+    Yields
+    ------
+    binary file
+        To be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = aside(path)
+    try:
+        with draft.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = None) -> None:
+    """Write a JSON file."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table without its index: as Parquet where the name ends in ``.parquet``, else as CSV."""
+    if path.suffix == ".parquet":
+        with replacing(path) as file:
+            table.to_parquet(file, index=False)
+    else:
+        write_text(path, table.to_csv(index=False))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray], *, compressed: bool = False) -> None:
+    """Write arrays by name to an ``.npz`` file, which :func:`arrays_in` reads."""
+    with replacing(path) as file:
+        (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **arrays)
+
+
+def aside(path: Path) -> Path:
+    """Name beside ``path`` that nobody else uses: of what is to be renamed to it, or is about to be removed."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
 
 
 def sync(path: Path) -> None:
@@ -98,10 +160,59 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_file_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name, to the disk, then rename it: ``path`` is the old file or the whole new one."""
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+def sync_tree(folder: Path) -> None:
+    """Force everything in a folder to disk, and its own names last."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+# -------------------------------------------------------------------------------------------------------------- digests
+
+
+def name_of(content: object, length: int = 12) -> str:
+    """Short name of some JSON content: the same for equal content, another for other."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def digest_arrays(*parts: bytes | NDArray) -> str:
+    """SHA-256 of texts and of the values of arrays, one after the other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        values: Any = part if isinstance(part, bytes) else np.ascontiguousarray(part)
+        digest.update(values)
+    return digest.hexdigest()
+
+
+def digest_tensors(
+    tensors: Iterable["Tensor"] | Mapping[str, "Tensor"], header: str = "{dtype} {shape}\n", prefix: str = ""
+) -> str:
+    r"""SHA-256 of the types, shapes and values of tensors, and of their names where they have some.
+
+    Parameters
+    ----------
+    tensors : iterable of Tensor, or mapping of name to Tensor
+    header : str
+        What stands before the values of each tensor.
+    prefix : str
+        What stands before the first.
+    """
+    import torch  # here, so that tables can be read without it
+
+    digest = hashlib.sha256(prefix.encode())
+    named = tensors.items() if isinstance(tensors, Mapping) else (("", tensor) for tensor in tensors)
+    for name, tensor in named:
+        digest.update(f"{name}\n".encode() if name else b"")
+        digest.update(header.format(dtype=tensor.dtype, shape=tuple(tensor.shape)).encode())
+        values: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(values)
+    return digest.hexdigest()
+
+
+def crc32(path: Path, bytes_at_once: int = 1 << 22) -> str:
+    """CRC-32 of a file's content, in hexadecimal digits."""
+    checksum = 0
+    with path.open("rb") as file:
+        while part := file.read(bytes_at_once):
+            checksum = zlib.crc32(part, checksum)
+    return f"{checksum:08x}"

@@ -13,6 +13,7 @@ them, go on later, or start over from any of them with other settings::
 import shutil
 from functools import partial
 
+from gmmcnn.files import write_table
 from gmmcnn.filters.fits import is_live
 from gmmcnn.models import training
 from gmmcnn.progress import progress, say
@@ -96,7 +97,7 @@ def prune(job: Run) -> None:
     evaluate = partial(training.accuracies, data=job.data)
     with job.timed("prune"), progress("masking", len(controls) + 2, "masks") as advance:
         masking = pruning.compare_masks(job.load_weights(checkpoint), mask, controls, evaluate, advance)
-    masking.to_csv(table, index=False)
+    write_table(table, masking)
     say(findings(analysis, masking=masking)[-1])
 
 

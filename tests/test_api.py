@@ -104,7 +104,7 @@ def test_a_saved_analysis_is_the_same_again(analysis, tmp_path):
     pd.testing.assert_frame_equal(loaded.outliers, analysis.outliers, check_dtype=False)
     assert np.array_equal(loaded.thumbnails, analysis.thumbnails)
     assert loaded.skipped == analysis.skipped
-    assert not (tmp_path / "analysis.npz.partial").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["analysis.npz"]
 
 
 def test_loading_what_is_no_analysis(analysis, tmp_path):

@@ -171,6 +171,7 @@ def test_runs_started_at_once_do_not_collide(tmp_path):
         (["gmm.k_max=64"], "gmm.k_max=64: expected a whole number from gmm.k_min=2 to 32"),
         (["-m", "gmm.k_max=4,1"], "gmm.k_max=1: expected a whole number"),
         (["-m", "seed=0,1", "run=here"], "run= in a sweep"),
+        (["demo.plant=3"], "demo.plant: is probe.plant now"),
         (["nonsense"], "'nonsense' is not key=value"),
         (
             ["model.kwargs={a:[b=c]}"],
@@ -196,7 +197,7 @@ def test_a_wrong_configuration_ends_with_2_before_any_work(arguments, message, h
         (2, ["task=extract"], "epoch-0001.pt is missing; train first: gmmcnn task=train run="),
         (1, ["data=cifar10", "data.root=nowhere"], "nowhere"),
         (2, ["probe.samples=5000"], "probe.samples=5000: the training set has "),
-        (2, ["demo.plant=61", "probe.samples=50"], "demo.plant=61: the probe set has 50 samples"),
+        (2, ["probe.plant=61", "probe.samples=50"], "probe.plant=61: the probe set has 50 samples"),
         (2, ["model.name=no_such_module.Net", "probe.samples=50"], "model.name=no_such_module.Net: cannot import"),
         (1, ["model.checkpoint=none.pt", "probe.samples=50"], "none.pt: no such checkpoint"),
         (2, ["extract.layers=[conv]", "probe.samples=50"], "layer 'conv': the model has no Conv2d of that name"),

@@ -89,8 +89,8 @@ def test_the_method_defaults_stand_as_published_or_as_documented():
         ("screen.scope=model", r"screen\.scope=model: expected one of layer, network"),
         ("prune.controls=-1", r"prune\.controls"),
         ("engine.threads=0", r"engine\.threads=0"),
-        ("demo.plant=-4", r"demo\.plant"),
-        ("demo.strength=0", r"demo\.strength"),
+        ("probe.plant=-4", r"probe\.plant"),
+        ("probe.plant_strength=0", r"probe\.plant_strength"),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(override, message):
@@ -117,3 +117,53 @@ def test_every_setting_has_a_type_hydra_can_check():
         kind = config.GROUPS.get(group.name)
         assert kind is None or is_dataclass(kind)
     OmegaConf.structured(config.Settings)
+
+
+# ------------------------------------------------------------------------------------------------- what depends on what
+
+
+def test_every_setting_is_declared_once_to_decide_something_or_nothing():
+    declared = {name for names in config.DECIDED_BY.values() for name in names}
+    assert declared == set(config.setting_names())
+    for product, names in config.DECIDED_BY.items():
+        assert len(set(names)) == len(names), product
+    decisive = {name for product, names in config.DECIDED_BY.items() for name in names if product != "nothing"}
+    assert not decisive & set(config.DECIDED_BY["nothing"])
+    assert set(config.MADE_FROM) | {"nothing"} == set(config.DECIDED_BY)
+
+
+def test_what_is_made_from_a_product_depends_on_all_that_the_product_does():
+    settings = config.Settings()
+    for product, source in config.MADE_FROM.items():
+        names = config.behind(settings, product)
+        assert set(config.deciding(settings, product)) <= set(names)
+        assert source is None or set(config.behind(settings, source)) <= set(names)
+    assert "screen.ch_ratio" not in config.behind(settings, "fits")
+    assert "prune.controls" not in config.behind(settings, "cell")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["debug='true'", "run=elsewhere", "engine=reference", "engine.threads=3", "task=fit", "extract.forward_samples=7"],
+)
+@pytest.mark.parametrize("product", list(config.MADE_FROM))
+def test_how_and_where_a_product_is_made_does_not_rename_it(product, override):
+    assert config.behind(composed(override), product) == config.behind(composed(), product)
+
+
+@pytest.mark.parametrize(
+    ("override", "product"),
+    [
+        ("seed=1", "weights"), ("data.label_noise=0.1", "weights"), ("train.epochs=3", "weights"),
+        ("probe.plant=1", "maps"), ("extract.tap=branch", "maps"), ("gmm.k_max=4", "fits"), ("pca.dims=3", "fits"),
+        ("screen.ch_ratio=2", "screening"), ("prune.controls=1", "masking"), ("experiment.seeds=4", "cell"),
+    ],
+)  # fmt: skip
+def test_what_decides_a_product_renames_it(product, override):
+    assert config.behind(composed(override), product) != config.behind(composed(), product)
+
+
+def test_epochs_are_compared_by_what_they_stand_for():
+    spelled_out = config.Settings(train=config.Train(epochs=3, checkpoint_epochs=[3, 2, 1]))
+    left_open = config.Settings(train=config.Train(epochs=3))
+    assert config.behind(spelled_out, "weights") == config.behind(left_open, "weights")

@@ -73,7 +73,7 @@ def content(folder: Path) -> dict[str, bytes]:
     [
         ({"data__train_samples": 300}, "probe samples", "data.train_samples=200"),
         ({"data__label_noise": 0.5}, "probe samples", "data.label_noise=0.0"),
-        ({"demo__plant": 4}, "probe samples", "demo.plant=0"),
+        ({"probe__plant": 4}, "probe samples", "probe.plant=0"),
         ({"probe__batches": 1}, "probe samples", "probe.batches=2"),
         ({"extract__tap": "pre_activation"}, "settings", "extract.tap=post_activation"),
         ({"extract__layers": ["features.conv1"]}, "settings", "extract.layers=null"),
@@ -108,9 +108,9 @@ def test_maps_of_other_weights_are_refused(finished, tmp_path):
 
 def test_extracted_and_fitted_again_other_settings_are_the_folder_s_own(finished):
     for task in ("extract", "fit", "screen", "prune", "report"):
-        do(task, finished, demo__plant=4)
+        do(task, finished, probe__plant=4)
     assert "4 noise images planted" in (finished / "report.html").read_text()
-    with pytest.raises(ConfigurationError, match=r"made with demo\.plant=4"):
+    with pytest.raises(ConfigurationError, match=r"made with probe\.plant=4"):
         do("report", finished)
 
 
@@ -289,6 +289,6 @@ def test_seconds_of_every_stage_stay_when_later_tasks_run(finished):
     assert again["train"] == before["train"]
     record.write_text("{")
     with pytest.raises(GmmcnnError):
-        do("screen", finished, demo__plant=1)
+        do("screen", finished, probe__plant=1)
     assert set(json.loads(record.read_text())["seconds"]) == {"total"}
     assert len(pd.read_csv(finished / "filters.csv")) == 224

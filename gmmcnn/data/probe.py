@@ -1,6 +1,5 @@
 """The probe set: training samples whose feature maps are clustered, in disjoint batches."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from gmmcnn import config
 from gmmcnn.data.splits import Splits
 from gmmcnn.errors import ConfigurationError
+from gmmcnn.files import digest_arrays
 
 _DRAW, _PLANT = range(100, 102)
 _THUMBNAIL_PIXELS = 64
@@ -43,12 +43,10 @@ class ProbeSet:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the images and of all that is known about the samples."""
-        digest = hashlib.sha256(self.samples.to_csv().encode())
-        digest.update(np.ascontiguousarray(self.images.numpy()).data)
-        return digest.hexdigest()[:16]
+        return digest_arrays(self.samples.to_csv().encode(), self.images.numpy())[:16]
 
 
-def draw_probe(data: Splits, settings: config.Probe, planting: config.Demo, *, seed: int) -> ProbeSet:
+def draw_probe(data: Splits, settings: config.Probe, *, seed: int) -> ProbeSet:
     """Draw the probe set from the training samples: the same for every checkpoint and filter.
 
     Parameters
@@ -56,9 +54,8 @@ def draw_probe(data: Splits, settings: config.Probe, planting: config.Demo, *, s
     data : Splits
         Data set; its training samples are drawn from.
     settings : config.Probe
-        Size and number of the batches; fewer batches are drawn where the samples do not suffice.
-    planting : config.Demo
-        How many samples are replaced by Gaussian noise, and how strong it is, to see whether they are found.
+        Size and number of the batches; fewer batches are drawn where the samples do not suffice. ``plant`` samples
+        are replaced by Gaussian noise, to see whether they are found.
     seed : int
         Of both draws.
 
@@ -74,14 +71,14 @@ def draw_probe(data: Splits, settings: config.Probe, planting: config.Demo, *, s
             f"probe.samples={settings.samples}: the training set has {n_training} samples; expected at most as many"
         )
     n_samples = n_batches * settings.samples
-    if planting.plant > n_samples:
+    if settings.plant > n_samples:
         raise ConfigurationError(
-            f"demo.plant={planting.plant}: the probe set has {n_samples} samples; expected at most as many"
+            f"probe.plant={settings.plant}: the probe set has {n_samples} samples; expected at most as many"
         )
 
     chosen = np.random.default_rng([seed, _DRAW]).permutation(n_training)[:n_samples]
     images = data.train.images[torch.from_numpy(chosen)].clone()
-    planted = _plant_noise(images, planting, seed)
+    planted = _plant_noise(images, settings, seed)
 
     samples = pd.DataFrame(
         {
@@ -95,11 +92,11 @@ def draw_probe(data: Splits, settings: config.Probe, planting: config.Demo, *, s
     return ProbeSet(images, samples, n_batches)
 
 
-def _plant_noise(images: Tensor, planting: config.Demo, seed: int) -> np.ndarray:
+def _plant_noise(images: Tensor, settings: config.Probe, seed: int) -> np.ndarray:
     """Replace some images by noise, in place; return which."""
     rng = np.random.default_rng([seed, _PLANT])
-    planted = rng.permutation(len(images))[: planting.plant]
-    deviation = planting.strength * float(images.std())
+    planted = rng.permutation(len(images))[: settings.plant]
+    deviation = settings.plant_strength * float(images.std())
     noise = rng.normal(float(images.mean()), deviation, size=(len(planted), *images.shape[1:]))
     images[torch.from_numpy(planted)] = torch.from_numpy(noise.astype(np.float32))
     return planted

@@ -6,7 +6,6 @@ something by chance. What looks supported is therefore *confirmed* on as many fu
 supported there as well, holds. A cell that was judged is not judged again.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
@@ -25,6 +24,7 @@ from gmmcnn.experiments import gradients, overfitting, pruning
 from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import SUPPORTED, Verdict, estimates_table, judge_over_training
+from gmmcnn.files import name_of, write_table
 from gmmcnn.filters.fits import is_live
 from gmmcnn.filters.screening import cluster_sizes
 from gmmcnn.progress import progress
@@ -116,13 +116,11 @@ def explore(laboratory: Laboratory, claims: dict[str, list[str]], *, held_out: b
             for hypothesis in hypotheses:
                 path = laboratory.folder / "cells" / f"{_name(own)}-{hypothesis}.csv"
                 if not path.exists():
-                    path.parent.mkdir(parents=True, exist_ok=True)
                     table = pd.concat(
                         estimates_table(verdict).assign(measure=measure, verdict=verdict.label)
                         for measure, verdict in CLAIMS[hypothesis](own)
                     )
-                    table.to_csv(aside := path.with_suffix(".partial"), index=False)
-                    aside.replace(path)
+                    write_table(path, table)
                 parts.append(pd.read_csv(path).assign(cell=cell, hypothesis=hypothesis))
                 advance()
     return pd.concat(parts if len(parts) == 1 else parts[1:], ignore_index=True)
@@ -130,8 +128,7 @@ def explore(laboratory: Laboratory, claims: dict[str, list[str]], *, held_out: b
 
 def _name(laboratory: Laboratory) -> str:
     """Name of everything that the verdicts on a cell depend on."""
-    settings = replace(laboratory.settings, run=None, engine=config.Engine(), experiment=config.Experiment())
-    return hashlib.sha256(f"{settings}{laboratory.size}".encode()).hexdigest()[:12]
+    return name_of(laboratory.behind(laboratory.settings))
 
 
 def _judge_counts(laboratory: Laboratory) -> Iterator[tuple[str, Verdict]]:

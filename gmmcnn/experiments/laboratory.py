@@ -11,7 +11,6 @@ in the same run folder, gets them from there; an interrupted experiment goes on 
 """
 
 import csv
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,8 +32,7 @@ from gmmcnn.analysis import Analysis, load
 from gmmcnn.api import analyze_samples
 from gmmcnn.data.probe import ProbeSet, draw_probe
 from gmmcnn.data.splits import Images, Splits
-from gmmcnn.files import write_aside
-from gmmcnn.hardware import gpu
+from gmmcnn.files import name_of, write_json, write_table
 from gmmcnn.models import training
 from gmmcnn.models.training import TrainingResult, checkpoint_path
 from gmmcnn.progress import progress
@@ -180,7 +178,7 @@ class Laboratory:
             splits = replace(
                 splits, train=splits.validation, train_indices=torch.arange(len(splits.validation)), noisy=none
             )
-        return draw_probe(splits, self.settings.probe, self.settings.demo, seed=network.seed)
+        return draw_probe(splits, self.settings.probe, seed=network.seed)
 
     def analysis(self, network: Network, number: int, source: str = "training") -> Analysis:
         """Clustering of a network after a round on its probe images, screened by the thresholds in force."""
@@ -204,14 +202,13 @@ class Laboratory:
         settings = self.settings_of(network)
         epochs = settings.experiment.finetune_epochs
         chosen = {layer: sorted(int(index) for index in filters) for layer, filters in mask.items()}
-        path = self._folder(network) / f"finetuned-{number:03d}-{epochs}" / f"{_name(chosen)}.json"
+        path = self._folder(network) / f"finetuned-{number:03d}-{epochs}" / f"{name_of(chosen, 10)}.json"
         if not path.exists():
             model, started = self.model(network, number), time.perf_counter()
             train = replace(settings.train, epochs=epochs, checkpoint_epochs=[epochs])
             with masked(model, chosen), TemporaryDirectory(prefix="gmmcnn-") as scratch:
                 result = training.train(model, self.data(network), train, Path(scratch), seed=network.seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_aside(path, json.dumps(result.metrics.iloc[-1].drop("epoch").to_dict()) + "\n")
+            write_json(path, result.metrics.iloc[-1].drop("epoch").to_dict())
             self._log(f"fine-tune {sum(map(len, chosen.values()))} masked", network, started)
         return json.loads(path.read_text())
 
@@ -254,18 +251,19 @@ class Laboratory:
         return pd.concat(tables, ignore_index=True)
 
     def _kept(self, network: Network, work: str, make: Callable[["Laboratory", Network], pd.DataFrame]) -> pd.DataFrame:
-        settings = self.settings_of(network)
-        size = asdict(replace(self.size, seeds=1))  # of which this network is one
-        depends_on = [size, settings.experiment.finetune_epochs, asdict(settings.screen), self._fits_name(settings)]
-        path = self._folder(network) / f"{work}-{_name(depends_on)}.parquet"
+        depends_on = self.behind(self.settings_of(network), seeds=1)  # of which this network is one
+        path = self._folder(network) / f"{work}-{name_of(depends_on, 10)}.parquet"
         if not path.exists():
             started = time.perf_counter()
             table = make(self, network)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            table.to_parquet(aside := path.with_suffix(".partial"), index=False)
-            aside.replace(path)
+            write_table(path, table)
             self._log(work, network, started)
         return pd.read_parquet(path)
+
+    def behind(self, settings: config.Settings, **changes: int) -> dict[str, Any]:
+        """Everything that a finding on these networks depends on; what the size decides, and ``changes``, in place."""
+        size = {f"experiment.{key}": value for key, value in asdict(replace(self.size, **changes)).items()}
+        return config.behind(settings, "cell") | size | {"experiment.size": None}
 
     def _untrained(self, network: Network) -> nn.Module:
         splits = self.data(network)
@@ -279,8 +277,7 @@ class Laboratory:
 
     def _folder(self, network: Network) -> Path:
         settings = self.settings_of(network)
-        depends_on = [asdict(settings.model), asdict(settings.data), asdict(settings.train)]
-        name = _name([*depends_on, self.size.validation_samples])
+        name = name_of([config.behind(settings, "weights"), self.size.validation_samples], 10)
         return self.folder / "networks" / f"{network.condition}-{network.seed}-{name}"
 
     def _fits_name(self, settings: config.Settings) -> str:
@@ -288,9 +285,8 @@ class Laboratory:
 
         The probe images are drawn from those of the overfitting network, of which a control's folder does not tell.
         """
-        groups: tuple[Any, ...] = (settings.probe, settings.demo, settings.extract, settings.pca, settings.gmm)
-        engine = gpu.resolved(settings.engine.name)
-        return _name([*(asdict(group) for group in groups), engine, self.size.train_samples])
+        depends_on = config.deciding(settings, "maps") | config.deciding(settings, "fits")
+        return name_of([depends_on, self.size.train_samples], 10)
 
     def _log(self, what: str, network: Network, started: float) -> None:
         path = self.folder / "log.csv"
@@ -303,7 +299,3 @@ class Laboratory:
             finished = datetime.now(UTC).isoformat(timespec="seconds")
             seconds = round(time.perf_counter() - started, 2)
             writer.writerow([finished, what, network.condition, network.seed, seconds])
-
-
-def _name(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]

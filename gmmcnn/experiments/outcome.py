@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from gmmcnn.experiments.statistics import Verdict, estimates_table
+from gmmcnn.files import write_table, write_text
 from gmmcnn.progress import say
 
 
@@ -38,14 +39,14 @@ class Outcome:
         """Write all tables (``table.csv``), ``estimates.csv``, ``verdict.txt`` and the figures; say the verdicts."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in {"table": self.table, **self.tables}.items():
-            table.to_csv(folder / f"{name}.csv", index=False)
+            write_table(folder / f"{name}.csv", table)
         lines = [*map(str, self.verdicts), *self.remarks]
         if self.verdicts:
             parts = [
                 estimates_table(verdict).assign(claim=verdict.claim, verdict=verdict.label) for verdict in self.verdicts
             ]
-            pd.concat(parts).to_csv(folder / "estimates.csv", index=False)
-        (folder / "verdict.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_table(folder / "estimates.csv", pd.concat(parts))
+        write_text(folder / "verdict.txt", "\n".join(lines) + "\n")
         for name, figure in self.figures.items():
             figure.write_html(folder / f"{name}.html", include_plotlyjs="directory")
         for line in lines:

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import plotly.express as px
 
-from gmmcnn import config
 from gmmcnn.analysis import Analysis
 from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.outcome import Outcome
@@ -39,9 +38,10 @@ def detections(laboratory: Laboratory) -> pd.DataFrame:
         ``seed``, ``condition``, ``round``, ``planted``, ``strength``, ``found`` (planted images reported) and
         ``others`` (reported, but not planted).
     """
+    probe = laboratory.settings.probe
     planters = {
         (number, strength): laboratory.beside(
-            replace(laboratory.settings, demo=config.Demo(plant=number, strength=strength))
+            replace(laboratory.settings, probe=replace(probe, plant=number, plant_strength=strength))
         )
         for number, strength in GRID
     }

@@ -12,7 +12,6 @@ well a power law describes the sizes. Fixed costs lower it where cells are small
 largest sizes is given beside it. Needs a system that forks (Linux, macOS).
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +28,7 @@ from gmmcnn.experiments.costs import MEMORY_FLOOR_BYTES, Cell, Isolated, measure
 from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import CONFIDENCE
-from gmmcnn.files import write_aside
+from gmmcnn.files import name_of, write_json
 from gmmcnn.progress import progress
 
 
@@ -157,7 +156,7 @@ def measure_cells(laboratory: Laboratory, grid: Grid) -> pd.DataFrame:
             path = folder / f"{'-'.join(str(value) for value in asdict(cell).values())}-{repeat}.json"
             if not path.exists():
                 measured = measure_cell(isolated, cell, laboratory.settings, images)
-                write_aside(path, json.dumps(measured, indent=1) + "\n")
+                write_json(path, measured, indent=1)
             sizes = asdict(cell) | {"filters": cell.filters, "pixels": cell.pixels}
             for stage, costs in json.loads(path.read_text()).items():
                 rows.append(sizes | {"repeat": repeat, "stage": stage} | costs)
@@ -228,8 +227,7 @@ def _images(settings: config.Settings, n_images: int) -> NDArray[np.float32]:
 def _name(settings: config.Settings) -> str:
     """Name of everything but the cell that costs depend on."""
     groups: tuple[Any, ...] = (settings.data, settings.extract, settings.pca, settings.gmm, settings.engine)
-    content = json.dumps([settings.seed, *map(asdict, groups)], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:10]
+    return name_of([settings.seed, *map(asdict, groups)], 10)
 
 
 def in_words(cost: str, value: float) -> str:

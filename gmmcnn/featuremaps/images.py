@@ -1,6 +1,5 @@
 """Images of any source as blocks of samples, always in the same order."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from gmmcnn.errors import DataError
+from gmmcnn.files import digest_tensors
 
 Images = Tensor | NDArray | Dataset | DataLoader
 
@@ -68,22 +68,14 @@ class ImageBlocks:
 
     def fingerprint(self) -> str:
         """SHA-256 of all images of an array; of a data set, of its class, length, first and last image."""
-        digest = hashlib.sha256()
+        prefix = ""
         if self._is_array:
             step = max(1, (64 << 20) // max(1, self._images[:1].nbytes))
             samples = [slice(start, start + step) for start in range(0, len(self), step)]
         else:
-            digest.update(f"{type(self._images).__qualname__} {len(self)}".encode())
+            prefix = f"{type(self._images).__qualname__} {len(self)}"
             samples = [slice(0, 1), slice(len(self) - 1, len(self))]
-        for block in self.blocks(samples):
-            hash_tensor(digest, block)
-        return digest.hexdigest()
-
-
-def hash_tensor(digest: Any, tensor: Tensor) -> None:
-    """Add a tensor's type, shape and bytes to a hash."""
-    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest_tensors(self.blocks(samples), prefix=prefix)
 
 
 def _require_plain_order(loader: DataLoader) -> None:

@@ -30,7 +30,6 @@ import os
 import re
 import shutil
 import threading
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -44,7 +43,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from gmmcnn.errors import StoreError, StoreNotFoundError, one_line
 from gmmcnn.featuremaps.taps import Tap
-from gmmcnn.files import read_json, sync, write_json
+from gmmcnn.files import PARTIAL, aside, crc32, read_json, sync, sync_tree, write_json
 
 FORMAT, VERSION = "gmmcnn feature maps", 1
 DTYPES = ("float32", "float16")
@@ -118,8 +117,7 @@ class ActivationStore:
             raise StoreError(f"{path}: a store needs at least one of each, got {sizes}")
         if dtype not in DTYPES:
             raise StoreError(f"{path}: dtype={dtype}: expected one of {', '.join(DTYPES)}")
-        draft = _aside(path)
-        shutil.rmtree(draft, ignore_errors=True)
+        draft = aside(path.absolute())
         (draft / "complete").mkdir(parents=True)
         header = {
             "format": FORMAT,
@@ -144,6 +142,7 @@ class ActivationStore:
                 chunk_key_encoding={"name": "default", "separator": "."},  # all shards of a layer in one folder
                 dimension_names=("filter", "sample", "row", "column"),
             )
+        sync_tree(draft)
         draft.rename(path)
         sync(path.absolute().parent)
         return cls(path, writable=True)
@@ -240,7 +239,7 @@ class ActivationStore:
         array[:, samples] = stored
         sync(shard)
         sync(shard.parent)
-        self._written.setdefault(block, {})[layer] = {"bytes": shard.stat().st_size, "crc32": _crc32(shard)}
+        self._written.setdefault(block, {})[layer] = {"bytes": shard.stat().st_size, "crc32": crc32(shard)}
 
     def commit(self, block: int) -> None:
         """Record that a block is complete; StoreError if a layer of it has not been written yet."""
@@ -328,7 +327,7 @@ class ActivationStore:
                 yield f"{where}: missing"
             elif (size := shard.stat().st_size) != recorded.get("bytes"):
                 yield f"{where}: {size} bytes instead of {recorded.get('bytes')}"
-            elif checksums and _crc32(shard) != recorded.get("crc32"):
+            elif checksums and crc32(shard) != recorded.get("crc32"):
                 yield f"{where}: corrupted, its checksum differs"
 
     def _array(self, layer: str) -> zarr.Array:
@@ -364,7 +363,7 @@ class ActivationStore:
         return record if isinstance(record.get("shards"), dict) else {}
 
     def _orphans(self) -> list[Path]:
-        return sorted(self.path.rglob("*.partial"))
+        return sorted(self.path.rglob(f"*{PARTIAL}"))
 
 
 def discard(path: str | os.PathLike[str]) -> None:
@@ -378,8 +377,7 @@ def discard(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if not (path / "maps" / "zarr.json").is_file():
         raise StoreError(f"{path}: is no store of feature maps, so it is not overwritten; choose another path")
-    rubbish = _aside(path)
-    shutil.rmtree(rubbish, ignore_errors=True)
+    rubbish = aside(path.absolute())
     path.rename(rubbish)
     shutil.rmtree(rubbish)
 
@@ -392,19 +390,6 @@ def _filters_per_chunk(tap: Tap, block_samples: int) -> int:
     """Largest divisor of the number of filters with which a chunk stays small."""
     most = max(1, BYTES_PER_CHUNK // (block_samples * tap.height * tap.width * 4))
     return max(n for n in range(1, tap.n_filters + 1) if tap.n_filters % n == 0 and n <= most)
-
-
-def _aside(path: Path) -> Path:
-    path = path.absolute()
-    return path.with_name(f".{path.name}.partial")
-
-
-def _crc32(path: Path, bytes_at_once: int = 1 << 22) -> str:
-    checksum = 0
-    with path.open("rb") as file:
-        while part := file.read(bytes_at_once):
-            checksum = zlib.crc32(part, checksum)
-    return f"{checksum:08x}"
 
 
 def _some(problems: Sequence[str], shown: int = 3) -> str:

@@ -8,7 +8,6 @@ are the same however often an extraction is interrupted, so a resumed store equa
 A block of one sample goes through the network twice at once, so that it equals its part of a larger block.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -28,9 +27,10 @@ from torch import Tensor, nn
 from gmmcnn.errors import CaptureError, DataError, StoreError, StoreNotFoundError
 from gmmcnn.featuremaps.capture import capture, find_taps, require_finite, unwrapped
 from gmmcnn.featuremaps.foreign import ForeignMaps, open_maps
-from gmmcnn.featuremaps.images import ImageBlocks, Images, hash_tensor
+from gmmcnn.featuremaps.images import ImageBlocks, Images
 from gmmcnn.featuremaps.store import ALL, ActivationStore, discard
 from gmmcnn.featuremaps.taps import Tap, Taps
+from gmmcnn.files import digest_tensors
 from gmmcnn.hardware.arrays import Loss, float_type
 from gmmcnn.hardware.threads import for_blocks
 from gmmcnn.progress import Advance
@@ -320,12 +320,8 @@ def _narrowed(given: ForeignMaps, samples: slice, loss: Loss, *, last: bool) -> 
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 of a model's parameters and buffers, with their names, types and shapes."""
-    digest = hashlib.sha256()
-    for name, value in unwrapped(model).state_dict().items():
-        if isinstance(value, Tensor):
-            digest.update(f"{name}\n".encode())
-            hash_tensor(digest, value)
-    return digest.hexdigest()
+    state = unwrapped(model).state_dict()
+    return digest_tensors({name: value for name, value in state.items() if isinstance(value, Tensor)})
 
 
 class _Writer:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmmcnn.constants import Status
-from gmmcnn.files import arrays_in
+from gmmcnn.files import arrays_in, write_arrays
 
 
 def is_live(status: Any) -> Any:
@@ -68,18 +68,22 @@ class LayerFits:
         """(F, B, R) where there is a clustering."""
         return is_live(self.status)
 
-    def save(self, path: Path) -> None:
-        """Write to ``path`` (``.npz``), complete or not at all."""
-        aside = path.with_suffix(".partial")
-        with aside.open("wb") as file:
-            np.savez(file, allow_pickle=False, **{f.name: getattr(self, f.name) for f in fields(self)})
-        aside.replace(path)
+    def save(self, path: Path, *, engine: str = "") -> None:
+        """Write to ``path`` (``.npz``), complete or not at all, with the name of the engine that made them."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        write_arrays(path, arrays | {"engine": np.array(engine)})
 
     @classmethod
     def load(cls, path: Path) -> "LayerFits":
         """Read what :meth:`save` wrote. StoreError if the file is damaged."""
         with arrays_in(path, remedy="delete it and fit again: gmmcnn task=fit run=FOLDER") as arrays:
             return cls(**_with_repeats({f.name: arrays[f.name] for f in fields(cls)}))
+
+    @staticmethod
+    def engine_of(path: Path) -> str:
+        """Engine that made the fits of a file; empty where that was not recorded."""
+        with arrays_in(path, remedy="delete it and fit again: gmmcnn task=fit run=FOLDER") as arrays:
+            return str(arrays["engine"]) if "engine" in arrays else ""
 
     @classmethod
     def concatenate(cls, parts: Sequence["LayerFits"], axis: int = 0) -> "LayerFits":

@@ -6,7 +6,6 @@ begin.
 """
 
 import hashlib
-import json
 import warnings
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -19,7 +18,7 @@ from gmmcnn import config
 from gmmcnn.errors import ConfigurationError, ConvergenceWarning
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.stream import activation_statistics, filter_slices, read_ahead
-from gmmcnn.files import read_json, write_json
+from gmmcnn.files import name_of, read_json, write_json
 from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.hardware import gpu
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
@@ -80,19 +79,26 @@ def n_fits(store: ActivationStore, n_samples: int) -> int:
 
 def load_fits(folder: Path, layers: list[str], n_samples: int, settings: config.Settings) -> Fits | None:
     """Read the fits that :func:`fit_store` kept for these settings; None where they are not all there."""
-    fitted_in = folder / fit_key(settings, n_samples)
-    parts = {layer: _complete_parts(fitted_in / layer) for layer in layers}
-    if not all(parts.values()):
-        return None
-    loaded = {layer: _gather(files) for layer, files in parts.items()}
-    return Fits(loaded, settings.gmm.k_min, settings.gmm.k_max)
+    for key in (fit_key(settings, n_samples), *_earlier_keys(settings, n_samples)):
+        parts = {layer: _complete_parts(folder / key / layer) for layer in layers}
+        if all(parts.values()):
+            loaded = {layer: _gather(files) for layer, files in parts.items()}
+            return Fits(loaded, settings.gmm.k_min, settings.gmm.k_max)
+    return None
 
 
 def fit_key(settings: config.Settings, n_samples: int) -> str:
-    """Name of the settings that fits depend on: the same for equal settings, another for others."""
-    how = [_FORMAT, BYTES_PER_BLOCK, gpu.resolved(settings.engine.name)]
-    what = [asdict(settings.pca), asdict(settings.gmm), settings.seed, n_samples, how]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    """Name of the settings that fits depend on: the same for equal settings, another for others.
+
+    Not of the engine: the engines agree within their tolerances, so fits that one of them made serve all.
+    """
+    return name_of([config.deciding(settings, "fits"), n_samples, _FORMAT, BYTES_PER_BLOCK])
+
+
+def _earlier_keys(settings: config.Settings, n_samples: int) -> list[str]:
+    """Names that earlier versions gave to fits, each engine's its own."""
+    what = [asdict(settings.pca), asdict(settings.gmm), settings.seed, n_samples]
+    return [name_of([*what, [1, BYTES_PER_BLOCK, engine]]) for engine in ("cpu", "cuda", "reference")]
 
 
 def _fit_layer(
@@ -111,11 +117,12 @@ def _fit_layer(
     maps = read_ahead(store, layer, parts)
     for block in missing:
         file = block.file(folder)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fit_maps(next(maps), layer, block.filters, block.batches, settings).save(file)
+        fits = fit_maps(next(maps), layer, block.filters, block.batches, settings)
+        fits.save(file, engine=gpu.resolved(settings.engine.name))
         advance(block.n_fits)
     files = [block.file(folder) for block in blocks]
-    write_json(_completion(folder), {"parts": [str(file.relative_to(folder)) for file in files]})
+    parts_made = [str(file.relative_to(folder)) for file in files]
+    write_json(_completion(folder), {"parts": parts_made, "engines": sorted(set(map(LayerFits.engine_of, files)))})
     return _gather(files)
 
 

@@ -9,8 +9,6 @@ On one machine with the same number of torch threads, the weights are the same b
 order of their own, unless ``torch.use_deterministic_algorithms`` is set.
 """
 
-import dataclasses
-import hashlib
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +25,7 @@ from torch import Tensor, nn
 from gmmcnn import config
 from gmmcnn.data.splits import Images, Splits
 from gmmcnn.errors import TrainingError
-from gmmcnn.files import write_file_aside
+from gmmcnn.files import digest_tensors, replacing, write_table
 from gmmcnn.progress import Advance
 
 METRICS = ("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
@@ -245,13 +243,10 @@ def _device(model: nn.Module) -> torch.device:
 
 def _identity(data: Splits, settings: config.Train, seed: int) -> dict[str, Any]:
     """What the trained weights depend on beside the initial ones, by the name under which an error reports it."""
-    own = {f"train.{key}": value for key, value in dataclasses.asdict(settings).items() if key != "checkpoint_epochs"}
+    decided = config.deciding(config.Settings(train=settings, seed=seed), "weights")
+    own = {name: value for name, value in decided.items() if name.startswith(("train.", "seed"))}
     tensors = (data.train.images, data.train.labels, data.validation.images, data.validation.labels)
-    return own | {
-        "train.checkpoint_epochs": settings.kept_epochs,
-        "seed": seed,
-        "data": _digest(tensors),
-    }
+    return own | {"data": _digest(tensors)}
 
 
 def _resume(
@@ -298,20 +293,16 @@ def _require_identity(folder: Path, state: dict[str, Any], identity: dict[str, A
 
 
 def _save(path: Path, content: object) -> None:
-    write_file_aside(path, lambda partial: torch.save(content, partial))
+    with replacing(path) as file:
+        torch.save(content, file)
 
 
 def _write_metrics(folder: Path, rows: list[dict[str, float]]) -> pd.DataFrame:
     metrics = pd.DataFrame(rows, columns=list(METRICS))
-    write_file_aside(folder / "metrics.csv", lambda partial: metrics.to_csv(partial, index=False))
+    write_table(folder / "metrics.csv", metrics)
     return metrics
 
 
 def _digest(tensors: Any) -> str:
     """Fingerprint of the shapes, types and values of tensors."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        array = tensor.detach().cpu().contiguous()
-        digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
-        digest.update(array.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    return digest_tensors(tensors, "{dtype}{shape}")[:16]

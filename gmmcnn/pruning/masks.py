@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gmmcnn.errors import ModelError
 from gmmcnn.featuremaps.capture import eager, unwrapped
+from gmmcnn.files import write_json
 from gmmcnn.pruning.following import KEPT, ZeroKeeper, zeroed
 
 Mask = Mapping[str, Sequence[int]]
@@ -31,7 +32,7 @@ _FORMAT = "gmmcnn-mask-1"
 def save_mask(path: Path, mask: Mask) -> None:
     """Write a mask as JSON."""
     content = {"format": _FORMAT, "layers": {layer: sorted(int(f) for f in filters) for layer, filters in mask.items()}}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, content, indent=1)
 
 
 def load_mask(path: Path) -> dict[str, list[int]]:

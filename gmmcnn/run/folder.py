@@ -1,6 +1,5 @@
 """One run folder: what it holds by name, and what is needed to work in it, loaded when first asked for."""
 
-import json
 import os
 import platform
 import shutil
@@ -23,7 +22,7 @@ from torch import nn
 from gmmcnn import config, data, models
 from gmmcnn.data.probe import ProbeSet, draw_probe
 from gmmcnn.errors import ConfigurationError, TrainingError
-from gmmcnn.files import read_json, read_table, write_aside
+from gmmcnn.files import read_json, read_table, write_json, write_text
 from gmmcnn.models import training
 
 _VERSIONS = ("gmmcnn", "torch", "numpy", "numba", "scikit-learn", "zarr")
@@ -83,7 +82,7 @@ class Run:
     @cached_property
     def probe(self) -> ProbeSet:
         """The samples whose feature maps are clustered."""
-        return draw_probe(self.data, self.settings.probe, self.settings.demo, seed=self.settings.seed)
+        return draw_probe(self.data, self.settings.probe, seed=self.settings.seed)
 
     def load_weights(self, checkpoint: Checkpoint) -> nn.Module:
         """Give the network a checkpoint's weights."""
@@ -176,7 +175,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         resolved = self.folder / "config.yaml"
         earlier = resolved.read_text() if resolved.exists() else None
-        OmegaConf.save(OmegaConf.structured(self.settings), resolved)
+        write_text(resolved, OmegaConf.to_yaml(OmegaConf.structured(self.settings)))
         record: dict[str, Any] = {
             "status": "running",
             "task": self.settings.task,
@@ -198,7 +197,7 @@ class Run:
         except BaseException as error:
             record |= {"status": "failed" if isinstance(error, Exception) else "interrupted", "error": str(error)}
             if earlier is not None and isinstance(error, ConfigurationError | TrainingError):
-                write_aside(resolved, earlier)
+                write_text(resolved, earlier)
             raise
         else:
             record["status"] = "done"
@@ -214,7 +213,7 @@ class Run:
         return {stage: value for stage, value in seconds.items() if stage != "total"}
 
     def _write_record(self, record: dict[str, Any]) -> None:
-        write_aside(self.folder / "run.json", json.dumps(record, indent=1) + "\n")
+        write_json(self.folder / "run.json", record, indent=1)
 
 
 def _git_commit() -> str | None:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from gmmcnn import config
 from gmmcnn.analysis import Analysis
-from gmmcnn.files import write_aside
+from gmmcnn.files import write_text
 from gmmcnn.progress import say
 from gmmcnn.pruning.masks import load_mask
 from gmmcnn.report.compose import page_of
@@ -27,7 +27,7 @@ def write(job: Run) -> None:
         class_names=None if job.settings.extract.source else list(job.data.class_names),
     )
     path = job.folder / "report.html"
-    write_aside(path, page)
+    write_text(path, page)
     say(f"Report: {path}")
 
 

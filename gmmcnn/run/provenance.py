@@ -5,7 +5,6 @@ ones that lie in the folder. Digests of what was really used tell; the settings 
 error's message alone.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError, StoreNotFoundError
 from gmmcnn.featuremaps.stream import fingerprint
-from gmmcnn.files import read_json, write_aside
+from gmmcnn.files import read_json, write_json
 from gmmcnn.run.folder import Checkpoint, Run
 
 
@@ -75,7 +74,7 @@ def read(checkpoint: Checkpoint) -> dict[str, Any]:
 def write(job: Run, checkpoint: Checkpoint, identity: dict[str, Any], record: dict[str, Any]) -> None:
     """Record maps that have just been made."""
     record = {"identity": identity, "origin": _origin(job.settings), **record}
-    write_aside(checkpoint.taps, json.dumps(record, indent=1) + "\n")
+    write_json(checkpoint.taps, record, indent=1)
 
 
 def _modified(source: Path) -> int:
@@ -86,7 +85,7 @@ def _modified(source: Path) -> int:
 
 def _origin(settings: config.Settings) -> dict[str, Any]:
     """Settings that maps may depend on, by their names on the command line."""
-    groups = {name: asdict(getattr(settings, name)) for name in ("data", "model", "probe", "extract", "demo")}
+    groups = {name: asdict(getattr(settings, name)) for name in ("data", "model", "probe", "extract")}
     values = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
     return {"seed": settings.seed} | values
 

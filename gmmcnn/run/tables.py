@@ -5,6 +5,7 @@ from rich import box
 from rich.table import Table
 
 from gmmcnn.analysis import Analysis
+from gmmcnn.files import write_table
 from gmmcnn.filters.fits import is_live
 from gmmcnn.run.folder import Checkpoint, Run
 
@@ -16,14 +17,14 @@ def write(job: Run, analyses: dict[Checkpoint, Analysis]) -> None:
     analysed epochs stand in ``metrics.csv`` beside losses and accuracies.
     """
     filters = _joined(analyses, {checkpoint: analysis.filters for checkpoint, analysis in analyses.items()})
-    filters.to_csv(job.folder / "filters.csv", index=False)
-    filters.to_parquet(job.folder / "filters.parquet", index=False)
+    write_table(job.folder / "filters.csv", filters)
+    write_table(job.folder / "filters.parquet", filters)
     outliers = _joined(analyses, {checkpoint: analysis.outliers for checkpoint, analysis in analyses.items()})
-    outliers.to_csv(job.folder / "outliers.csv", index=False)
+    write_table(job.folder / "outliers.csv", outliers)
     counts = pd.DataFrame([_counts(checkpoint, analysis) for checkpoint, analysis in analyses.items()])
     if all(checkpoint.epoch is not None for checkpoint in analyses):
         counts = job.training_metrics.merge(counts.drop(columns="checkpoint"), on="epoch", how="left")
-    counts.to_csv(job.folder / "metrics.csv", index=False)
+    write_table(job.folder / "metrics.csv", counts)
 
 
 def layers(analysis: Analysis) -> Table:

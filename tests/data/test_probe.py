@@ -10,11 +10,9 @@ from gmmcnn import config
 from gmmcnn.data.probe import draw_probe, thumbnails
 from gmmcnn.errors import ConfigurationError
 
-NOTHING = config.Demo()
-
 
 def test_batches_are_disjoint_training_samples(digits):
-    probe = draw_probe(digits, config.Probe(samples=100, batches=4), NOTHING, seed=0)
+    probe = draw_probe(digits, config.Probe(samples=100, batches=4), seed=0)
     assert probe.n_batches == 4
     assert probe.n_samples == 100
     assert probe.samples["dataset_index"].is_unique
@@ -28,19 +26,19 @@ def test_batches_are_disjoint_training_samples(digits):
 
 def test_the_draw_depends_on_the_seed_alone(digits):
     settings = config.Probe(samples=50, batches=2)
-    first, again, other = (draw_probe(digits, settings, NOTHING, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (draw_probe(digits, settings, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.images, again.images)
     assert not torch.equal(first.images, other.images)
 
 
 def test_there_are_as_many_batches_as_the_training_set_gives(digits):
-    assert draw_probe(digits, config.Probe(samples=400, batches=10), NOTHING, seed=0).n_batches == 3
+    assert draw_probe(digits, config.Probe(samples=400, batches=10), seed=0).n_batches == 3
 
 
 def test_planted_samples_are_noise_of_the_strength_asked_for_and_the_others_stay(digits):
     settings = config.Probe(samples=500, batches=1)
-    plain = draw_probe(digits, settings, NOTHING, seed=0)
-    planted = draw_probe(digits, settings, config.Demo(plant=50, strength=3.0), seed=0)
+    plain = draw_probe(digits, settings, seed=0)
+    planted = draw_probe(digits, replace(settings, plant=50, plant_strength=3.0), seed=0)
     at = torch.tensor(planted.samples["planted"].tolist())
     assert int(at.sum()) == 50
     assert torch.equal(planted.images[~at], plain.images[~at])
@@ -53,19 +51,19 @@ def test_planted_samples_are_noise_of_the_strength_asked_for_and_the_others_stay
 
 def test_samples_with_a_wrong_label_are_marked(digits):
     noisy = replace(digits, noisy=torch.arange(len(digits.train)))
-    assert draw_probe(noisy, config.Probe(samples=10, batches=1), NOTHING, seed=0).samples["noisy_label"].all()
+    assert draw_probe(noisy, config.Probe(samples=10, batches=1), seed=0).samples["noisy_label"].all()
 
 
 @pytest.mark.parametrize(
-    ("probe", "demo", "message"),
+    ("probe", "message"),
     [
-        (config.Probe(samples=5000), NOTHING, r"probe\.samples=5000: the training set has 1438 samples"),
-        (config.Probe(samples=10, batches=1), config.Demo(plant=11), r"demo\.plant=11: the probe set has 10 samples"),
+        (config.Probe(samples=5000), r"probe\.samples=5000: the training set has 1438 samples"),
+        (config.Probe(samples=10, batches=1, plant=11), r"probe\.plant=11: the probe set has 10 samples"),
     ],
 )
-def test_more_samples_than_there_are(digits, probe, demo, message):
+def test_more_samples_than_there_are(digits, probe, message):
     with pytest.raises(ConfigurationError, match=message):
-        draw_probe(digits, probe, demo, seed=0)
+        draw_probe(digits, probe, seed=0)
 
 
 def test_thumbnails_are_small_and_stretch_the_common_range():

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from gmmcnn import config
 from gmmcnn.experiments import planted
 from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.planted import GRID, false_alarms_in_words, power_in_words
@@ -23,7 +22,9 @@ def test_there_is_a_row_for_every_cell_of_the_grid_and_trained_checkpoint(outcom
 
 
 def test_what_was_planted_was_in_the_probe_set(laboratory):
-    planter = Laboratory(replace(laboratory.settings, demo=config.Demo(plant=2)), laboratory.folder)
+    planter = Laboratory(
+        replace(laboratory.settings, probe=replace(laboratory.settings.probe, plant=2)), laboratory.folder
+    )
     analysis = planter.analysis(Network(0, "control"), 4)
     assert analysis.samples["planted"].sum() == 2
     assert laboratory.analysis(Network(0, "control"), 4).samples["planted"].sum() == 0

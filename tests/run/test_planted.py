@@ -10,7 +10,7 @@ N_SAMPLES = 1000  # with λ = 5: strict, only isolated samples are found
 
 
 def analysed(model, data, planted: int, seed: int) -> gmmcnn.Analysis:
-    probe = draw_probe(data, config.Probe(samples=N_SAMPLES, batches=1), config.Demo(plant=planted), seed=seed)
+    probe = draw_probe(data, config.Probe(samples=N_SAMPLES, batches=1, plant=planted), seed=seed)
     analysis = gmmcnn.analyze(model, probe.images, probe.samples["label"], random_state=seed)
     analysis.outliers["planted"] = analysis.outliers["sample"].map(probe.samples["planted"])
     return analysis

@@ -1,0 +1,115 @@
+"""Files: the old content or the new, on disk before anything speaks of it, and one reader a kind."""
+
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import gmmcnn
+from gmmcnn import files
+from gmmcnn.errors import StoreError
+
+ROOT = Path(gmmcnn.__file__).parent
+TABLE = pd.DataFrame({"name": ["a", "ü"], "value": [1.5, float("nan")]})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: files.write_text(path, "ü\n"),
+        lambda path: files.write_json(path, {"a": [1]}),
+        lambda path: files.write_table(path, TABLE),
+        lambda path: files.write_table(path.with_suffix(".parquet"), TABLE),
+        lambda path: files.write_arrays(path, {"a": np.arange(3)}),
+    ],
+    ids=["text", "json", "csv", "parquet", "arrays"],
+)
+@pytest.mark.parametrize("interrupt", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_an_interrupted_writer_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch, write, interrupt):
+    write(tmp_path / "file")
+    before = contents(tmp_path)
+
+    def fail(_: int) -> None:
+        raise interrupt
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(type(interrupt)):
+        write(tmp_path / "file")
+    assert contents(tmp_path) == before
+
+
+def test_content_is_on_disk_before_its_name_and_the_name_before_the_writer_returns(tmp_path, monkeypatch):
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(
+        files.os, "fsync", lambda fd: done.append(Path(f"/proc/self/fd/{fd}").readlink().name) or fsync(fd)
+    )
+    monkeypatch.setattr(Path, "replace", lambda old, new: done.append(f"rename {new.name}") or replace(old, new))
+    files.write_text(tmp_path / "a", "text")
+    assert re.fullmatch(r"\.a\.\d+-[0-9a-f]{8}\.partial", done[0])
+    assert done[1:] == ["rename a", tmp_path.name]
+
+
+def test_writers_at_once_do_not_mix(tmp_path):
+    texts = [str(number) * 20_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: files.write_text(tmp_path / "file", text), texts * 4))
+    assert (tmp_path / "file").read_text() in texts
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_missing_folders_are_made_and_what_is_written_is_read(tmp_path):
+    files.write_json(tmp_path / "new" / "a.json", {"ü": 1})
+    assert files.read_json(tmp_path / "new" / "a.json") == {"ü": 1}
+    files.write_table(tmp_path / "t.csv", TABLE)
+    pd.testing.assert_frame_equal(files.read_table(tmp_path / "t.csv", ["name"], remedy="r"), TABLE)
+    files.write_table(tmp_path / "t.parquet", TABLE)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), TABLE)
+    for compressed in (False, True):
+        files.write_arrays(tmp_path / "a.npz", {"x": np.arange(4)}, compressed=compressed)
+        with files.arrays_in(tmp_path / "a.npz", remedy="r") as arrays:
+            assert arrays["x"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"PK\x03\x04", b"[1, 2]"])
+def test_what_is_missing_or_damaged_is_named_with_the_remedy(tmp_path, content):
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    assert files.read_json(path) == {}
+    with pytest.raises(StoreError, match=rf"^{path}: .*; do this$"):
+        files.read_table(path, ["a"], remedy="do this")
+    with pytest.raises(StoreError, match=rf"^{path}: .*; do this$"), files.arrays_in(path, remedy="do this") as arrays:
+        arrays["a"]
+
+
+def test_digests_tell_types_shapes_names_and_values_apart():
+    one = torch.arange(4, dtype=torch.float32)
+    others = [one.double(), one.reshape(2, 2), one + 1, one.bfloat16()]
+    digests = [files.digest_tensors([tensor]) for tensor in (one, *others)]
+    digests += [files.digest_tensors({name: one}) for name in ("a", "b")]
+    assert len(set(digests)) == len(digests)
+    assert files.digest_tensors([one.clone()]) == digests[0]
+    assert files.name_of({"a": 1, "b": 2}) == files.name_of({"b": 2, "a": 1}) != files.name_of({"a": 1, "b": 3})
+    assert files.digest_arrays(b"a", np.arange(3)) != files.digest_arrays(b"a", np.arange(4))
+
+
+def test_no_other_module_writes_a_file_in_place():
+    """Numba's cache is its own; a counter of the kernel's is no file; plotly writes its own pages."""
+    in_place = re.compile(
+        r"\.write_text\(|\.write_bytes\(|\.to_csv\(\w|\.to_parquet\(|np\.savez|\.write_html\(|OmegaConf\.save|"
+        r"torch\.save\(\w+, \w*path|hashlib\.sha256|open\(.*[\"'][wx]b?[\"']"
+    )
+    allowed = {"files.py": 99, "hardware/compiled.py": 2, "experiments/costs.py": 1, "experiments/outcome.py": 1}
+    for path in ROOT.rglob("*.py"):
+        found = in_place.findall(path.read_text())
+        assert len(found) <= allowed.get(str(path.relative_to(ROOT)), 0), (path, found)
