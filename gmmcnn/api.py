@@ -17,8 +17,13 @@ from gmmcnn.config import settings_from
 from gmmcnn.data.probe import thumbnails
 from gmmcnn.data.samples import Samples
 from gmmcnn.errors import ConfigurationError
-from gmmcnn.featuremaps.stream import extract, skipped_layers
+from gmmcnn.featuremaps import memory
+from gmmcnn.featuremaps.capture import find_taps
+from gmmcnn.featuremaps.memory import bytes_of
+from gmmcnn.featuremaps.stream import extract, feature_maps, require_analysed
+from gmmcnn.featuremaps.taps import Taps
 from gmmcnn.filters import fitting
+from gmmcnn.filters.fits import Fits
 from gmmcnn.progress import progress
 
 
@@ -94,6 +99,9 @@ def analyze_samples(
 ) -> Analysis:
     """Do :func:`analyze`'s work on a probe set of whole batches.
 
+    The feature maps are held in memory up to :data:`~gmmcnn.featuremaps.memory.BYTES_IN_MEMORY`; larger ones go through
+    a store in a temporary folder, block by block. The fits are the same bit by bit.
+
     Parameters
     ----------
     model : nn.Module
@@ -105,31 +113,46 @@ def analyze_samples(
     layers : list of str, optional
         Dotted names of the Conv2d layers to analyse; None takes all.
     """
-    with tempfile.TemporaryDirectory(prefix="gmmcnn-") as scratch:
-        with progress("feature maps", len(pixels), "samples") as advance:
-            store = extract(
-                model,
-                pixels,
-                Path(scratch) / "maps.zarr",
-                tap=settings.extract.tap,
-                layers=layers,
-                dtype=settings.extract.dtype,
-                forward_samples=settings.extract.forward_samples,
-                probe_samples=settings.probe.samples,
-                advance=advance,
-            )
-        with progress("fits", fitting.n_fits(store, settings.probe.samples), "fits") as advance:
-            fits = fitting.fit_store(
-                store, Path(scratch) / "fits", n_samples=settings.probe.samples, settings=settings, advance=advance
-            )
+    taps = find_taps(model, pixels[:1], tap=settings.extract.tap, layers=layers)
+    require_analysed(taps)
+    fit = _fit_in_memory if bytes_of(taps, len(pixels)) <= memory.BYTES_IN_MEMORY else _fit_by_store
     return Analysis(
-        fits=fits,
+        fits=fit(model, pixels, taps, settings),
         samples=samples,
         thumbnails=thumbnails(pixels),
         settings=settings.screen,
-        skipped=tuple(skipped_layers(store)),
+        skipped=tuple((skipped.layer, skipped.reason) for skipped in taps.skipped),
         name=type(model).__name__,
     )
+
+
+def _fit_in_memory(model: nn.Module, pixels: Tensor, taps: Taps, settings: config.Settings) -> Fits:
+    n_samples = settings.probe.samples
+    with progress("feature maps", len(pixels), "samples") as advance:
+        maps = feature_maps(model, pixels, taps, **_forward(settings), advance=advance)
+    with progress("fits", fitting.n_fits(maps, n_samples), "fits") as advance:
+        return fitting.fit_in_memory(maps, n_samples=n_samples, settings=settings, advance=advance)
+
+
+def _fit_by_store(model: nn.Module, pixels: Tensor, taps: Taps, settings: config.Settings) -> Fits:
+    n_samples, layers = settings.probe.samples, [tap.layer for tap in taps.analysed]
+    with tempfile.TemporaryDirectory(prefix="gmmcnn-") as folder:
+        path = Path(folder)
+        with progress("feature maps", len(pixels), "samples") as advance:
+            store = extract(
+                model, pixels, path / "maps.zarr", tap=taps.tap, layers=layers, **_forward(settings), advance=advance
+            )
+        with progress("fits", fitting.n_fits(store, n_samples), "fits") as advance:
+            return fitting.fit_store(store, path / "fits", n_samples=n_samples, settings=settings, advance=advance)
+
+
+def _forward(settings: config.Settings) -> dict[str, Any]:
+    """How the forward pass is to be made and its maps kept."""
+    return {
+        "dtype": settings.extract.dtype,
+        "forward_samples": settings.extract.forward_samples,
+        "probe_samples": settings.probe.samples,
+    }
 
 
 def _classes(labels: Any, n_samples: int) -> NDArray:

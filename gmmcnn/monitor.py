@@ -27,7 +27,7 @@ from gmmcnn.errors import ConfigurationError
 from gmmcnn.featuremaps.capture import find_taps, unwrapped
 from gmmcnn.featuremaps.stream import feature_maps, require_analysed
 from gmmcnn.filters.fits import Fits
-from gmmcnn.filters.fitting import fit_maps
+from gmmcnn.filters.fitting import fit_in_memory
 from gmmcnn.filters.screening import counts
 from gmmcnn.hardware import gpu
 from gmmcnn.progress import note
@@ -201,7 +201,7 @@ class OverfittingMonitor:
         )  # fmt: skip
 
     def _fit(self) -> Fits:
-        extract, gmm, probe = self.settings.extract, self.settings.gmm, self.settings.probe
+        extract, probe = self.settings.extract, self.settings.probe
         with _random_states_kept():
             maps = feature_maps(
                 self.model,
@@ -211,12 +211,7 @@ class OverfittingMonitor:
                 forward_samples=extract.forward_samples,
                 probe_samples=probe.samples,
             )
-        batches = range(len(self.images) // probe.samples)
-        layers = {
-            layer: fit_maps(by_filter, layer, range(len(by_filter)), batches, self.settings)
-            for layer, by_filter in maps.items()
-        }
-        return Fits(layers, gmm.k_min, gmm.k_max)
+        return fit_in_memory(maps, n_samples=probe.samples, settings=self.settings)
 
 
 def _prepare(probe: Any, samples: int | None, batches: int, given: dict[str, Any]) -> tuple[Tensor, config.Settings]:

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import gmmcnn
+from gmmcnn import api
 from gmmcnn.errors import CaptureError, ConfigurationError, StoreError, StoreNotFoundError
+from gmmcnn.featuremaps import memory
 
 QUICK = {"k_max": 4, "n_init": 1}
 
@@ -64,6 +67,24 @@ def test_numbers_of_any_library_are_numbers(digits_cnn, images):
     settings = {"k_max": np.int64(4), "samples": np.uint8(60), "ch_ratio": np.float32(0.5)}
     analysis = gmmcnn.analyze(digits_cnn, images, layers=["features.conv1"], n_init=1, **settings)
     assert [type(value) for value in (analysis.settings.ch_ratio, analysis.fits.k_max)] == [float, int]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_large_maps_go_through_a_store_and_give_the_same_bit_by_bit(digits_cnn, images, monkeypatch, dtype):
+    def analyze():
+        return gmmcnn.analyze(digits_cnn, images, samples=60, dtype=dtype, **QUICK)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryDirectory", None)  # nothing is written
+        in_memory = analyze()
+    monkeypatch.setattr(memory, "BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(api, "feature_maps", None)
+    by_store = analyze()
+    assert in_memory.skipped == by_store.skipped
+    assert in_memory.fits.layers.keys() == by_store.fits.layers.keys()
+    for layer, fits in in_memory.fits.layers.items():
+        for name, values in vars(fits).items():
+            np.testing.assert_array_equal(values, getattr(by_store.fits.layers[layer], name), strict=True)
 
 
 def test_every_kind_of_input_gives_the_same_tables(digits_cnn, images, labels, analysis):

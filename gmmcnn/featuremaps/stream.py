@@ -28,6 +28,7 @@ from gmmcnn.errors import CaptureError, DataError, StoreError, StoreNotFoundErro
 from gmmcnn.featuremaps.capture import capture, find_taps, require_finite, unwrapped
 from gmmcnn.featuremaps.foreign import ForeignMaps, open_maps
 from gmmcnn.featuremaps.images import ImageBlocks, Images
+from gmmcnn.featuremaps.memory import Maps, MapsInMemory
 from gmmcnn.featuremaps.store import ALL, ActivationStore, discard
 from gmmcnn.featuremaps.taps import Tap, Taps
 from gmmcnn.files import digest_tensors
@@ -120,7 +121,8 @@ def feature_maps(
     dtype: str = "float32",
     forward_samples: int = 256,
     probe_samples: int | None = None,
-) -> dict[str, NDArray[np.float32]]:
+    advance: Advance = lambda n=1, /: None,
+) -> MapsInMemory:
     """Feature maps of all images, in memory: what :func:`extract` would store.
 
     Parameters
@@ -130,13 +132,13 @@ def feature_maps(
     images : (N, …) Tensor
     taps : Taps
         What :func:`~gmmcnn.featuremaps.capture.find_taps` found for this model.
-    dtype, forward_samples, probe_samples
+    dtype, forward_samples, probe_samples, advance
         As in :func:`extract`.
 
-    Returns
-    -------
-    dict of layer → (F, N, P) float32
-        In the order of the taps.
+    Raises
+    ------
+    CaptureError
+        A map holds NaN or infinite values, or values that do not fit into ``dtype``.
     """
     shapes = {tap.layer: (tap.n_filters, len(images), tap.height, tap.width) for tap in taps.analysed}
     gathered = {layer: torch.empty(shape) for layer, shape in shapes.items()}
@@ -145,10 +147,24 @@ def feature_maps(
         samples = slice(start, start + size)
 
         def gather(layer: str, by_filter: Tensor, samples: slice = samples) -> None:
-            gathered[layer][:, samples] = by_filter.to(getattr(torch, dtype))
+            stored = by_filter.to(getattr(torch, dtype))
+            _require_fitting(layer, stored, samples.start)
+            gathered[layer][:, samples] = stored
 
         _capture_by_filter(model, images[samples], taps, gather, start)
-    return {layer: maps.flatten(2).numpy() for layer, maps in gathered.items()}
+        advance(len(images[samples]))
+    by_layer = {layer: maps.flatten(2).numpy() for layer, maps in gathered.items()}
+    return MapsInMemory({tap.layer: tap for tap in taps.analysed}, len(images), by_layer)
+
+
+def _require_fitting(layer: str, stored: Tensor, sample_offset: int) -> None:
+    """Raise CaptureError if a value of finite maps (F, N, H, W) became infinite in the type that they have now."""
+    if stored.dtype == torch.float16 and not torch.isfinite(stored).all():
+        channel, sample, *_ = torch.nonzero(~torch.isfinite(stored))[0].tolist()
+        raise CaptureError(
+            f"layer {layer!r}, filter {channel}, sample {sample + sample_offset}: the feature map does not fit into "
+            "float16; expected dtype=float32"
+        )
 
 
 def require_analysed(taps: Taps) -> None:
@@ -180,10 +196,10 @@ def filter_blocks(
 
 
 def filter_slices(
-    store: ActivationStore, layer: str, *, samples: slice = ALL, bytes_per_block: int = BYTES_PER_BLOCK
+    store: Maps, layer: str, *, samples: slice = ALL, bytes_per_block: int = BYTES_PER_BLOCK
 ) -> list[slice]:
     """Divide the filters of a layer into blocks whose maps fill at most ``bytes_per_block``, or hold one filter."""
-    n_filters, height, width = store.tap(layer).shape
+    n_filters, height, width = store.layers[layer].shape
     n_samples = len(range(*samples.indices(store.n_samples)))
     step = max(1, bytes_per_block // max(1, n_samples * height * width * 4))
     return [slice(start, min(start + step, n_filters)) for start in range(0, n_filters, step)]

@@ -7,8 +7,10 @@ begin.
 
 import hashlib
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError, ConvergenceWarning
+from gmmcnn.featuremaps.memory import Maps, MapsInMemory
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.stream import activation_statistics, filter_slices, read_ahead
 from gmmcnn.files import name_of, read_json, write_json
@@ -72,7 +75,30 @@ def fit_store(
     return Fits(layers, settings.gmm.k_min, settings.gmm.k_max)
 
 
-def n_fits(store: ActivationStore, n_samples: int) -> int:
+def fit_in_memory(
+    maps: MapsInMemory, *, n_samples: int, settings: config.Settings, advance: Advance = lambda n=1, /: None
+) -> Fits:
+    """Fit every filter of maps in memory, by the same blocks as :func:`fit_store`; the fits are kept nowhere.
+
+    Parameters
+    ----------
+    maps : MapsInMemory
+        Of B * N samples.
+    n_samples, settings, advance
+        As for :func:`fit_store`.
+    """
+    layers = {}
+    for layer in maps.layers:
+        parts = []
+        for block in _blocks(maps, layer, n_samples):
+            read = maps.read(layer, *block.part(n_samples))
+            parts.append((block.batches, fit_maps(read, layer, block.filters, block.batches, settings)))
+            advance(block.n_fits)
+        layers[layer] = _join(parts)
+    return Fits(layers, settings.gmm.k_min, settings.gmm.k_max)
+
+
+def n_fits(store: Maps, n_samples: int) -> int:
     """Number of fits that a store asks for: one for each filter and probe batch."""
     return sum(tap.n_filters for tap in store.layers.values()) * (store.n_samples // n_samples)
 
@@ -146,7 +172,7 @@ class _Block:
         return slice(self.filters.start, self.filters.stop), samples
 
 
-def _blocks(store: ActivationStore, layer: str, n_samples: int) -> list[_Block]:
+def _blocks(store: Maps, layer: str, n_samples: int) -> list[_Block]:
     """Divide a layer: by filters, and by probe batches too where one filter's maps of all of them are too large."""
     tap = store.layers[layer]
     n_batches = store.n_samples // n_samples
@@ -172,11 +198,13 @@ def _complete_parts(folder: Path) -> list[Path]:
 
 
 def _gather(files: list[Path]) -> LayerFits:
-    """Join the parts of a layer: filters along the first axis, probe batches along the second."""
-    by_batches = [
-        LayerFits.concatenate([LayerFits.load(file) for file in parts])
-        for _, parts in groupby(sorted(files), key=lambda file: file.parent)
-    ]
+    """Read the parts of a layer, and join them."""
+    return _join([(file.parent, LayerFits.load(file)) for file in sorted(files)])
+
+
+def _join(parts: Iterable[tuple[object, LayerFits]]) -> LayerFits:
+    """Join parts, each beside what names its probe batches: filters along the first axis, batches along the second."""
+    by_batches = [LayerFits.concatenate([part for _, part in same]) for _, same in groupby(parts, key=itemgetter(0))]
     return LayerFits.concatenate(by_batches, axis=1)
 
 
