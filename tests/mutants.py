@@ -11,6 +11,7 @@ Each change is tried in a process of its own, forked from one that has loaded th
 """
 
 import ast
+import compileall
 import copy
 import importlib
 import os
@@ -164,6 +165,7 @@ def copy_of_the_project(folder: Path) -> Path:
     for name in ("pyproject.toml", "README.md", "Makefile"):
         shutil.copy2(ROOT / name, folder / name)
     (folder / "sitecustomize.py").write_text(_FINDER)
+    compileall.compile_dir(folder / "gmmcnn", quiet=1)
     return folder
 
 

@@ -5,78 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from handmade_fits import K_MAX, K_MIN, ONE_OF_EACH, N, batches_of, layer_of, repeats_of, screened
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from gmmcnn import config
 from gmmcnn.experiments import thresholds
-from gmmcnn.filters.fits import Fits, LayerFits
+from gmmcnn.filters.fits import Fits
 from gmmcnn.filters.fitting import fit_maps
-from gmmcnn.filters.outliers import find_outliers
-from gmmcnn.filters.screening import Screening, cluster_sizes, saturation, screen, wilson_interval
-
-K_MIN, K_MAX, N = 2, 3, 40
-
-
-def layer_of(sizes: list[list[int]], ch: list[float], activation: list[float], **changes) -> LayerFits:
-    """Filters in one batch with clusters of these sizes, these CH values and mean activations."""
-    n_filters = len(sizes)
-    labels = np.full((n_filters, 1, 1, N), -1, np.int16)
-    for row, counts in zip(labels[:, 0, 0], sizes, strict=True):
-        filled = np.repeat(np.arange(len(counts)), counts)
-        row[: len(filled)] = filled
-    chosen = np.array([len(counts) for counts in sizes])[:, None, None]
-    index = np.full((n_filters, 1, 1, K_MAX - K_MIN + 1), np.nan)
-    for row, k, value in zip(index[:, 0, 0], chosen.ravel(), ch, strict=True):
-        if k:
-            row[k - K_MIN] = value
-    shape = (n_filters, 1)
-    clusterings = (*shape, 1)
-    fits = LayerFits(
-        scores=np.zeros((*shape, N, 2), np.float32),
-        explained_variance=np.ones((*shape, 2)),
-        mean_activation=np.array(activation)[:, None],
-        active_share=np.ones(shape),
-        status=np.where(chosen > 0, "ok", "dead"),
-        n_components=chosen,
-        labels=labels,
-        calinski_harabasz=index,
-        lower_bound=np.zeros(index.shape),
-        n_iter=np.ones(index.shape, np.int64),
-        converged=np.ones(index.shape, bool),
-        weights=np.full((*clusterings, K_MAX), np.nan),
-        means=np.full((*clusterings, K_MAX, 2), np.nan),
-        covariances=np.full((*clusterings, K_MAX, 2, 2), np.nan),
-    )
-    return replace(fits, **changes)
-
-
-def batches_of(*batches: LayerFits) -> LayerFits:
-    """Put the batches of the same filters beside each other."""
-    names = LayerFits.__dataclass_fields__
-    return LayerFits(**{name: np.concatenate([getattr(b, name) for b in batches], axis=1) for name in names})
-
-
-def repeats_of(*clusterings: LayerFits) -> LayerFits:
-    """Clusterings of the same batch beside each other."""
-    names = list(LayerFits.__dataclass_fields__)
-    of_clusterings = names[names.index("status") :]
-    joined = {name: np.concatenate([getattr(c, name) for c in clusterings], axis=2) for name in of_clusterings}
-    return replace(clusterings[0], **joined)
-
-
-def screened(*layers: LayerFits, **thresholds) -> Screening:
-    fits = Fits({f"conv{number}": layer for number, layer in enumerate(layers, 1)}, K_MIN, K_MAX)
-    return screen(fits, config.Screen(**thresholds))
-
-
-# Filter 0 has all three marks; each of the others lacks one; filter 4 is dead.
-ONE_OF_EACH = layer_of(
-    sizes=[[37, 3], [20, 20], [37, 3], [37, 3], []],
-    ch=[100, 100, 10, 100, 0],
-    activation=[1.0, 1.0, 1.0, 0.1, 9.0],
-)
+from gmmcnn.filters.screening import cluster_sizes, saturation, wilson_interval
 
 
 def test_a_filter_is_anomalous_when_all_three_criteria_hold():
@@ -127,7 +65,7 @@ def test_a_filter_that_is_near_dead_in_most_batches_is_not_anomalous_for_the_oth
     assert filters["anomalous"].tolist() == [False, True]
     settings = config.Screen(min_frequency=min_frequency)
     fits = Fits({"conv1": layer}, K_MIN, K_MAX)
-    assert thresholds.counts(fits, settings, thresholds.point(settings, by_frequency=True)).item() == 1
+    assert thresholds.count_by_thresholds(fits, settings, thresholds.point(settings, by_frequency=True)).item() == 1
 
 
 def test_the_median_withstands_one_filter_with_a_huge_index_and_the_mean_does_not():
@@ -219,14 +157,6 @@ def test_repeats_are_screened_each_and_counted_together():
     assert screening.filters["n_components_share"].tolist() == pytest.approx([1, 2 / 3])
 
 
-def test_an_outlier_is_one_in_half_of_the_repeats():
-    ends = [layer_of([sizes], ch=[10], activation=[1]) for sizes in ([37, 3], [38, 2], [20, 20], [20, 20])]
-    fits = Fits({"conv1": repeats_of(*ends)}, K_MIN, K_MAX)
-    outliers = find_outliers(fits, screen(fits, config.Screen()), small_cluster=5)
-    assert outliers["sample"].tolist() == [38, 39]  # 37 in one repeat of four
-    assert outliers["n_filters"].tolist() == [1, 1]
-
-
 def test_repeated_fits_are_independent_and_the_first_is_that_of_one_repeat():
     maps = np.random.default_rng(0).gamma(0.3, size=(2, 3 * N, 5)).astype(np.float32)
     one, three = (
@@ -255,23 +185,6 @@ def test_every_verdict_comes_with_its_reason():
     reasons = screened(ONE_OF_EACH).filters["reason"]
     assert reasons[0].startswith("smallest cluster 3, CH 1.0 × layer median, activation ")
     assert reasons[4] == "constant on every sample"
-
-
-def test_outliers_are_the_members_of_small_clusters_of_flagged_filters():
-    twice = layer_of([[37, 3], [38, 2]], ch=[10, 10], activation=[1, 1])
-    fits = Fits({"conv1": batches_of(twice, twice)}, K_MIN, K_MAX)
-    outliers = find_outliers(fits, screen(fits, config.Screen()), small_cluster=5)
-    assert outliers["sample"].tolist() == [38, 39, 78, 79, 37, 77]
-    assert outliers["batch"].tolist() == [0, 0, 1, 1, 0, 1]
-    assert outliers["n_filters"].tolist() == [2, 2, 2, 2, 1, 1]
-    assert outliers["filters"][0] == "conv1:0, conv1:1"
-
-
-def test_no_flag_no_outliers():
-    fits = Fits({"conv1": layer_of([[20, 20]], ch=[10], activation=[1])}, K_MIN, K_MAX)
-    outliers = find_outliers(fits, screen(fits, config.Screen()), small_cluster=5)
-    assert outliers.empty
-    assert list(outliers.columns) == ["sample", "batch", "n_filters", "filters"]
 
 
 @given(st.lists(st.lists(st.integers(-1, 4), min_size=3, max_size=3), min_size=1, max_size=5))
