@@ -15,7 +15,6 @@ With the tap ``branch`` nothing is followed through an addition: each convolutio
 
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,6 +30,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from gmmcnn.errors import CaptureError, LayerError, one_line
 from gmmcnn.featuremaps.taps import Skipped, Tap, Taps
+from gmmcnn.models.foreign import eager, runnable, unwrapped
 
 TAPS = ("post_activation", "branch", "pre_activation")
 
@@ -85,7 +85,7 @@ def find_taps(
     """
     if tap not in TAPS:
         raise CaptureError(f"tap={tap!r}: expected one of {', '.join(TAPS)}")
-    model = unwrapped(model)
+    model = runnable(model, CaptureError)
     wanted = _wanted(_convolutions(model), layers)
     found: dict[str, Tap] = {}
 
@@ -160,21 +160,6 @@ def require_finite(layer: str, maps: Tensor, sample_offset: int = 0) -> None:
         f"layer {layer!r}, filter {channel}, sample {sample + sample_offset}: "
         "the feature map holds NaN or infinite values; check the image and the model's weights (has training diverged?)"
     )
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile`` or ``DataParallel`` wrappers, on which hooks would not fire."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        elif isinstance(model, torch.jit.ScriptModule):
-            raise CaptureError(
-                "the model is a scripted module, which hooks do not reach; pass the module it was made from"
-            )
-        else:
-            return model
 
 
 def model_input(model: nn.Module, images: Tensor) -> Tensor:
@@ -409,13 +394,3 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                     if not torch.equal(buffer, value):  # written only then: a pending backward pass may have saved it
                         buffer.copy_(value)
                     setattr(module, name, buffer)
-
-
-@contextmanager
-def eager() -> Iterator[None]:
-    """Run compiled submodules uncompiled: in compiled code no hook fires."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

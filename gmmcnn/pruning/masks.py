@@ -2,8 +2,9 @@
 
 A mask names filters by layer, ``{"features.conv1": [0, 3]}``, apart from the model. A masked filter contributes
 nothing: its channel is zero after the convolution and stays zero through everything that treats each channel on its
-own, as a normalisation (whose shift would revive it), an activation (sigmoid(0) is not 0) or pooling, whether that is
-a module or a function call. Where the channel is then added to a residual stream, the stream's other summand passes.
+own, as a normalisation (whose shift would revive it), an activation (sigmoid(0) is not 0), pooling or a depthwise
+convolution, whether that is a module or a function call. Where the channel is then added to a residual stream, the
+stream's other summand passes. Where it cannot be shown that the channel stays zero, the forward pass ends in an error.
 """
 
 import json
@@ -18,21 +19,20 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gmmcnn.errors import ModelError
-from gmmcnn.featuremaps.capture import eager, unwrapped
+from gmmcnn.errors import ModelError, one_line
 from gmmcnn.files import write_json
-from gmmcnn.pruning.following import KEPT, ZeroKeeper, zeroed
+from gmmcnn.models.foreign import CONVOLUTIONS, eager, runnable
+from gmmcnn.pruning.following import ZeroKeeper, zeroed
 
-Mask = Mapping[str, Sequence[int]]
-"""Filters by dotted layer name."""
+Mask = Mapping[str, Any]
+"""Filters by dotted layer name: whole numbers, or a truth value for each; in a sequence, array, tensor or iterator."""
 
 _FORMAT = "gmmcnn-mask-1"
 
 
 def save_mask(path: Path, mask: Mask) -> None:
     """Write a mask as JSON."""
-    content = {"format": _FORMAT, "layers": {layer: sorted(int(f) for f in filters) for layer, filters in mask.items()}}
-    write_json(path, content, indent=1)
+    write_json(path, {"format": _FORMAT, "layers": indices(mask)}, indent=1)
 
 
 def load_mask(path: Path) -> dict[str, list[int]]:
@@ -54,6 +54,56 @@ def load_mask(path: Path) -> dict[str, list[int]]:
     raise ModelError(f'{path}: not a mask; expected JSON with "format": "{_FORMAT}" and "layers"')
 
 
+def indices(mask: Mask) -> dict[str, list[int]]:
+    """Filters by layer, in ascending order, each once.
+
+    Parameters
+    ----------
+    mask : mapping
+        By layer: whole numbers, or a bool for each filter, as a list, tuple, set, range, array, tensor, or iterator.
+
+    Raises
+    ------
+    ModelError
+        It is not that.
+    """
+    return {layer: _indices_of(layer, filters) for layer, filters in _by_layer(mask).items()}
+
+
+def _by_layer(mask: Mask) -> Mask:
+    if not isinstance(mask, Mapping):
+        raise ModelError(f'a mask is a {type(mask).__name__}; expected a mapping, as {{"layer": [0, 3]}}')
+    for layer in mask:
+        if not isinstance(layer, str):
+            raise ModelError(f"mask: layer {layer!r} is no name; expected the dotted name of a convolution")
+    return mask
+
+
+def _indices_of(layer: str, filters: Any, n_filters: int | None = None) -> list[int]:
+    """Whole numbers from any collection, checked against the number of filters where that is known."""
+    expected = "expected whole numbers, as [0, 3], or a truth value for each filter"
+    if isinstance(filters, str | bytes | Mapping) or not isinstance(filters, Iterable):
+        raise ModelError(f"layer {layer!r}: filters are {filters!r}; {expected}")
+    try:
+        values = np.asarray(filters.detach().cpu() if isinstance(filters, Tensor) else list(filters))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"layer {layer!r}: filters cannot be read ({one_line(error)}); {expected}") from error
+    if values.shape == (0,):
+        return []
+    if values.ndim != 1 or values.dtype.kind not in "biu":
+        raise ModelError(f"layer {layer!r}: filters have shape {values.shape} and type {values.dtype}; {expected}")
+    if values.dtype.kind == "b":
+        if n_filters not in (None, len(values)):
+            raise ModelError(f"layer {layer!r}: {len(values)} truth values; expected {n_filters}, one for each filter")
+        values = values.nonzero()[0]
+    chosen = np.unique(values).tolist()
+    for index in chosen:
+        if index < 0 or (n_filters is not None and index >= n_filters):
+            known = f"0 to {n_filters - 1}" if n_filters is not None else "at least 0"
+            raise ModelError(f"layer {layer!r} has no filter {index}; expected {known}")
+    return chosen
+
+
 @contextmanager
 def masked(model: nn.Module, mask: Mask | str | Path) -> Iterator[nn.Module]:
     """Let filters output zero inside the block; the model is restored exactly after it, also on an error.
@@ -63,7 +113,8 @@ def masked(model: nn.Module, mask: Mask | str | Path) -> Iterator[nn.Module]:
     model : nn.Module
         Any model; its parameters and buffers are not touched.
     mask : mapping or path
-        Filter indices by dotted name of a Conv2d, or the file of such a mask.
+        Filters by dotted name of a convolution, or the file of such a mask. Filters are whole numbers, or a truth value
+        for each filter: a list, set, array, tensor or iterator of them.
 
     Yields
     ------
@@ -73,45 +124,55 @@ def masked(model: nn.Module, mask: Mask | str | Path) -> Iterator[nn.Module]:
     Raises
     ------
     ModelError
-        A layer is not a Conv2d of the model, a filter is not one of its output channels, or the file is not a mask. In
-        the block: a function that is not known makes something of a masked channel.
+        A layer is not a convolution of the model, a filter is not one of its output channels, or the file is not a
+        mask. In the block: a function makes something of a masked channel that cannot be followed. At its end: a masked
+        layer was never called, so that its mask had no effect.
 
     Notes
     -----
-    Channels are followed in the thread that entered the block. Compiled modules run uncompiled in it.
+    Channels are followed in the thread that entered the block, as long as they are torch's: an array of numpy is
+    nobody's channel. Compiled modules run uncompiled in it.
     """
-    filters = load_mask(Path(mask)) if isinstance(mask, str | Path) else mask
-    network = unwrapped(model)
-    kept = {layer: _kept_channels(network, layer, indices) for layer, indices in filters.items()}
+    network = runnable(model, ModelError)
+    filters = checked(network, load_mask(Path(mask)) if isinstance(mask, str | Path) else mask)
+    silent = {layer for layer, chosen in filters.items() if chosen}
+
+    def zero_output(layer: str, kept: Tensor, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        silent.discard(layer)
+        return zeroed(output, kept.reshape((1,) * (output.ndim - kept.ndim) + kept.shape))  # of one image, or a batch
+
     with ExitStack() as stack:
-        for layer, channels in kept.items():
-            hook = partial(_zero_output, channels)
-            stack.callback(network.get_submodule(layer).register_forward_hook(hook).remove)
-        if kept:
+        for layer in sorted(silent):
+            module = network.get_submodule(layer)
+            hook = partial(zero_output, layer, _kept_channels(module, filters[layer]))
+            stack.callback(module.register_forward_hook(hook).remove)
+        if silent:
             stack.enter_context(eager())
-            stack.enter_context(ZeroKeeper())
+            stack.enter_context(ZeroKeeper(network))
         yield model
+    if silent:
+        raise ModelError(
+            f"masked without effect: {', '.join(sorted(silent))} was never called as a module inside the block; "
+            "run the model in it, and mask only layers whose own forward makes the maps"
+        )
 
 
-def _kept_channels(model: nn.Module, layer: str, filters: Sequence[int]) -> Tensor:
-    """(C, 1, 1) bool, False where a channel is masked."""
-    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    if layer not in convolutions:
-        raise ModelError(f"{layer!r} is not a Conv2d of this model; it has {', '.join(convolutions) or 'none'}")
-    n_filters = convolutions[layer].out_channels
-    for index in filters:
-        if not 0 <= index < n_filters:
-            raise ModelError(f"layer {layer!r} has no filter {index}; expected 0 to {n_filters - 1}")
-    kept = torch.ones(n_filters, 1, 1, dtype=torch.bool)
-    kept[list(filters)] = False
+def _kept_channels(convolution: Any, filters: list[int]) -> Tensor:
+    """(C, 1, …) bool, False where a channel is masked; one more dimension for each of a map."""
+    kept = torch.ones(convolution.out_channels, *len(convolution.kernel_size) * [1], dtype=torch.bool)
+    kept[filters] = False
     return kept
 
 
-def _zero_output(kept: Tensor, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-    """Forward hook of a convolution."""
-    earlier = getattr(output, KEPT, None)  # where masks are nested
-    kept = kept.reshape((1,) * (output.ndim - 3) + kept.shape).to(output.device)  # of an image, or a batch of them
-    return zeroed(output, kept if earlier is None else kept & earlier)
+def checked(model: nn.Module, mask: Mask) -> dict[str, list[int]]:
+    """:func:`indices` of a mask that fits a model; ModelError where it does not."""
+    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)}
+    for layer in _by_layer(mask):
+        if layer not in convolutions:
+            raise ModelError(
+                f"{layer!r} is not a convolution of this model; it has {', '.join(convolutions) or 'none'}"
+            )
+    return {layer: _indices_of(layer, filters, convolutions[layer].out_channels) for layer, filters in mask.items()}
 
 
 def random_masks(mask: Mask, filters_by_layer: Mapping[str, Sequence[int]], n_masks: int, seed: int) -> list[Mask]:
@@ -129,10 +190,11 @@ def random_masks(mask: Mask, filters_by_layer: Mapping[str, Sequence[int]], n_ma
         Of the draw.
     """
     rng = np.random.default_rng(seed)
+    sizes = {layer: len(chosen) for layer, chosen in indices(mask).items()}
     return [
         {
-            layer: sorted(rng.choice(filters_by_layer[layer], len(chosen), replace=False).tolist())
-            for layer, chosen in mask.items()
+            layer: sorted(rng.choice(filters_by_layer[layer], size, replace=False).tolist())
+            for layer, size in sizes.items()
         }
         for _ in range(n_masks)
     ]
@@ -191,8 +253,8 @@ def compare_masks(
         ``mask`` (``none``, ``anomalous``, ``random``), ``control`` (number of the control), ``n_filters``, and what
         ``evaluate`` gives.
     """
-    jobs: list[tuple[str, int, Mask]] = [("none", 0, {}), ("anomalous", 0, mask)]
-    jobs += [("random", number, control) for number, control in enumerate(controls)]
+    jobs: list[tuple[str, int, dict[str, list[int]]]] = [("none", 0, {}), ("anomalous", 0, indices(mask))]
+    jobs += [("random", number, indices(control)) for number, control in enumerate(controls)]
     rows = []
     for row in evaluate_masks(model, jobs, evaluate):
         rows.append(row)

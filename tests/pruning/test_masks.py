@@ -2,6 +2,8 @@
 
 import copy
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -211,8 +213,8 @@ def test_compiled_modules_are_masked_too():
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        ({"conv9": [0]}, "'conv9' is not a Conv2d of this model; it has conv, head"),
-        ({"norm": [0]}, "'norm' is not a Conv2d"),
+        ({"conv9": [0]}, "'conv9' is not a convolution of this model; it has conv, head"),
+        ({"norm": [0]}, "'norm' is not a convolution"),
         ({"conv": [4]}, "layer 'conv' has no filter 4; expected 0 to 3"),
         ({"conv": [-1]}, "layer 'conv' has no filter -1"),
     ],
@@ -222,6 +224,93 @@ def test_a_mask_that_does_not_fit_is_named(mask, message):
     with pytest.raises(ModelError, match=message), gmmcnn.masked(model, mask):
         pass
     assert not any(module._forward_hooks for module in model.modules())
+
+
+FILTERS = {
+    "list": [1, 3],
+    "tuple": (3, 1),
+    "set": {1, 3},
+    "range": range(1, 4, 2),
+    "generator": lambda: (i for i in (1, 3)),
+    "filter": lambda: filter(None, [1, 3]),
+    "tensor": torch.tensor([3, 1]),
+    "tensor, uint8": torch.tensor([3, 1], dtype=torch.uint8),
+    "truth values": torch.tensor([False, True, False, True]),
+    "list of truth values": [False, True, False, True],
+    "array": np.array([1, 3, 3]),
+    "array of truth values": np.array([False, True, False, True]),
+    "series": pd.Series([1, 3]),
+    "tensors": [torch.tensor(1), np.int64(3)],
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_filters_are_named_by_whatever_holds_whole_numbers_or_truth_values(name, tmp_path):
+    def given():
+        return filters() if callable(filters := FILTERS[name]) else filters
+
+    model = Shifted(nn.Sigmoid()).eval()
+    with gmmcnn.masked(model, {"conv": given()}), torch.no_grad():
+        maps = model.features(IMAGES)
+    assert [f for f in range(4) if not maps[:, f].any()] == [1, 3]
+    save_mask(tmp_path / "mask.json", {"conv": given()})
+    assert load_mask(tmp_path / "mask.json") == {"conv": [1, 3]}
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"conv": [0.0, 1.0]}, r"layer 'conv': filters have shape \(2,\) and type float64; expected whole numbers"),
+        ({"conv": torch.tensor([1.0])}, "type float32"),
+        ({"conv": 3}, "layer 'conv': filters are 3; expected whole numbers"),
+        ({"conv": "03"}, "filters are '03'"),
+        ({"conv": torch.tensor(3)}, "filters have shape|cannot be read|filters are"),
+        ({"conv": [[0], [1]]}, r"filters have shape \(2, 1\)"),
+        ({"conv": [0, None]}, "type object"),
+        ({"conv": [True, False]}, "2 truth values; expected 4, one for each filter"),
+        ({"conv": torch.ones(5, dtype=torch.bool)}, "5 truth values; expected 4"),
+        ({0: [0]}, "layer 0 is no name"),
+        ([("conv", [0])], "a mask is a list; expected a mapping"),
+        (None, "a mask is a NoneType"),
+    ],
+)
+def test_what_names_no_filters_is_refused(mask, message):
+    model = Shifted(nn.ReLU())
+    with pytest.raises(ModelError, match=message), gmmcnn.masked(model, mask):
+        pass
+
+
+class UsedByItsWeight(Shifted):
+    def features(self, images):
+        return self.act(self.norm(F.conv2d(images, self.conv.weight, self.conv.bias)))
+
+
+def test_a_mask_without_effect_is_an_error_at_the_end_of_the_block():
+    model = UsedByItsWeight(nn.ReLU()).eval()
+
+    def run():
+        with gmmcnn.masked(model, {"conv": [0], "head": [1]}), torch.no_grad():
+            model(IMAGES)
+
+    with pytest.raises(ModelError, match="masked without effect: conv was never called as a module"):
+        run()
+    with gmmcnn.masked(model, {"conv": []}), torch.no_grad():
+        model(IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore:.*Lazy modules:UserWarning", "ignore:.*script.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), "scripted module"),
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), r"0\.weight has no size yet"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, device="meta")), r"0\.weight is on the meta device"),
+        (lambda: nn.Conv2d(3, 4, 3).state_dict(), "the model is a OrderedDict; expected a torch.nn.Module; load it"),
+    ],
+)
+def test_a_model_that_hooks_do_not_reach_is_refused(make, message):
+    with pytest.raises(ModelError, match=message), gmmcnn.masked(make(), {"0": [1]}):
+        pass
 
 
 def test_masks_are_small_files(tmp_path):
