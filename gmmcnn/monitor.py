@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 NOTE = (
     "gmmcnn's counts describe filters; they do not detect overfitting: they change with training time in networks "
-    "that do not overfit too, and where they rose with the generalisation gap beyond that, they followed the loss."
+    "that do not overfit too, and where they rose beyond those, it is not known whether with the generalisation gap or "
+    "with the training loss."
 )
 COLUMNS = ("epoch", "flagged", "unbalanced", "separated", "active", "live", "near_dead", "dead")
 """Columns of :attr:`OverfittingMonitor.history`."""
@@ -54,10 +55,10 @@ class OverfittingMonitor:
 
     What the count tells: in how many filters, at this epoch, a handful of the probe samples stands apart from the
     others while the filter is strongly active. What it does **not** tell: whether the network overfits. The count
-    changes with training time also in networks that do not overfit, and where it rose with the generalisation gap
-    beyond that, it followed the training loss (docs/evidence.md). Nor is a single fit reproducible: read the course of
-    the count, not one filter's verdict. ``gmmcnn task=experiment experiment=overfitting`` puts the same count beside
-    its controls.
+    changes with training time also in networks that do not overfit, and where it rose beyond those, the networks compared
+    cannot tell whether with the generalisation gap or with the training loss (docs/evidence.md). Nor is a single fit
+    reproducible: read the course of the count, not one filter's verdict. ``gmmcnn task=experiment
+    experiment=overfitting`` puts the same count beside its controls.
 
     Parameters
     ----------
