@@ -55,10 +55,10 @@ class OverfittingMonitor:
 
     What the count tells: in how many filters, at this epoch, a handful of the probe samples stands apart from the
     others while the filter is strongly active. What it does **not** tell: whether the network overfits. The count
-    changes with training time also in networks that do not overfit, and where it rose beyond those, the networks compared
-    cannot tell whether with the generalisation gap or with the training loss (docs/evidence.md). Nor is a single fit
-    reproducible: read the course of the count, not one filter's verdict. ``gmmcnn task=experiment
-    experiment=overfitting`` puts the same count beside its controls.
+    changes with training time also in networks that do not overfit, and where it rose beyond those, it is not known
+    whether with the generalisation gap or with the training loss (docs/evidence.md). Nor is a single fit reproducible:
+    read the course of the count, not one filter's verdict. ``gmmcnn task=experiment experiment=overfitting`` puts the
+    same count beside its controls.
 
     Parameters
     ----------
