@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from gmmcnn import config
 from gmmcnn.analysis import Analysis
 from gmmcnn.config import settings_from
 from gmmcnn.data.probe import thumbnails
-from gmmcnn.data.samples import Samples
-from gmmcnn.errors import ConfigurationError
+from gmmcnn.data.samples import Given, Samples, class_numbers
 from gmmcnn.featuremaps import memory
 from gmmcnn.featuremaps.capture import find_taps
 from gmmcnn.featuremaps.memory import bytes_of
@@ -29,7 +28,7 @@ from gmmcnn.progress import progress
 
 def analyze(
     model: nn.Module,
-    images: Tensor | NDArray | Dataset | DataLoader,
+    images: Given,
     labels: ArrayLike | None = None,
     *,
     layers: list[str] | None = None,
@@ -41,13 +40,14 @@ def analyze(
     ----------
     model : nn.Module
         Any network with Conv2d layers; comes back exactly as it was.
-    images : (N, C, H, W) float Tensor or ndarray, Dataset or DataLoader
-        Samples that the network was trained on, scaled as in training. All of them are clustered together unless
-        ``samples`` splits them into batches. Of tuples, the first element is the image and the second the label. Of a
-        DataLoader these are the samples that its sampler can draw, joined by its collate function: those of a
-        ``SubsetRandomSampler`` in the order of its indices, else all of the data set in its own order.
+    images : (N, C, H, W) Tensor or ndarray, Dataset or DataLoader
+        Samples that the network was trained on: floats, scaled as in training, or bytes, which are scaled to 0 … 1.
+        All of them are clustered together unless ``samples`` splits them into batches. Of tuples, the first element is
+        the image and the second the label. Of a DataLoader these are the samples that its sampler can draw, joined by
+        its collate function: those of a ``SubsetRandomSampler`` in the order of its indices, else all of the data set
+        in its own order.
     labels : (N,) int, optional
-        Class of each sample, in place of the data set's.
+        Class of each sample, in place of the data set's: whole numbers of any type.
     layers : list of str, optional
         Dotted names of the Conv2d layers to analyse; None takes all.
     **settings
@@ -85,12 +85,13 @@ def analyze(
     if "batches" not in settings and len(source) % probe.samples:
         left_out = f"the last {len(source) % probe.samples} of {len(source)} images are left out"
         warnings.warn(f"samples={probe.samples}: {left_out}; expected a divisor", stacklevel=2)
-    pixels, beside = source.take(range(probe.batches * probe.samples))
+    with torch.random.fork_rng(devices=[]):  # a data set may draw from it
+        pixels, beside = source.take(range(probe.batches * probe.samples))
     samples = pd.DataFrame({"batch": np.repeat(np.arange(probe.batches), probe.samples), "label": pd.NA})
     if labels is not None:
-        samples["label"] = _classes(labels, len(source))[: len(samples)]
+        samples["label"] = class_numbers(labels, len(source))[: len(samples)]
     elif beside is not None:
-        samples["label"] = _classes(beside, len(samples))
+        samples["label"] = class_numbers(beside, len(samples))
     return analyze_samples(model, pixels, samples, chosen, layers=layers)
 
 
@@ -119,7 +120,7 @@ def analyze_samples(
     return Analysis(
         fits=fit(model, pixels, taps, settings),
         samples=samples,
-        thumbnails=thumbnails(pixels),
+        thumbnails=thumbnails(pixels.cpu()),
         settings=settings.screen,
         skipped=tuple((skipped.layer, skipped.reason) for skipped in taps.skipped),
         name=type(model).__name__,
@@ -153,14 +154,3 @@ def _forward(settings: config.Settings) -> dict[str, Any]:
         "forward_samples": settings.extract.forward_samples,
         "probe_samples": settings.probe.samples,
     }
-
-
-def _classes(labels: Any, n_samples: int) -> NDArray:
-    """Labels (N,), whole numbers."""
-    known = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-    if known.shape != (n_samples,) or known.dtype.kind not in "iu":
-        raise ConfigurationError(
-            f"labels have shape {known.shape} and type {known.dtype}; expected ({n_samples},) whole numbers, "
-            "one for each image"
-        )
-    return known

@@ -65,6 +65,11 @@ class CompileCacheWarning(UserWarning):
     """Compiled code on disk was damaged, or cannot be kept there: it is compiled anew."""
 
 
+_LONGEST = 400
+"""Characters of an error from elsewhere that are shown: some come with a page of advice."""
+
+
 def one_line(error: BaseException) -> str:
     """Message of an error from elsewhere, without line breaks, to stand in one of ours."""
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"

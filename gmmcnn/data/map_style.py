@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from gmmcnn import config
+from gmmcnn.data.samples import as_image, class_numbers, read_sample, stacked
 from gmmcnn.data.splits import Images, Source
-from gmmcnn.errors import DataError, one_line
+from gmmcnn.errors import ConfigurationError, DataError, one_line
 from gmmcnn.names import accepts, check_arguments, import_dotted
 
 
@@ -50,35 +50,26 @@ class MapStylePool:
 
     def take(self, indices: NDArray[np.int64]) -> Images:
         """Read the samples at ``indices``; random transforms see random numbers that depend on the seed alone."""
-        images: list[Tensor] = []
-        labels: list[int] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            for index in map(int, indices):
-                image, label = self._read(index)
-                if images and image.shape != images[0].shape:
-                    raise DataError(
-                        f"{self.name}: sample {index} has shape {tuple(image.shape)}, others {tuple(images[0].shape)}; "
-                        "expected one shape (C, H, W): add a transform that resizes or crops"
-                    )
-                images.append(image)
-                labels.append(label)
-        return Images(torch.stack(images), torch.tensor(labels))
+            samples = [self._read(index) for index in map(int, indices)]
+        images = stacked([image for image, _ in samples], self.name, indices)
+        return Images(images, torch.tensor([label for _, label in samples]))
 
     def _read(self, index: int) -> tuple[Tensor, int]:
-        try:
-            sample = self.dataset[index]
-        except Exception as error:  # whatever the user's class raises
-            raise DataError(f"{self.name}: sample {index} cannot be read ({one_line(error)})") from error
+        where, sample = f"{self.name}: sample {index}", read_sample(self.dataset, index, self.name)
         if not isinstance(sample, tuple | list) or len(sample) != 2:
-            raise DataError(f"{self.name}: sample {index} is a {type(sample).__name__}; expected (image, label)")
-        image = _as_tensor(sample[0], f"{self.name}: sample {index}")
+            raise DataError(f"{where} is a {type(sample).__name__}; expected (image, label)")
+        image = as_image(sample[0], where).to(torch.float32)
+        if not image.isfinite().all():
+            raise DataError(f"{where} has NaN or infinite pixels; expected finite ones")
         try:
-            return image, int(sample[1])
-        except (TypeError, ValueError) as error:
+            [label] = class_numbers([sample[1]], 1)
+        except ConfigurationError as error:
             raise DataError(
                 f"{self.name}: the label of sample {index} is {sample[1]!r}; expected a class number"
             ) from error
+        return image, int(label)
 
 
 def _open(name: str, factory: Any, kwargs: dict[str, Any], seed: int) -> MapStylePool:
@@ -92,25 +83,3 @@ def _open(name: str, factory: Any, kwargs: dict[str, Any], seed: int) -> MapStyl
     if not len(dataset):
         raise DataError(f"{name}: has no samples with {kwargs}; expected at least one")
     return MapStylePool(name, dataset, seed)
-
-
-def _as_tensor(image: object, where: str) -> Tensor:
-    """Return an image as a float32 tensor (C, H, W); bytes are scaled to 0 … 1, other values are kept."""
-    if isinstance(image, Image.Image):
-        if image.mode not in ("L", "RGB"):
-            raise DataError(
-                f"{where} is a PIL image of mode {image.mode}; expected L or RGB: add a transform to tensors"
-            )
-        pixels = np.array(image)
-        image = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    if not isinstance(image, Tensor | np.ndarray):
-        raise DataError(f"{where} is a {type(image).__name__}; expected a tensor (C, H, W): add a transform to tensors")
-    tensor = torch.as_tensor(image)
-    if tensor.ndim == 2:
-        tensor = tensor[None]
-    if tensor.ndim != 3:
-        raise DataError(f"{where} has shape {tuple(tensor.shape)}; expected (C, H, W) or (H, W)")
-    scaled = tensor.to(torch.float32) / 255 if tensor.dtype == torch.uint8 else tensor.to(torch.float32)
-    if not scaled.isfinite().all():
-        raise DataError(f"{where} has NaN or infinite pixels; expected finite ones")
-    return scaled

@@ -24,10 +24,10 @@ import zarr
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gmmcnn.data.samples import Given, Samples
 from gmmcnn.errors import CaptureError, DataError, StoreError, StoreNotFoundError
 from gmmcnn.featuremaps.capture import capture, find_taps, require_finite, unwrapped
 from gmmcnn.featuremaps.foreign import ForeignMaps, open_maps
-from gmmcnn.featuremaps.images import ImageBlocks, Images
 from gmmcnn.featuremaps.memory import Maps, MapsInMemory
 from gmmcnn.featuremaps.store import ALL, ActivationStore, discard
 from gmmcnn.featuremaps.taps import Tap, Taps
@@ -42,7 +42,7 @@ BYTES_PER_BLOCK = 64 << 20
 
 def extract(
     model: nn.Module,
-    images: Images,
+    images: Given,
     path: str | os.PathLike[str],
     *,
     tap: str = "post_activation",
@@ -64,8 +64,8 @@ def extract(
     model : nn.Module
         Run in eval mode; comes back as it was.
     images : Tensor, ndarray, Dataset or DataLoader
-        Floating point, scaled as the model was trained on them; the first element where a data set gives tuples. A
-        DataLoader's data set is read in its own order with the loader's workers and collate function.
+        Scaled as the model was trained on them; the first element where a data set gives tuples. See
+        :class:`~gmmcnn.data.samples.Samples`.
     path : path
         Folder of the store.
     tap, layers
@@ -92,8 +92,8 @@ def extract(
         ``path`` holds something else.
     """
     with torch.random.fork_rng(devices=[]):  # a DataLoader draws from it, and a data set may
-        source = ImageBlocks(images)
-        taps = find_taps(model, next(source.blocks([slice(0, 1)])), tap=tap, layers=layers)
+        source = Samples(images, "images")
+        taps = find_taps(model, source.take(range(1))[0], tap=tap, layers=layers)
         require_analysed(taps)
         origin = {
             "tap": tap,
@@ -366,7 +366,7 @@ class _Writer:
             self._pending.popleft().result()
 
 
-def _fill(store: ActivationStore, model: nn.Module, taps: Taps, images: ImageBlocks, advance: Advance) -> None:
+def _fill(store: ActivationStore, model: nn.Module, taps: Taps, images: Samples, advance: Advance) -> None:
     """Write the blocks that are missing."""
     missing = store.missing_blocks
     if not missing:
@@ -375,14 +375,16 @@ def _fill(store: ActivationStore, model: nn.Module, taps: Taps, images: ImageBlo
     store.remove_orphans()
     advance(store.n_samples - sum(_length(store.block(index)) for index in missing))
     with _Writer() as writer:
-        for block, batch in zip(missing, images.blocks(map(store.block, missing)), strict=True):
+        for block in missing:
+            samples = store.block(block)
+            batch, _ = images.take(range(samples.start, samples.stop))
 
             def write(layer: str, by_filter: Tensor, block: int = block) -> None:
                 # Copied now, in the store's order: the model's next operation may overwrite the tensor.
                 copy = by_filter.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
                 writer(store.write, layer, block, copy.numpy())
 
-            _capture_by_filter(model, batch, taps, write, store.block(block).start)
+            _capture_by_filter(model, batch, taps, write, samples.start)
             writer(store.commit, block)
             advance(len(batch))
 

@@ -62,7 +62,7 @@ def as_floats(given: Any, name: str) -> NDArray:
 
 def as_numbers(given: Any, name: str) -> NDArray:
     """Array of real numbers, of the type that they have. DataError where there are none."""
-    array = _as_array(given, name)
+    array = as_array(given, name)
     if not is_real(array.dtype):
         raise DataError(f"{name}: values of type {array.dtype.name}; expected real numbers, such as float32")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -145,8 +145,8 @@ def _wide(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.longdouble if wider else np.float64)
 
 
-def _as_array(given: Any, name: str) -> NDArray:
-    """Array of a tensor, of a sequence, or of anything else that NumPy takes for one."""
+def as_array(given: Any, name: str) -> NDArray:
+    """Array of any type: of a tensor, a sequence, or anything else that NumPy takes for one. DataError elsewhere."""
     torch = sys.modules.get("torch")  # who has not loaded it, gives no tensor
     if torch is not None and isinstance(given, torch.Tensor):
         return _of_tensor(given, name)

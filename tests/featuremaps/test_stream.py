@@ -14,9 +14,17 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
-from gmmcnn.errors import CaptureError, DataError, StoreError, StoreNotFoundError
+from gmmcnn.errors import CaptureError, ConfigurationError, StoreError, StoreNotFoundError
 from gmmcnn.featuremaps import ActivationStore, activation_statistics, extract, filter_blocks, import_activations
 from gmmcnn.featuremaps import stream as stream_module
 
@@ -93,6 +101,7 @@ SOURCES = {
     "Subset": lambda images: Subset(Pairs(images), range(11)),
     "DataLoader": lambda images: DataLoader(Pairs(images), batch_size=3),
     "shuffling DataLoader": lambda images: DataLoader(Pairs(images), batch_size=2, shuffle=True),
+    "DataLoader of a subset": lambda images: DataLoader(Pairs(images), sampler=SubsetRandomSampler(range(11))),
     "DataLoader with workers": lambda images: DataLoader(Pairs(images), batch_size=2, num_workers=1),
 }
 
@@ -114,11 +123,11 @@ class Endless(IterableDataset):
     ("source", "message"),
     [
         (lambda images: [1, 2].__iter__(), "expected a Tensor, ndarray, map-style Dataset or DataLoader"),
-        (lambda images: Endless(), "got Endless"),
+        (lambda images: Endless(), "images: a Endless; expected a Tensor"),
         (lambda images: images[:0], "there are no samples"),
         (
-            lambda images: DataLoader(Pairs(images), sampler=SubsetRandomSampler([1, 2])),
-            "SubsetRandomSampler; pass the",
+            lambda images: DataLoader(Pairs(images), sampler=WeightedRandomSampler([1.0] * 11, 5)),
+            "WeightedRandomSampler; give the",
         ),
         (lambda images: DataLoader(Pairs(images), batch_sampler=[[1, 2]]), "draws its samples by list"),
     ],
@@ -126,7 +135,7 @@ class Endless(IterableDataset):
 def test_images_that_have_no_fixed_order_are_refused(
     model: nn.Module, images: Tensor, path: Path, source, message
 ) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ConfigurationError, match=message):
         extract(model, source(images), path)
     assert not path.exists()
 
