@@ -1,0 +1,95 @@
+"""An analysis on disk and on a page: what is kept is what there was, and what is no analysis is said to be none."""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from handmade_fits import ONE_OF_EACH, N, batches_of, fits_of
+
+import gmmcnn
+from gmmcnn import config
+from gmmcnn.analysis import Analysis
+from gmmcnn.errors import StoreError, StoreNotFoundError
+from gmmcnn.filters.fits import LayerFits
+
+TWICE = batches_of(ONE_OF_EACH, ONE_OF_EACH)
+
+
+@pytest.fixture
+def analysis() -> Analysis:
+    return Analysis(
+        fits=fits_of(TWICE, replace(TWICE, scores=TWICE.scores + 1)),
+        samples=pd.DataFrame(
+            {"batch": np.arange(2 * N) // N, "label": np.arange(2 * N) % 10, "planted": np.arange(2 * N) == 39}
+        ),
+        thumbnails=np.random.default_rng(0).integers(0, 256, (2 * N, 4, 4), dtype=np.uint8),
+        settings=config.Screen(small_cluster=4, average="mean", scope="network"),
+        skipped=(("head", "never called"), ("side", "1 x 1 maps")),
+        name="network X",
+    )
+
+
+def test_a_saved_analysis_is_the_same_again(analysis, tmp_path):
+    loaded = gmmcnn.load(analysis.save(tmp_path / "analysis.npz"))
+    pd.testing.assert_frame_equal(loaded.filters, analysis.filters)
+    pd.testing.assert_frame_equal(loaded.outliers, analysis.outliers, check_dtype=False)
+    pd.testing.assert_frame_equal(loaded.samples, analysis.samples, check_dtype=False)
+    np.testing.assert_array_equal(loaded.thumbnails, analysis.thumbnails)
+    assert (loaded.skipped, loaded.name, loaded.settings) == (analysis.skipped, analysis.name, analysis.settings)
+    assert list(loaded.fits.layers) == ["conv1", "conv2"]
+    assert (loaded.fits.k_min, loaded.fits.k_max) == (analysis.fits.k_min, analysis.fits.k_max)
+    for layer, fits in analysis.fits.layers.items():
+        for field in fields(LayerFits):
+            found = getattr(loaded.fits.layers[layer], field.name)
+            np.testing.assert_array_equal(found, getattr(fits, field.name), err_msg=field.name)
+    assert [path.name for path in tmp_path.iterdir()] == ["analysis.npz"]
+
+
+def test_thresholds_of_a_loaded_analysis_change_as_before(analysis, tmp_path):
+    loaded = gmmcnn.load(str(analysis.save(str(tmp_path / "analysis.npz"))))
+    pd.testing.assert_frame_equal(loaded.screen(ch_ratio=0.05), analysis.screen(ch_ratio=0.05))
+    assert isinstance(loaded.with_thresholds(ch_ratio=0.05), Analysis)
+
+
+def test_samples_without_labels_are_kept_as_such(analysis, tmp_path):
+    unlabelled = replace(analysis, samples=analysis.samples.assign(label=pd.NA))
+    assert gmmcnn.load(unlabelled.save(tmp_path / "analysis.npz")).samples["label"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "damage", ["other.npz", "array.npy", "text.npz", "empty.npz", "truncated.npz", "flipped.npz", "version.npz"]
+)
+def test_loading_what_is_no_analysis(analysis, tmp_path, damage, monkeypatch):
+    path = tmp_path / damage
+    whole = analysis.save(tmp_path / "whole.npz").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("gmmcnn.analysis._FORMAT", "gmmcnn-analysis-0")
+        of_another_version = analysis.save(tmp_path / "another.npz").read_bytes()
+    {
+        "other.npz": lambda: np.savez(path, a=1),
+        "array.npy": lambda: np.save(path, np.ones(3)),
+        "text.npz": lambda: path.write_text("text"),
+        "empty.npz": path.touch,
+        "truncated.npz": lambda: path.write_bytes(whole[:-100]),
+        "flipped.npz": lambda: path.write_bytes(whole[:500] + bytes(100) + whole[600:]),
+        "version.npz": lambda: path.write_bytes(of_another_version),
+    }[damage]()
+    with pytest.raises(
+        StoreError, match=rf"{damage}: damaged or something else \(.+\); expected what Analysis\.save wrote"
+    ):
+        gmmcnn.load(path)
+
+
+def test_a_file_that_is_missing_is_told_as_missing(tmp_path):
+    with pytest.raises(StoreNotFoundError, match=r"none\.npz: no such file; expected what Analysis\.save wrote"):
+        gmmcnn.load(tmp_path / "none.npz")
+
+
+def test_the_page_is_written_whole(analysis, tmp_path):
+    path = analysis.to_html(tmp_path / "report.html")
+    page = path.read_text(encoding="utf-8")
+    assert page.rstrip().endswith("</html>")
+    assert "network X" in page
+    assert "conv2" in page
+    assert [found.name for found in tmp_path.iterdir()] == ["report.html"]
