@@ -1,10 +1,31 @@
-"""Numbers that the CPU engine, the CUDA kernels and the reference share.
+"""Numbers and names that several modules must agree on.
 
-Settings a user may turn stand in :mod:`gmmcnn.config`; these are properties of the algorithm. ``kernels/common.cuh``
-repeats them, and a test compares the two.
+Settings a user may turn stand in :mod:`gmmcnn.config`; these are properties of the algorithm. Numbers that the CUDA
+kernels need too are repeated in ``kernels/common.cuh``, and a test compares the two.
 """
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
+
+
+class Stream(IntEnum):
+    """Random streams of a run: ``numpy.random.default_rng([seed, stream])``, one for every purpose.
+
+    No draw is made by the seed alone: numpy reads that as stream 0. Starts of mixtures are drawn by counter
+    (:mod:`gmmcnn.mixture.random_numbers`), and torch's numbers come from generators of its own.
+    """
+
+    HOLD_OUT = 0
+    TRAINING_SUBSET = 1
+    WRONG_LABELS = 2
+    PROBE = 100
+    PROBE_NOISE = 101
+    MONITORED = 103
+    RANDOM_MASKS = 104
+    SINGLE_MASKS = 105
+    RANDOM_SELECTIONS = 106
+    BOOTSTRAP = 107
+    TRANSFORMS = 108
+    """Of a map-style data set, which draws by torch."""
 
 
 class Status(StrEnum):

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from gmmcnn import config
 from gmmcnn.analysis import Analysis
 from gmmcnn.api import settings_from
+from gmmcnn.constants import Stream
 from gmmcnn.data.probe import thumbnails
 from gmmcnn.data.samples import Samples
 from gmmcnn.errors import ConfigurationError
@@ -46,7 +47,6 @@ COLUMNS = ("epoch", "flagged", "unbalanced", "separated", "active", "live", "nea
 SHARE_OF_TIME = 0.05
 """Of a training, which steps stay within with ``every="auto"``."""
 
-_DRAW = 103
 _DEFAULTS = {"n_init": 1, "threads": 1}
 
 
@@ -226,7 +226,7 @@ def _prepare(probe: Any, samples: int | None, batches: int, given: dict[str, Any
             f"probe: a batch has {samples} samples; expected more than k_max={chosen.gmm.k_max}, better a few hundred"
         )
     chosen.engine.name = gpu.resolved(chosen.engine.name)  # now: to look for a device in every step takes a millisecond
-    order = np.random.default_rng([chosen.seed, _DRAW]).permutation(available)
+    order = np.random.default_rng([chosen.seed, Stream.MONITORED]).permutation(available)
     return source.take(order[: chosen.probe.batches * samples])[0], chosen
 
 

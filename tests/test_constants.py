@@ -1,11 +1,18 @@
-"""Properties that the numbers shared by all engines must have; that the kernels repeat them is tested there."""
+"""Properties that shared numbers and names must have; that the kernels repeat the numbers is tested there."""
 
+import ast
 import math
+import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from gmmcnn import constants
+from gmmcnn.constants import Status, Stream
+from gmmcnn.mixture.problem import STATUSES
+
+PACKAGE = Path(constants.__file__).parent
 
 
 def test_every_number_is_documented() -> None:
@@ -35,3 +42,38 @@ def test_philox_multipliers_are_odd_words() -> None:
         assert 2**31 < number < 2**32
     assert all(number % 2 for number in constants.PHILOX_MULTIPLIERS)
     assert constants.PHILOX_ROUNDS == 10
+
+
+def generators(path: Path) -> list[str]:
+    """Arguments of every ``default_rng`` of a module."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [
+        ast.unparse(call.args[0]) if call.args else ""
+        for call in calls
+        if ast.unparse(call.func).endswith("default_rng")
+    ]
+
+
+def test_no_draw_is_made_by_the_seed_alone_which_is_a_stream_of_its_own():
+    assert np.random.default_rng(7).random() == np.random.default_rng([7, Stream.HOLD_OUT]).random()
+    used = {path.name: generators(path) for path in sorted(PACKAGE.rglob("*.py"))}
+    seeded = [argument for arguments in used.values() for argument in arguments if not argument.isdigit()]
+    assert len(seeded) > 5
+    for argument in seeded:
+        assert "Stream." in argument, f"default_rng({argument})"
+
+
+def test_every_stream_is_used_in_one_place():
+    source = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    for stream in Stream:
+        assert len(re.findall(rf"\bStream\.{stream.name}\b", source)) == 1, stream.name
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_status_is_its_own_text_in_arrays_and_tables(status):
+    assert np.array(STATUSES)[STATUSES.index(status)] == status.value == f"{status}"
+    assert str(np.where([True], status, "other")[0]) == status
+
+
+def test_near_dead_is_a_verdict_of_the_screening_alone():
+    assert {*Status} - {*STATUSES} == {Status.NEAR_DEAD}

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from gmmcnn import config
+from gmmcnn.constants import Stream
 from gmmcnn.data.samples import as_image, class_numbers, read_sample, stacked
 from gmmcnn.data.splits import Images, Source
 from gmmcnn.errors import ConfigurationError, DataError, one_line
@@ -51,7 +52,7 @@ class MapStylePool:
     def take(self, indices: NDArray[np.int64]) -> Images:
         """Read the samples at ``indices``; random transforms see random numbers that depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(_seed_of_transforms(self.seed))
             samples = [self._read(index) for index in map(int, indices)]
         images = stacked([image for image, _ in samples], self.name, indices)
         return Images(images, torch.tensor([label for _, label in samples]))
@@ -83,3 +84,9 @@ def _open(name: str, factory: Any, kwargs: dict[str, Any], seed: int) -> MapStyl
     if not len(dataset):
         raise DataError(f"{name}: has no samples with {kwargs}; expected at least one")
     return MapStylePool(name, dataset, seed)
+
+
+def _seed_of_transforms(seed: int) -> int:
+    """Seed for torch while samples are read: of no epoch (``[seed, epoch]``), nor of the initial weights (``seed``)."""
+    drawn = np.random.SeedSequence([seed, 0, Stream.TRANSFORMS]).generate_state(1, np.uint64)[0]
+    return int(drawn >> np.uint64(1))

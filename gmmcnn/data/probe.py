@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from gmmcnn import config
+from gmmcnn.constants import Stream
 from gmmcnn.data.splits import Splits
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.files import digest_arrays
 
-_DRAW, _PLANT = range(100, 102)
 _THUMBNAIL_PIXELS = 64
 
 
@@ -76,7 +76,7 @@ def draw_probe(data: Splits, settings: config.Probe, *, seed: int) -> ProbeSet:
             f"probe.plant={settings.plant}: the probe set has {n_samples} samples; expected at most as many"
         )
 
-    chosen = np.random.default_rng([seed, _DRAW]).permutation(n_training)[:n_samples]
+    chosen = np.random.default_rng([seed, Stream.PROBE]).permutation(n_training)[:n_samples]
     images = data.train.images[torch.from_numpy(chosen)].clone()
     planted = _plant_noise(images, settings, seed)
 
@@ -94,7 +94,7 @@ def draw_probe(data: Splits, settings: config.Probe, *, seed: int) -> ProbeSet:
 
 def _plant_noise(images: Tensor, settings: config.Probe, seed: int) -> np.ndarray:
     """Replace some images by noise, in place; return which."""
-    rng = np.random.default_rng([seed, _PLANT])
+    rng = np.random.default_rng([seed, Stream.PROBE_NOISE])
     planted = rng.permutation(len(images))[: settings.plant]
     deviation = settings.plant_strength * float(images.std())
     noise = rng.normal(float(images.mean()), deviation, size=(len(planted), *images.shape[1:]))

@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmmcnn.constants import Stream
 from gmmcnn.errors import ConfigurationError
-
-_HOLD_OUT, _SUBSET, _NOISE = range(3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +144,7 @@ def hold_out(n_samples: int, share: float, seed: int) -> tuple[NDArray[np.int64]
             f"data.validation_share={share}: leaves {n_validation} of {n_samples} samples for validation; "
             "expected at least one for each side"
         )
-    order = np.random.default_rng([seed, _HOLD_OUT]).permutation(n_samples)
+    order = np.random.default_rng([seed, Stream.HOLD_OUT]).permutation(n_samples)
     return np.sort(order[n_validation:]), np.sort(order[:n_validation])
 
 
@@ -157,7 +156,7 @@ def subset(indices: NDArray[np.int64], n_samples: int | None, seed: int) -> NDAr
         raise ConfigurationError(
             f"data.train_samples={n_samples}: the data set has {len(indices)} training samples; expected at most those"
         )
-    order = np.random.default_rng([seed, _SUBSET]).permutation(len(indices))
+    order = np.random.default_rng([seed, Stream.TRAINING_SUBSET]).permutation(len(indices))
     return np.sort(indices[order[:n_samples]])
 
 
@@ -180,7 +179,7 @@ def replace_labels(labels: Tensor, share: float, n_classes: int, seed: int) -> t
     n_noisy = round(share * len(labels))
     if n_noisy and n_classes < 2:
         raise ConfigurationError(f"data.label_noise={share}: the data set has {n_classes} class; expected at least 2")
-    rng = np.random.default_rng([seed, _NOISE])
+    rng = np.random.default_rng([seed, Stream.WRONG_LABELS])
     noisy = torch.from_numpy(np.sort(rng.permutation(len(labels))[:n_noisy]))
     shifts = torch.from_numpy(rng.integers(1, max(n_classes, 2), size=n_noisy))
     noised = labels.clone()

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gmmcnn.analysis import Analysis
-from gmmcnn.experiments.laboratory import Laboratory, Network
+from gmmcnn.constants import Stream
+from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Verdict, auc, bootstrap_interval, judge, over_seeds
 from gmmcnn.filters.fits import is_live
@@ -32,7 +33,7 @@ MEASURES = {
     "per_error": "the gradient per unit error",
     "own_filter": "the gradient of the filter that singles them out",
 }
-NETWORKS = {"overfitting": "overfitted", "control": "well-trained"}
+NETWORKS = {Condition.OVERFITTING: "overfitted", Condition.CONTROL: "well-trained"}
 
 
 def run(laboratory: Laboratory) -> Outcome:
@@ -86,7 +87,7 @@ def _of_network(laboratory: Laboratory, network: Network) -> pd.DataFrame:
     labels, noisy = trained_labels(laboratory, network, probe.samples)
     gradients = sample_gradients(laboratory.model(network, number), probe.images, labels)
     flagged = list(flagged_selections(analysis))
-    rng = np.random.default_rng(network.seed)
+    rng = np.random.default_rng([network.seed, Stream.RANDOM_SELECTIONS])
     draws = [list(random_selections(analysis, flagged, rng)) for _ in range(laboratory.size.controls)]
     outliers = _union(flagged, len(probe.samples))
     common = {
@@ -181,7 +182,7 @@ def _auc(values: NDArray, chosen: NDArray[np.bool_]) -> float:
 def _wrong_labels(table: pd.DataFrame) -> str:
     shares = table[table["measure"] == "norm"].groupby("condition")[["noisy_outliers", "noisy_others", "outliers"]]
     parts = [
-        f"{NETWORKS[str(condition)]} {row['noisy_outliers']:.1%} of {row['outliers']:.0f} outliers, "
+        f"{NETWORKS[Condition(condition)]} {row['noisy_outliers']:.1%} of {row['outliers']:.0f} outliers, "
         f"{row['noisy_others']:.1%} of the others"
         for condition, row in shares.mean().iterrows()
     ]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from functools import lru_cache
 from itertools import groupby, product
 from operator import itemgetter
@@ -38,7 +39,12 @@ from gmmcnn.models.training import TrainingResult, checkpoint_path
 from gmmcnn.progress import progress
 from gmmcnn.pruning.masks import Mask, masked
 
-CONDITIONS = ("overfitting", "control")
+
+class Condition(StrEnum):
+    """How a network was trained."""
+
+    OVERFITTING = "overfitting"
+    CONTROL = "control"
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Network:
     """One training."""
 
     seed: int
-    condition: str
+    condition: Condition
 
 
 class Laboratory:
@@ -111,12 +117,12 @@ class Laboratory:
     def networks(self) -> Iterator[Network]:
         """Every seed under both conditions."""
         for seed in self.seeds:
-            for condition in CONDITIONS:
+            for condition in Condition:
                 yield Network(seed, condition)
 
     def settings_of(self, network: Network) -> config.Settings:
         """Settings of one network's training and clustering."""
-        size, scale = self.size, 1 if network.condition == "overfitting" else self.size.factor
+        size, scale = self.size, 1 if network.condition == Condition.OVERFITTING else self.size.factor
         epochs_a_round = size.factor // scale
         return replace(
             self.settings,
@@ -172,7 +178,7 @@ class Laboratory:
 
     def probe(self, network: Network, source: str = "training") -> ProbeSet:
         """Probe images: ``training`` images, the same under both conditions, or ``held_out`` ones."""
-        splits = self.data(Network(network.seed, "overfitting"))
+        splits = self.data(Network(network.seed, Condition.OVERFITTING))
         if source == "held_out":
             none = torch.empty(0, dtype=torch.int64)
             splits = replace(

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.express as px
 
 from gmmcnn.analysis import Analysis
-from gmmcnn.experiments.laboratory import Laboratory, Network
+from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Estimate, by_seed, judge_over_training, over_seeds, rise
 from gmmcnn.filters import screening
@@ -68,7 +68,7 @@ def count_by_criteria(analysis: Analysis) -> dict[str, float]:
 
 def beyond_held_out(table: pd.DataFrame) -> Estimate:
     """How much more the count rises on training images than on held-out ones, in the overfitting networks."""
-    overfitting = table[table["condition"] == "overfitting"]
+    overfitting = table[table["condition"] == Condition.OVERFITTING]
     excess = [rise(rows, "flagged") - rise(rows, "flagged_held_out") for _, rows in overfitting.groupby("seed")]
     return over_seeds("rise beyond the held-out images'", excess)
 
@@ -83,7 +83,7 @@ def at_the_same_fit(table: pd.DataFrame, column: str = "flagged") -> Estimate:
     """
 
     def excess(rows: pd.DataFrame) -> float:
-        overfitting, control = (rows[rows["condition"] == name] for name in ("overfitting", "control"))
+        overfitting, control = (rows[rows["condition"] == condition] for condition in Condition)
         control = control.sort_values("train_loss")
         shared = overfitting[overfitting["train_loss"].between(*control["train_loss"].agg(["min", "max"]))]
         expected = np.interp(shared["train_loss"], control["train_loss"], control[column])

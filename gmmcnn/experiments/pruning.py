@@ -24,8 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gmmcnn.constants import Stream
 from gmmcnn.errors import ModelError
-from gmmcnn.experiments.laboratory import Laboratory, Network
+from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Estimate, Verdict, judge, over_seeds, permutation_p
 from gmmcnn.filters.fits import is_live
@@ -71,7 +72,9 @@ def effects_of_masks(laboratory: Laboratory) -> pd.DataFrame:
         :data:`FINETUNED` but no more than :data:`FINETUNED_DRAWS` random ones, also ``finetuned_`` accuracies and
         losses, and each one's ``change_finetuned_`` from the unmasked network fine-tuned as long.
     """
-    return laboratory.of_each([Network(seed, "overfitting") for seed in laboratory.seeds], "pruning", _of_network)
+    return laboratory.of_each(
+        [Network(seed, Condition.OVERFITTING) for seed in laboratory.seeds], "pruning", _of_network
+    )
 
 
 def verdict_on(table: pd.DataFrame, rule: str) -> Verdict:
@@ -160,7 +163,7 @@ def masks(
         return
     yield "chosen", 0, chosen
     singles = [(layer, index) for layer, filters in chosen.items() for index in filters if singly]
-    drawn = np.random.default_rng(seed).permutation(len(singles))[:n_random]
+    drawn = np.random.default_rng([seed, Stream.SINGLE_MASKS]).permutation(len(singles))[:n_random]
     for number, (layer, index) in enumerate(singles[place] for place in sorted(drawn)):
         yield "single", number, {layer: [index]}
     live = screening.filters[is_live(screening.filters["status"])]

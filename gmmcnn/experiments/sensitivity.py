@@ -20,7 +20,7 @@ import plotly.express as px
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import thresholds
-from gmmcnn.experiments.laboratory import Laboratory, Network
+from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import (
     MIN_SEEDS,
@@ -199,7 +199,7 @@ def summarise(table: pd.DataFrame, chosen: list[Variant], verdicts: dict[str, Ve
         (λ·K_max/N), mean ``count`` of the overfitting networks, ``verdict``, and for the ``effect`` and each check,
         ``given_epoch`` and ``beyond_control``, the mean over seeds with ``_low`` and ``_high``.
     """
-    overfitting = table[table["condition"] == "overfitting"]
+    overfitting = table[table["condition"] == Condition.OVERFITTING]
     seen = {repr((variant.settings, False)) for variant in chosen if variant.in_force}
     rows = []
     for variant in chosen:

@@ -17,6 +17,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from gmmcnn.constants import Stream
+
 MIN_SEEDS = 3
 """Fewer seeds support nothing: an interval from two of them is as good as none."""
 
@@ -281,7 +283,7 @@ def bootstrap_interval(
     values, others = np.asarray(values, float), np.asarray(others, float)
     if not len(values) or not len(others):
         return np.nan, np.nan
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, Stream.BOOTSTRAP])
     drawn = [auc(rng.choice(values, len(values)), rng.choice(others, len(others))) for _ in range(n_resamples)]
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gmmcnn import config
-from gmmcnn.experiments.laboratory import CONDITIONS, Laboratory, Network
+from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.statistics import Verdict, judge_over_training, partial_spearman, rise, spearman
 from gmmcnn.filters.fits import Fits, is_live
 from gmmcnn.filters.rules import Active, Separated, Unbalanced
@@ -122,7 +122,7 @@ def scores(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 def _of_a_seed(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """What is needed, by column, for one seed; the rise is 0 for a constant count."""
-    overfitting, control = (rows[rows["condition"] == condition] for condition in CONDITIONS)
+    overfitting, control = (rows[rows["condition"] == condition] for condition in Condition)
     beyond = rise(overfitting, columns) - rise(control, columns)
     span = np.ptp(rows[columns].to_numpy(float), axis=0)
     needed = (

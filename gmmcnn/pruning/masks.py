@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from gmmcnn.constants import Stream
 from gmmcnn.errors import ModelError, one_line
 from gmmcnn.files import write_json
 from gmmcnn.models.foreign import CONVOLUTIONS, eager, runnable
@@ -189,7 +190,7 @@ def random_masks(mask: Mask, filters_by_layer: Mapping[str, Sequence[int]], n_ma
     seed : int
         Of the draw.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, Stream.RANDOM_MASKS])
     sizes = {layer: len(chosen) for layer, chosen in indices(mask).items()}
     return [
         {
