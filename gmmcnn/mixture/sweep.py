@@ -236,7 +236,9 @@ def _checked_scores(scores: ArrayLike) -> NDArray:
         raise ValueError(
             f"scores have shape {array.shape}: expected (F, N, d), filters x samples x 1 to {MAX_DIMS} dimensions"
         )
-    if not np.isfinite(array.sum()):  # one number tells whether a look at every one is due
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = array.sum()
+    if not np.isfinite(total):  # one number tells whether a look at every one is due
         bad = np.argwhere(~np.isfinite(array))
         if len(bad):
             f, n, j = bad[0]

@@ -32,6 +32,11 @@ def test_filters_of_all_layers_count():
     assert outliers["filters"][2] == "conv1:1, conv2:1"
 
 
+def test_filters_are_named_in_the_order_of_the_network():
+    outliers = outliers_of(layer_of([[38, 2]] * 11, ch=[10] * 11, activation=[1] * 11))
+    assert outliers["filters"][0] == ", ".join(f"conv1:{number}" for number in range(11))
+
+
 def test_an_unflagged_filter_singles_nobody_out():
     assert outliers_of(ONE_OF_EACH)["filters"].unique().tolist() == ["conv1:0"]  # of four with a cluster of three
 

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
+from gmmcnn.constants import MAX_COMPONENTS, MAX_STARTS
 from gmmcnn.errors import CaptureError, ConfigurationError, ConvergenceWarning, EngineError
-from gmmcnn.mixture.sweep import GaussianMixtureSweep
+from gmmcnn.mixture import cpu, reference
+from gmmcnn.mixture.problem import MixtureSettings
+from gmmcnn.mixture.sweep import GaussianMixtureSweep, mixture_engine
 
 pytestmark = pytest.mark.filterwarnings("ignore::gmmcnn.errors.ConvergenceWarning")
 
@@ -115,10 +118,45 @@ def test_impossible_parameters_are_named(parameters, message):
 
 
 @pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("k_min", 2, 10), ("k_max", 2, MAX_COMPONENTS), ("n_init", 1, MAX_STARTS - 1), ("max_iter", 1, 2**31 - 1),
+        ("random_state", 0, 2**64 - 1), ("reg_covar", 0, 1), ("threads", 1, 2**16),
+    ],
+)  # fmt: skip
+def test_a_parameter_may_take_the_ends_of_its_range_and_nothing_beyond(name, least, most):
+    for value in (least, most):
+        settings = GaussianMixtureSweep(**{name: value})._settings()
+        assert getattr(settings, "seed" if name == "random_state" else name) == value
+    for value in (least - 1, most + 1):
+        with pytest.raises(ConfigurationError, match=f"{name}={value}|k_max=10"):
+            GaussianMixtureSweep(**{name: value})._settings()
+
+
+def test_a_tolerance_may_be_anything_from_zero_up():
+    assert [GaussianMixtureSweep(tol=tol)._settings().tol for tol in (0, np.inf)] == [0, np.inf]
+
+
+def test_every_parameter_reaches_the_engine():
+    chosen = {
+        "k_min": 3, "k_max": 4, "n_init": 5, "tol": 0.5, "max_iter": 6, "reg_covar": 0.25, "threads": 7,
+        "dtype": "float64",
+    }  # fmt: skip
+    settings = GaussianMixtureSweep(**chosen, random_state=8)._settings()
+    assert settings == MixtureSettings(**chosen, seed=8)
+    assert GaussianMixtureSweep(threads=None)._settings().threads is None
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"scores": np.zeros((5, 2))}, r"shape \(5, 2\): expected \(F, N, d\)"),
         ({"scores": np.zeros((5, 10, 9))}, "1 to 8 dimensions"),
+        ({"scores": np.zeros((2, 0, 2))}, r"shape \(2, 0, 2\)"),
+        ({"scores": np.zeros((2, 5, 0))}, r"shape \(2, 5, 0\)"),
+        ({"initial_labels": {2: np.full((2, 10), -1)}}, "hold -1 to -1: expected 0 to 1"),
+        ({"initial_labels": {2: np.zeros((2, 10))}}, "float64"),
+        ({"initial_labels": {1: np.zeros((2, 10), int)}}, "K=1: expected K from 2 to 10"),
         ({"keys": np.arange(3)}, r"expected \(2,\) integers"),
         ({"keys": np.zeros(2)}, "float64"),
         ({"initial_labels": {11: np.zeros((2, 10), int)}}, "K=11: expected K from 2 to 10"),
@@ -130,6 +168,50 @@ def test_wrong_arrays_are_named(arguments, message):
     scores = arguments.pop("scores", np.random.default_rng(0).normal(size=(2, 10, 2)))
     with pytest.raises(ValueError, match=message):
         GaussianMixtureSweep().fit(scores, **arguments)
+
+
+@engines
+def test_scores_of_any_real_type_are_taken_and_keep_their_precision(engine):
+    whole = np.random.default_rng(0).integers(-9, 9, (2, 30, 2))
+    sweep = {"k_max": 3, "engine": engine, "dtype": "float64"}
+    expected = GaussianMixtureSweep(**sweep).fit(whole.astype(float)).lower_bound_
+    for scores in (whole, whole.tolist(), whole.astype(np.float32), whole.astype(np.float16)):
+        np.testing.assert_array_equal(GaussianMixtureSweep(**sweep).fit(scores).lower_bound_, expected)
+
+
+@engines
+def test_finite_scores_whose_sum_is_not_are_no_error(engine):
+    scores = np.full((1, 10, 1), np.finfo(np.float32).max, np.float32)
+    assert GaussianMixtureSweep(engine=engine).fit(scores).status_[0] == "dead"
+
+
+@engines
+def test_keys_name_the_streams_and_are_numbers_of_filters_by_default(engine):
+    scores = np.repeat(np.random.default_rng(1).normal(size=(1, 40, 2)), 3, axis=0)
+    sweep = {"k_min": 5, "k_max": 5, "engine": engine}
+    by_default = GaussianMixtureSweep(**sweep).fit(scores).lower_bound_
+    named = GaussianMixtureSweep(**sweep).fit(scores, keys=[2, 1, 0]).lower_bound_
+    np.testing.assert_array_equal(named, by_default[::-1])
+
+
+@engines
+def test_given_starts_take_the_place_of_all_others_of_their_k(engine):
+    scores = np.random.default_rng(0).normal(size=(2, 40, 2))
+    labels = np.random.default_rng(1).integers(0, 3, (2, 40))
+    base = GaussianMixtureSweep(k_max=3, engine=engine, n_init=3)
+    one, three = (
+        GaussianMixtureSweep(k_max=3, engine=engine, n_init=n).fit(scores, {3: labels}).lower_bound_ for n in (1, 3)
+    )
+    np.testing.assert_array_equal(one[:, 1], three[:, 1])
+    np.testing.assert_array_equal(three[:, 0], base.fit(scores).lower_bound_[:, 0])
+
+
+def test_auto_is_the_cpu_where_no_device_answers(monkeypatch):
+    monkeypatch.setattr("gmmcnn.hardware.gpu.why_unavailable", lambda: "no CUDA device is visible")
+    assert mixture_engine("auto") is mixture_engine("cpu") is cpu.fit_mixtures
+    assert mixture_engine("reference") is reference.fit_mixtures
+    with pytest.raises(ConfigurationError, match="engine='gpu': expected one of"):
+        mixture_engine("gpu")
 
 
 def test_cuda_without_a_device_says_so(monkeypatch):
