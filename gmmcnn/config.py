@@ -15,7 +15,10 @@ from gmmcnn.errors import ConfigurationError
 from gmmcnn.names import did_you_mean
 
 TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report", "verify", "experiment", "doctor")
-EXPERIMENTS = ("overfitting", "gradients", "pruning", "ablation", "sensitivity", "scalability", "planted", "conditions")
+EXPERIMENTS = (
+    "overfitting", "gradients", "pruning", "ablation", "sensitivity", "scalability", "planted", "conditions",
+    "memorised",
+)  # fmt: skip
 SIZES = ("smoke", "quick", "full")
 ENGINES = ("auto", "cpu", "cuda", "reference")
 
