@@ -1,4 +1,4 @@
-"""The host code of the decomposition on a device, on the emulated one: blocks, sizes, errors, what does not converge."""
+"""The host code of the decomposition on a device: blocks, sizes, errors, what does not converge. Emulated."""
 
 import importlib.util
 from types import SimpleNamespace

@@ -25,41 +25,6 @@ def maps_of(shape: tuple[int, int], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).gamma(0.5, size=shape)
 
 
-@given(shape=st.sampled_from([(12, 5), (5, 12), (8, 8), (3, 9)]), seed=st.integers(0, 10**6), n=st.integers(1, 4))
-def test_equals_scikit_learn_wide_and_tall(shape, seed, n):
-    maps = maps_of(shape, seed)
-    scores, variance, residual = exact_pca(maps, n)
-    kept = min(n, shape[0] - 1, shape[1])
-    expected = PCA(kept, svd_solver="full").fit(maps)
-    np.testing.assert_allclose(variance[:kept], expected.explained_variance_, rtol=1e-9)
-    scale = np.sqrt(variance[0])
-    np.testing.assert_allclose(scores[:, :kept], expected.transform(maps), atol=1e-6 * scale)
-    assert residual < 1e-12
-
-
-@given(shape=shapes, seed=st.integers(0, 10**6), n=st.integers(1, 8))
-def test_scores_are_centred_uncorrelated_and_ordered(shape, seed, n):
-    scores, variance, _ = exact_pca(maps_of(shape, seed), n)
-    assert scores.shape == (shape[0], n)
-    assert variance.shape == (n,)
-    scale = max(variance[0], 1e-300)
-    assert (np.diff(variance) <= 1e-12 * scale).all()
-    assert (variance >= 0).all()
-    np.testing.assert_allclose(scores.sum(axis=0), 0, atol=1e-6 * np.sqrt(scale))
-    divisor = max(shape[0] - 1, 1)
-    np.testing.assert_allclose(scores.T @ scores / divisor, np.diag(variance), atol=1e-7 * scale)
-
-
-@given(shape=shapes, seed=st.integers(0, 10**6), factor=st.sampled_from([2.0**-30, 8.0, 2.0**40]))
-def test_scores_go_with_the_unit_and_not_with_an_offset(shape, seed, factor):
-    maps = maps_of(shape, seed)
-    scores, variance, _ = exact_pca(maps, 2)
-    scaled, scaled_variance, _ = exact_pca(factor * maps, 2)
-    np.testing.assert_allclose(scaled, factor * scores, atol=1e-7 * factor * np.abs(maps).max())
-    np.testing.assert_allclose(scaled_variance, factor**2 * variance, atol=1e-12 * factor**2 * np.square(maps).sum())
-    np.testing.assert_allclose(exact_pca(maps + 3, 2)[1], variance, atol=1e-12 * np.square(maps + 3).sum())
-
-
 def test_a_hand_computed_decomposition():
     """Around (5, 7), samples at ±3 along the second pixel, ±1 along the first: variances 2 · 9 / 3 and 2 · 1 / 3."""
     maps = np.array([[5, 10], [5, 4], [6, 7], [4, 7]], float)
@@ -158,3 +123,38 @@ def test_blas_has_one_thread_inside_and_as_many_as_before_after_it():
     with one_blas_thread():
         assert set(threads()) <= {1}
     assert threads() == before
+
+
+@given(shape=st.sampled_from([(12, 5), (5, 12), (8, 8), (3, 9)]), seed=st.integers(0, 10**6), n=st.integers(1, 4))
+def test_equals_scikit_learn_wide_and_tall(shape, seed, n):
+    maps = maps_of(shape, seed)
+    scores, variance, residual = exact_pca(maps, n)
+    kept = min(n, shape[0] - 1, shape[1])
+    expected = PCA(kept, svd_solver="full").fit(maps)
+    np.testing.assert_allclose(variance[:kept], expected.explained_variance_, rtol=1e-9)
+    scale = np.sqrt(variance[0])
+    np.testing.assert_allclose(scores[:, :kept], expected.transform(maps), atol=1e-6 * scale)
+    assert residual < 1e-12
+
+
+@given(shape=shapes, seed=st.integers(0, 10**6), n=st.integers(1, 8))
+def test_scores_are_centred_uncorrelated_and_ordered(shape, seed, n):
+    scores, variance, _ = exact_pca(maps_of(shape, seed), n)
+    assert scores.shape == (shape[0], n)
+    assert variance.shape == (n,)
+    scale = max(variance[0], 1e-300)
+    assert (np.diff(variance) <= 1e-12 * scale).all()
+    assert (variance >= 0).all()
+    np.testing.assert_allclose(scores.sum(axis=0), 0, atol=1e-6 * np.sqrt(scale))
+    divisor = max(shape[0] - 1, 1)
+    np.testing.assert_allclose(scores.T @ scores / divisor, np.diag(variance), atol=1e-7 * scale)
+
+
+@given(shape=shapes, seed=st.integers(0, 10**6), factor=st.sampled_from([2.0**-30, 8.0, 2.0**40]))
+def test_scores_go_with_the_unit_and_not_with_an_offset(shape, seed, factor):
+    maps = maps_of(shape, seed)
+    scores, variance, _ = exact_pca(maps, 2)
+    scaled, scaled_variance, _ = exact_pca(factor * maps, 2)
+    np.testing.assert_allclose(scaled, factor * scores, atol=1e-7 * factor * np.abs(maps).max())
+    np.testing.assert_allclose(scaled_variance, factor**2 * variance, atol=1e-12 * factor**2 * np.square(maps).sum())
+    np.testing.assert_allclose(exact_pca(maps + 3, 2)[1], variance, atol=1e-12 * np.square(maps + 3).sum())
