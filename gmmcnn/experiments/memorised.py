@@ -33,13 +33,13 @@ from gmmcnn.analysis import Analysis
 from gmmcnn.data.probe import ProbeSet
 from gmmcnn.data.splits import Images, Splits
 from gmmcnn.experiments import carriers, rivals
-from gmmcnn.experiments.laboratory import Laboratory, Network
+from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.plants import CONTROL, KINDS, Planted, plant
 from gmmcnn.experiments.statistics import auc, over_seeds
 from gmmcnn.filters.surprise import cluster_evidence, label_surprise, memorisation_rank, times_together
 
-TRAINED, TWIN = "overfitting", "control"
+TRAINED, TWIN = Condition.OVERFITTING, Condition.CONTROL
 EPOCHS = {"smoke": (4, 3), "quick": (10, 8), "full": (20, 8)}
 """Size → checkpoints, and epochs between two of them, where the settings leave it open."""
 SHARE_OF_A_KIND = 0.008
