@@ -39,7 +39,7 @@ class Analysis(Outcome):
             "layers": list(self.fits.layers),
             "k_min": self.fits.k_min,
             "k_max": self.fits.k_max,
-            "samples": self.samples.to_json(orient="table"),
+            "samples": self.known.to_json(orient="table"),
         }
         arrays = {
             f"{number}.{field.name}": getattr(layer, field.name)
@@ -74,7 +74,7 @@ def load(path: str | Path) -> Analysis:
         }
         return Analysis(
             fits=Fits(layers, about["k_min"], about["k_max"]),
-            samples=pd.read_json(StringIO(about["samples"]), orient="table").rename_axis(None),
+            known=pd.read_json(StringIO(about["samples"]), orient="table").rename_axis(None),
             thumbnails=arrays["thumbnails"],
             settings=config.Screen(**about["settings"]),
             skipped=tuple((layer, reason) for layer, reason in about["skipped"]),

@@ -119,7 +119,7 @@ def analyze_samples(
     fit = _fit_in_memory if bytes_of(taps, len(pixels)) <= memory.BYTES_IN_MEMORY else _fit_by_store
     return Analysis(
         fits=fit(model, pixels, taps, settings),
-        samples=samples,
+        known=samples,
         thumbnails=thumbnails(pixels.cpu()),
         settings=settings.screen,
         skipped=tuple((skipped.layer, skipped.reason) for skipped in taps.skipped),

@@ -141,7 +141,7 @@ class OverfittingMonitor:
         batch = np.repeat(np.arange(self._fits.n_batches), self._fits.n_samples)
         return Analysis(
             fits=self._fits,
-            samples=pd.DataFrame({"batch": batch, "label": pd.NA}),
+            known=pd.DataFrame({"batch": batch, "label": pd.NA}),
             thumbnails=thumbnails(self.images.cpu()),
             settings=self.settings.screen,
             skipped=tuple((skipped.layer, skipped.reason) for skipped in self._taps.skipped),

@@ -20,7 +20,7 @@ TWICE = batches_of(ONE_OF_EACH, ONE_OF_EACH)
 def analysis() -> Analysis:
     return Analysis(
         fits=fits_of(TWICE, replace(TWICE, scores=TWICE.scores + 1)),
-        samples=pd.DataFrame(
+        known=pd.DataFrame(
             {"batch": np.arange(2 * N) // N, "label": np.arange(2 * N) % 10, "planted": np.arange(2 * N) == 39}
         ),
         thumbnails=np.random.default_rng(0).integers(0, 256, (2 * N, 4, 4), dtype=np.uint8),
@@ -34,7 +34,7 @@ def test_a_saved_analysis_is_the_same_again(analysis, tmp_path):
     loaded = gmmcnn.load(analysis.save(tmp_path / "analysis.npz"))
     pd.testing.assert_frame_equal(loaded.filters, analysis.filters)
     pd.testing.assert_frame_equal(loaded.outliers, analysis.outliers, check_dtype=False)
-    pd.testing.assert_frame_equal(loaded.samples, analysis.samples, check_dtype=False)
+    pd.testing.assert_frame_equal(loaded.known, analysis.known, check_dtype=False)
     np.testing.assert_array_equal(loaded.thumbnails, analysis.thumbnails)
     assert (loaded.skipped, loaded.name, loaded.settings) == (analysis.skipped, analysis.name, analysis.settings)
     assert list(loaded.fits.layers) == ["conv1", "conv2"]
@@ -53,7 +53,7 @@ def test_thresholds_of_a_loaded_analysis_change_as_before(analysis, tmp_path):
 
 
 def test_samples_without_labels_are_kept_as_such(analysis, tmp_path):
-    unlabelled = replace(analysis, samples=analysis.samples.assign(label=pd.NA))
+    unlabelled = replace(analysis, known=analysis.known.assign(label=pd.NA))
     assert gmmcnn.load(unlabelled.save(tmp_path / "analysis.npz")).samples["label"].isna().all()
 
 

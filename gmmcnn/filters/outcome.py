@@ -12,6 +12,7 @@ from gmmcnn import config
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.filters.fits import Fits
 from gmmcnn.filters.outliers import find_outliers
+from gmmcnn.filters.samples import score_samples
 from gmmcnn.filters.screening import Screening, saturation, screen
 
 
@@ -23,9 +24,9 @@ class Outcome:
     ----------
     fits : Fits
         PCA scores and clusterings of every filter.
-    samples : DataFrame
-        One row per probe sample: ``batch`` and, where known, ``label``, ``dataset_index``, ``noisy_label``,
-        ``planted``.
+    known : DataFrame
+        What is known about the probe samples beforehand, one row each: ``batch`` and, where known, ``label``,
+        ``dataset_index``, ``noisy_label``, ``planted``.
     thumbnails : (S, h, w) or (S, h, w, 3) uint8
         The probe images, small.
     settings : config.Screen
@@ -37,7 +38,7 @@ class Outcome:
     """
 
     fits: Fits
-    samples: pd.DataFrame
+    known: pd.DataFrame
     thumbnails: NDArray[np.uint8]
     settings: config.Screen
     skipped: tuple[tuple[str, str], ...] = ()
@@ -57,7 +58,22 @@ class Outcome:
     def outliers(self) -> pd.DataFrame:
         """One row per outlier sample, with what is known about the sample."""
         found = find_outliers(self.fits, self.screening, self.settings.small_cluster)
-        return found.join(self.samples.drop(columns="batch"), on="sample")
+        return found.join(self.known.drop(columns="batch"), on="sample")
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """One row per probe sample, with its scores; columns as in ``samples.csv``.
+
+        ``sample`` (its number in the probe set), ``batch``, ``label``; the scores of
+        :func:`gmmcnn.filters.samples.score_samples`; ``n_filters`` that single it out as an outlier; and what else is
+        known about it.
+        """
+        scores = score_samples(self.fits, self.known["label"], self.settings.min_active_share)
+        single_out = self.outliers.set_index("sample")["n_filters"].reindex(self.known.index, fill_value=0)
+        scores.insert(scores.columns.get_loc("density") + 1, "n_filters", single_out)
+        first = ["batch", "label"]
+        table = self.known[first].join(scores).join(self.known.drop(columns=first))
+        return table.rename_axis("sample").reset_index()
 
     @property
     def saturation(self) -> tuple[float, str]:

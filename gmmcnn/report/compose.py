@@ -39,7 +39,7 @@ def page_of(
     notes : list of str, optional
         Warnings beyond those of the analysis.
     """
-    labels = analysis.samples["label"]
+    labels = analysis.known["label"]
     content = ReportContent(
         title=analysis.name,
         facts=_own_facts(analysis) | (facts or {}),

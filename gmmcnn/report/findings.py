@@ -45,7 +45,7 @@ def _headline(analysis: Outcome) -> str:
 def _outliers(analysis: Outcome) -> Iterator[str]:
     outliers, n_batches = analysis.outliers, analysis.fits.n_batches
     over = f" over {n_batches} batches" if n_batches > 1 else ""
-    total = len(analysis.samples)
+    total = len(analysis.known)
     if len(outliers):
         most = outliers.iloc[0]
         yield (
@@ -57,9 +57,9 @@ def _outliers(analysis: Outcome) -> Iterator[str]:
 
 
 def _planted(analysis: Outcome) -> Iterator[str]:
-    if "planted" not in analysis.samples or not analysis.samples["planted"].any():
+    if "planted" not in analysis.known or not analysis.known["planted"].any():
         return
-    planted = analysis.samples.index[analysis.samples["planted"]]
+    planted = analysis.known.index[analysis.known["planted"]]
     found = analysis.outliers[analysis.outliers["planted"]]
     others = len(analysis.outliers) - len(found)
     filters = dict.fromkeys(name for names in found["filters"] for name in names.split(", "))

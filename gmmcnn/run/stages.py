@@ -85,7 +85,7 @@ def analysis(job: Run, checkpoint: Checkpoint) -> Analysis:
     imported = checkpoint.weights is None
     return Analysis(
         fits=fits,
-        samples=_unknown_samples(fits) if imported else job.probe.samples,
+        known=_unknown_samples(fits) if imported else job.probe.samples,
         thumbnails=np.empty((0, 1, 1), np.uint8) if imported else thumbnails(job.probe.images),
         settings=job.settings.screen,
         skipped=tuple((layer, reason) for layer, reason in record["skipped"]),

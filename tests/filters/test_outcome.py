@@ -17,7 +17,7 @@ def of_each() -> Outcome:
     """One filter with all marks, three that lack one, and a dead one."""
     return Outcome(
         fits=fits_of(ONE_OF_EACH),
-        samples=pd.DataFrame({"batch": 0, "label": np.arange(N) % 10, "planted": np.arange(N) == 38}),
+        known=pd.DataFrame({"batch": 0, "label": np.arange(N) % 10, "planted": np.arange(N) == 38}),
         thumbnails=np.zeros((N, 4, 4), np.uint8),
         settings=config.Screen(),
     )

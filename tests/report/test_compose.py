@@ -50,7 +50,7 @@ def analysed(smallest: list[int], n_batches: int = 1, images: bool = True, **abo
     samples = pd.DataFrame({"batch": np.arange(n) // N, "label": about.pop("label", 0), **about})
     return Analysis(
         fits=Fits({"conv1": layer(smallest, n_batches)}, K, K),
-        samples=samples,
+        known=samples,
         thumbnails=np.zeros((n if images else 0, 4, 4), np.uint8),
         settings=config.Screen(small_cluster=2),
         skipped=(("head", "never called"),),

@@ -1,0 +1,109 @@
+"""Scores of every probe sample, read from stored fits: what its label and its place in the clusters say about it.
+
+Label surprise, cluster evidence and memorisation rank are those of :mod:`gmmcnn.filters.surprise`, over all live
+clusterings of a sample's probe batch: those of filters that are neither dead nor near-dead, all repeats. Samples whose
+label is not known have none of them, and do not count among the members of a cluster.
+"""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from gmmcnn.filters.density import density_rank
+from gmmcnn.filters.fits import Fits, LayerFits
+from gmmcnn.filters.surprise import cluster_evidence, label_surprise, memorisation_rank, times_together
+
+PROFILE = "label_surprise:"
+"""Begin of the names of the columns that hold the label surprise in one layer."""
+_LEAST_SAMPLES = 3
+"""With a known label, in a batch: fewer say nothing about each other."""
+_VALUES_AT_ONCE = 2**22
+
+
+def score_samples(fits: Fits, labels: pd.Series, min_active_share: float) -> pd.DataFrame:
+    """Score every probe sample; nothing is fitted again.
+
+    Parameters
+    ----------
+    fits : Fits
+        B batches of N samples.
+    labels : (B * N,) Series of int
+        Class of each sample, missing where it is not known.
+    min_active_share : float
+        Filters active on a smaller share of a batch are near-dead and asked nothing.
+
+    Returns
+    -------
+    DataFrame
+        One row per sample: ``cluster_label``, the class that its clusters speak for; ``label_surprise``, nats;
+        ``cluster_evidence`` for its own label; ``memorisation_rank`` in its batch, from 0 to 1; ``density``, its mean
+        rank from usual (0) to rare (1); and ``label_surprise:LAYER`` in each layer. Missing where a sample has no
+        label, or no filter lives.
+    """
+    columns = ("label_surprise", "cluster_evidence", "memorisation_rank", "density")
+    scores = pd.DataFrame(np.nan, labels.index, [*columns, *(PROFILE + layer for layer in fits.layers)])
+    scores.insert(0, "cluster_label", pd.array([pd.NA] * len(labels), "Int64"))
+    for batch in range(fits.n_batches):
+        rows = slice(batch * fits.n_samples, (batch + 1) * fits.n_samples)
+        known = labels.iloc[rows].notna().to_numpy()
+        live = {layer: _Live(fits.layers[layer], batch, min_active_share) for layer in fits.layers}
+        n_live = sum(map(len, live.values()))
+        if n_live:
+            ranks = sum(of_layer.density_ranks() for of_layer in live.values())
+            scores.iloc[rows, scores.columns.get_loc("density")] = ranks / n_live
+        if n_live and known.sum() >= _LEAST_SAMPLES:
+            classes, own = np.unique(labels.iloc[rows][known].to_numpy(np.int64), return_inverse=True)
+            found = _by_labels({layer: of_layer.clusters[:, known] for layer, of_layer in live.items()}, own)
+            found["cluster_label"] = classes[found["cluster_label"]]
+            for name, values in found.items():
+                scores.iloc[np.arange(rows.start, rows.stop)[known], scores.columns.get_loc(name)] = values
+    return scores
+
+
+class _Live:
+    """The live clusterings of a layer in one batch, Q of them."""
+
+    def __init__(self, layer: LayerFits, batch: int, min_active_share: float) -> None:
+        enough = layer.active_share[:, batch] >= min_active_share
+        self._where = layer.live[:, batch] & enough[:, None]
+        self._layer, self._batch = layer, batch
+
+    def __len__(self) -> int:
+        return int(self._where.sum())
+
+    @property
+    def clusters(self) -> NDArray[np.int16]:
+        """(Q, N) cluster of each sample."""
+        return self._layer.labels[:, self._batch][self._where]
+
+    def density_ranks(self) -> NDArray[np.float64]:
+        """(N,) sum over the clusterings of each sample's rank."""
+        layer, batch = self._layer, self._batch
+        filters = np.nonzero(self._where)[0]
+        mixtures = (array[:, batch][self._where] for array in (layer.weights, layer.means, layer.covariances))
+        return density_rank(layer.scores[filters, batch], *mixtures).sum(axis=0)
+
+
+def _by_labels(clusters: dict[str, NDArray[np.int16]], labels: NDArray[np.int64]) -> dict[str, NDArray]:
+    """Scores of a batch by name: of N samples with labels from 0, in the clusterings (Q, N) of each layer."""
+    sums = {layer: _total_surprise(of_layer, labels) for layer, of_layer in clusters.items()}
+    surprise = np.sum(list(sums.values()), axis=0) / sum(map(len, clusters.values()))
+    together = np.sum([times_together(of_layer) for of_layer in clusters.values()], axis=0)
+    evidence = cluster_evidence(together, labels)
+    own = evidence[np.arange(len(labels)), labels]
+    profile = {PROFILE + layer: sums[layer] / len(clusters[layer]) for layer in clusters if len(clusters[layer])}
+    return {
+        "cluster_label": evidence.argmax(axis=1),
+        "label_surprise": surprise,
+        "cluster_evidence": own,
+        "memorisation_rank": memorisation_rank(surprise, own),
+        **profile,
+    }
+
+
+def _total_surprise(clusters: NDArray[np.int16], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N,) sum of the label surprise over clusterings (Q, N); some after the other, since all may be too large."""
+    at_once, total = max(1, _VALUES_AT_ONCE // len(labels)), np.zeros(len(labels))
+    for first in range(0, len(clusters), at_once):
+        total += label_surprise(clusters[first : first + at_once], labels).sum(axis=0)
+    return total
