@@ -54,7 +54,7 @@ def test_thresholds_of_a_loaded_analysis_change_as_before(analysis, tmp_path):
 
 def test_samples_without_labels_are_kept_as_such(analysis, tmp_path):
     unlabelled = replace(analysis, known=analysis.known.assign(label=pd.NA))
-    assert gmmcnn.load(unlabelled.save(tmp_path / "analysis.npz")).samples["label"].isna().all()
+    assert gmmcnn.load(unlabelled.save(tmp_path / "analysis.npz")).known["label"].isna().all()
 
 
 @pytest.mark.parametrize(
