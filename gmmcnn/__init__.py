@@ -4,6 +4,7 @@ The public names load on first use, so that ``import gmmcnn`` costs next to noth
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from gmmcnn.principal_components.pca import pca as pca
     from gmmcnn.principal_components.reference import PCAResult as PCAResult
     from gmmcnn.pruning.masks import masked as masked
+    from gmmcnn.pruning.structural import remove_filters as remove_filters
 
 _HOMES = {
     "Analysis": "analysis",
@@ -27,8 +29,10 @@ _HOMES = {
     "load": "analysis",
     "masked": "pruning.masks",
     "pca": "principal_components.pca",
+    "remove_filters": "pruning.structural",
 }
 __all__ = list(_HOMES)
+__path__.append(str(Path(__file__).with_name("earlier")))  # modules by the names that they had before they moved
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ import gmmcnn
 
 ROOT = Path(gmmcnn.__file__).parent
 ROOMS = (
-    {"__main__"},
+    {"__main__", "earlier"},
     {"cli"},
     {"tasks"},
     {"experiments", "pipeline"},

@@ -30,7 +30,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from gmmcnn.errors import CaptureError, LayerError, one_line
 from gmmcnn.featuremaps.taps import Skipped, Tap, Taps
-from gmmcnn.models.foreign import eager, runnable, unwrapped
+from gmmcnn.models.foreign import eager, runnable, undisturbed, unwrapped
 
 TAPS = ("post_activation", "branch", "pre_activation")
 
@@ -366,31 +366,3 @@ def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 def _forward(model: nn.Module, images: Tensor, tracer: _Tracer) -> None:
     with undisturbed(model), tracer.hooked(), torch.no_grad(), eager(), tracer:
         model(model_input(model, images))
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; afterwards the modes, buffers and random states are what they were.
-
-    The modes are set directly: ``model.eval()`` may be overridden to do more, which could not be taken back.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    devices = {parameter.get_device() for parameter in model.parameters() if parameter.is_cuda}
-    with torch.random.fork_rng(devices=sorted(devices)):
-        try:
-            for module, _ in modes:
-                module.training = False
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            with torch.no_grad():
-                for module, name, buffer, value in buffers:
-                    if not torch.equal(buffer, value):  # written only then: a pending backward pass may have saved it
-                        buffer.copy_(value)
-                    setattr(module, name, buffer)

@@ -101,6 +101,34 @@ def _of_arguments(model: nn.Module) -> str:
 
 
 @contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; afterwards the modes, buffers and random states are what they were.
+
+    The modes are set directly: ``model.eval()`` may be overridden to do more, which could not be taken back.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    devices = {parameter.get_device() for parameter in model.parameters() if parameter.is_cuda}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        try:
+            for module, _ in modes:
+                module.training = False
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            with torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    if not torch.equal(buffer, value):  # written only then: a pending backward pass may have saved it
+                        buffer.copy_(value)
+                    setattr(module, name, buffer)
+
+
+@contextmanager
 def eager() -> Iterator[None]:
     """Run compiled submodules uncompiled: in compiled code no hook fires."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds

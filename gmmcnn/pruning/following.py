@@ -418,10 +418,16 @@ class _Call:
         if any(mark is not None for mark in self.marks[1:]):
             raise self._unclear()
         maps, mark = self.inputs[0], self.marks[0]
+        if mark is None:
+            return None
         digits = re.search(r"(\d)d", self.name)
-        return (
-            None if mark is None else self._uniform(mark, range(-int(digits[1]), 0) if digits else range(2, maps.ndim))
-        )
+        try:
+            return self._uniform(mark, range(-int(digits[1]), 0) if digits else range(2, maps.ndim))
+        except ModelError:
+            if "unpool" in self.name or "grid" in self.name:
+                raise
+        by_weight = self.func(mark.expand(maps.shape).float(), *self.args[1:], **self.kwargs)  # of what is in a window
+        return next(tensors([by_weight])) != 0
 
     def of_a_padded_channel(self, _: Tensor) -> Tensor | None:
         """Masked on its border too where a whole channel is; channels that are added hold a constant."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from conftest import build_for
 from torch import nn
 
+from gmmcnn.errors import ModelError
 from gmmcnn.models.gradients import sample_gradients
 
 
@@ -99,3 +100,113 @@ def test_the_model_comes_back_as_it_was(digits):
     assert not model.bn1.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def head(n: int) -> tuple[nn.Module, ...]:
+    return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n, 5)
+
+
+class Tied(nn.Module):
+    """One parameter in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.b.weight = self.a.weight
+        self.head = nn.Sequential(*head(3))
+
+    def forward(self, images):
+        return self.head(torch.relu(self.b(torch.relu(self.a(images)))))
+
+
+class AsksForANumber(nn.Module):
+    """What it does depends on a value, which vectorised samples do not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Sequential(*head(4))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images):
+        self.calls += 1
+        maps = self.conv(images)
+        return self.head(torch.relu(maps) if maps.mean().item() > 0 else torch.tanh(maps))
+
+
+def frozen():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), *head(4))
+    model[0].requires_grad_(False)
+    return model
+
+
+NETWORKS = {
+    "BatchNorm": lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), *head(8)),
+    "GroupNorm": lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), *head(8)),
+    "weight_norm": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), *head(8)),
+    "spectral_norm": lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 3)), *head(8)),
+    "transposed": lambda: nn.Sequential(nn.ConvTranspose2d(3, 8, 3), nn.ReLU(), *head(8)),
+    "tied": Tied,
+    "frozen": frozen,
+    "asks for a number": AsksForANumber,
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_norms_of_any_network_are_those_of_a_backward_pass(name):
+    torch.manual_seed(0)
+    model, images, labels = NETWORKS[name]().eval(), torch.randn(4, 3, 10, 10), torch.arange(4)
+    before = copy.deepcopy(model.state_dict())
+    found = sample_gradients(model, images, labels)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for sample in range(4):
+        model.zero_grad()
+        F.cross_entropy(model(images[[sample]]), labels[[sample]]).backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+        assert found.norm[sample] == pytest.approx(norm, rel=1e-4)
+        for layer, norms in found.filters.items():
+            convolution = model.get_submodule(layer)
+            axis = 1 if convolution.transposed else 0
+            squares = sum(
+                p.grad.movedim(axis if p.ndim > 1 else 0, 0).reshape(len(norms[sample]), -1).square().sum(1)
+                for p in convolution.parameters()
+                if p.grad is not None
+            )
+            np.testing.assert_allclose(
+                norms[sample], torch.as_tensor(squares).sqrt().expand(len(norms[sample])), rtol=1e-3
+            )
+
+
+class Broken(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.conv, self.compute = nn.Conv2d(3, 4, 3), forward
+
+    def forward(self, *args):
+        return self.compute(self.conv, *args)
+
+
+def fails(*_):
+    raise ValueError("images must be blue")
+
+
+@pytest.mark.filterwarnings("ignore:.*Lazy modules:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Broken(fails), "does not run on images of shape .*: ValueError: images must be blue"),
+        (lambda: Broken(lambda conv, x: conv(x)), r"gives \(1, 4, 8, 8\) for one image; expected logits"),
+        (lambda: Broken(lambda conv, x: {"logits": x}), "gives dict for one image"),
+        (
+            lambda: Broken(lambda conv, x: conv(x).mean((2, 3))),
+            "labels run from 0 to 4, and Broken tells 4 classes apart",
+        ),
+        (lambda: Broken(lambda conv, x: torch.full((1, 9), conv(x).sum().item())), "cannot be differentiated"),
+        (lambda: frozen().requires_grad_(False), "no parameter with requires_grad"),
+        (lambda: nn.Sequential(nn.LazyConv2d(3, 3), *head(3)), "0.weight has no size yet"),
+    ],
+)
+def test_a_network_without_gradients_is_named_in_one_line(make, message):
+    with pytest.raises(ModelError, match=message):
+        sample_gradients(make(), torch.randn(5, 3, 10, 10), torch.arange(5))

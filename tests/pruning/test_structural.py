@@ -126,3 +126,151 @@ def test_without_torch_pruning_the_error_says_what_to_install(digits, monkeypatc
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(EngineError, match=r"pip install 'gmmcnn\[prune\]'"):
         remove_filters(build_for("lenet5", digits), {"conv1": [0]}, digits.validation.images[:1])
+
+
+def head(n: int) -> tuple[nn.Module, ...]:
+    return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n, 5)
+
+
+class Split(nn.Module):
+    """As the blocks of YOLO: half of the channels go on, both halves are joined again."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.part = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Sequential(*head(12))
+
+    def forward(self, images):
+        first, second = torch.relu(self.conv(images)).chunk(2, 1)
+        return self.head(torch.cat([first, second, torch.relu(self.part(second))], 1))
+
+
+class Doubled(nn.Module):
+    """Channels beside the image's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(*head(11))
+
+    def forward(self, images):
+        return self.head(torch.cat([torch.relu(self.conv(images)), images], 1))
+
+
+def behind(*layers: nn.Module, n: int = 8) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *layers, *head(n))
+
+
+P = nn.utils.parametrizations
+UNUSUAL = {
+    "grouped convolution behind": (
+        lambda: behind(nn.ReLU(), nn.Conv2d(8, 6, 3, groups=2), n=6),
+        {"0": [1]},
+        "silenced",
+    ),
+    "grouped convolution": (lambda: behind(nn.ReLU(), nn.Conv2d(8, 6, 3, groups=2), n=6), {"2": [1]}, "silenced"),
+    "group_norm": (lambda: behind(nn.GroupNorm(2, 8), nn.ReLU()), {"0": [1]}, "silenced"),
+    "instance_norm": (lambda: behind(nn.InstanceNorm2d(8, affine=True), nn.ReLU()), {"0": [1]}, "removed"),
+    "pixel_shuffle": (lambda: behind(nn.PixelShuffle(2), nn.ReLU(), n=2), {"0": [1]}, "silenced"),
+    "chunk": (Split, {"conv": [1]}, "silenced"),
+    "joined with the image": (Doubled, {"conv": [1, 5]}, "removed"),
+    "weight_norm": (
+        lambda: nn.Sequential(P.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), *head(8)),
+        {"0": [1]},
+        "removed",
+    ),
+    "spectral_norm": (lambda: nn.Sequential(P.spectral_norm(nn.Conv2d(3, 8, 3)), *head(8)), {"0": [1]}, "removed"),
+    "depthwise": (lambda: behind(nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU()), {"0": [1]}, "removed"),
+    "both of a depthwise pair": (
+        lambda: behind(nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU()),
+        {"0": [1], "2": [1, 3]},
+        "removed",
+    ),
+    "transposed behind": (lambda: behind(nn.ReLU(), nn.ConvTranspose2d(8, 4, 3), n=4), {"0": [1]}, "removed"),
+    "transposed": (lambda: behind(nn.ConvTranspose2d(8, 4, 3), nn.ReLU(), n=4), {"1": [1]}, "removed"),
+    "last layer": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()), {"0": [1]}, "silenced"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_networks_are_cut_or_silenced_and_compute_the_same(name):
+    torch.manual_seed(0)
+    make, mask, expected = UNUSUAL[name]
+    model = unsettle(make()).eval()
+    images = torch.randn(4, 3, 16, 16)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    removal = gmmcnn.remove_filters(model, mask, images[:1])
+    assert (removal.removed if expected == "removed" else removal.silenced) == mask
+    assert not (removal.silenced if expected == "removed" else removal.removed)
+    with torch.no_grad(), gmmcnn.masked(model, mask):
+        logits = model(images)
+    with torch.no_grad():
+        torch.testing.assert_close(removal.model(images), logits, rtol=1e-4, atol=1e-5)
+        assert (model(images) - logits).abs().max() > 1e-4
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (removal.model, model)]
+    assert (sizes[0] < sizes[1]) == (expected == "removed")
+
+
+class Given(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.conv, self.compute = nn.Conv2d(3, 4, 3), forward
+
+    def forward(self, *args):
+        return self.compute(self.conv, *args)
+
+
+class OfTime(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images, t):
+        return self.conv(images) * t
+
+
+class OfFields(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, batch):
+        return self.conv(batch["images"])
+
+
+def fails(*_):
+    raise ValueError("images must be blue")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (OfTime, "OfTime.forward needs t besides the images; wrap it in a module that takes the images alone"),
+        (OfFields, r"does not run on images of shape \(1, 3, 6, 6\): IndexError"),
+        (lambda: Given(fails), "does not run on images of shape .*: ValueError: images must be blue"),
+        (lambda: Given(lambda conv, x: {"logits": conv(x)}), "gives a dict; expected a tensor or a tuple of tensors"),
+        (lambda: Given(lambda conv, x: None), "gives a NoneType"),
+        (lambda: Given(lambda conv, x: sys.exit(3)), "SystemExit: 3"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "'conv' is not a convolution of this model"),
+    ],
+)
+def test_networks_that_do_not_run_are_named_in_one_line(make, message):
+    with pytest.raises(ModelError, match=message):
+        gmmcnn.remove_filters(make().eval(), {"conv": [0]}, torch.randn(1, 3, 6, 6))
+
+
+def test_a_network_is_never_left_half_cut(digits, monkeypatch):
+    """What the third party raises after it has begun to cut costs a copy; the filter is silenced."""
+    import torch_pruning
+
+    def half(self, *args, **kwargs):
+        next(iter(self))[0].target.module.weight.data.zero_()
+        raise SystemExit("no more")
+
+    monkeypatch.setattr(torch_pruning.dependency.Group, "prune", half)
+    model = unsettle(build_for("lenet5", digits)).eval()
+    images = digits.validation.images[:5]
+    removal = remove_filters(model, {"conv1": [0]}, images[:1])
+    assert removal.silenced == {"conv1": [0]}
+    with torch.no_grad(), gmmcnn.masked(model, {"conv1": [0]}):
+        torch.testing.assert_close(removal.model(images), model(images), rtol=1e-5, atol=1e-5)
