@@ -1,13 +1,13 @@
 """The start of EM on the CPU: Philox, k-means++ and Lloyd, compiled; what :mod:`gmmcnn.mixture.initialise` defines.
 
-Samples lie as in :mod:`gmmcnn.mixture.cpu_em`: d rows of ``stride`` numbers. Labels are floating-point numbers, so
-that they compare lane by lane with nothing converted.
+Arrays lie as :mod:`gmmcnn.mixture.cpu_layout` says.
 """
 
 import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gmmcnn.constants import LLOYD_MAX_ITER, LLOYD_TOL, PHILOX_KEY_STEPS, PHILOX_MULTIPLIERS, PHILOX_ROUNDS
 from gmmcnn.hardware.compiled import kernel
@@ -23,9 +23,7 @@ from gmmcnn.hardware.vectors import (  # fmt: skip
     total,
     where,
 )
-
-FOLD_VECTORS = 64
-"""Lanes add up in their own precision over so many vectors, then in float64."""
+from gmmcnn.mixture.cpu_layout import FOLD_VECTORS, Samples, Workspace
 
 _WORD = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -34,8 +32,8 @@ _STEP_0, _STEP_1 = (np.uint64(s) for s in PHILOX_KEY_STEPS)
 
 
 @kernel
-def uniform(seed: Any, key: Any, n_components: Any, start: Any, draw: Any) -> Any:
-    """One draw of :func:`gmmcnn.mixture.random_numbers.uniforms`; ``seed`` and ``key`` are uint64."""
+def uniform(seed: np.uint64, key: np.uint64, n_components: int, start: int, draw: int) -> float:
+    """One draw of :func:`gmmcnn.mixture.random_numbers.uniforms`."""
     c0, c1 = np.uint64(draw // 4), np.uint64(start * 64 + n_components)
     c2, c3 = seed & _WORD, seed >> _HALF
     k0, k1 = key & _WORD, key >> _HALF
@@ -50,8 +48,14 @@ def uniform(seed: Any, key: Any, n_components: Any, start: Any, draw: Any) -> An
 
 
 @kernel
-def squared_distance(points: Any, stride: Any, dims: Any, at: Any, centre: Any) -> Any:
-    """Squared distances of the samples at ``at`` from the centre whose coordinates are the registers ``centre``."""
+def squared_distance(
+    points: NDArray,  # (d stride,) real
+    stride: int,
+    dims: tuple[float, ...],
+    at: int,
+    centre: Any,  # registers: its d coordinates
+) -> Any:
+    """Squared distances of a vector of samples from a centre."""
     offset = load(points, at) - centre[0]
     distance = offset * offset
     for j in range(1, len(dims)):
@@ -61,35 +65,39 @@ def squared_distance(points: Any, stride: Any, dims: Any, at: Any, centre: Any) 
 
 
 @kernel
-def kmeans_plusplus(
-    points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, seed: Any, key: Any, start: Any,
-    centres: Any, nearest: Any, vector_sums: Any,
-) -> None:  # fmt: skip
-    """Write K samples, far from each other, to ``centres`` (K d).
-
-    ``nearest`` (stride) and ``vector_sums`` (one float64 for each vector) are scratch.
-    """
+def seed_centres(
+    samples: Samples, n_components: int, seed: np.uint64, key: np.uint64, start: int, workspace: Workspace
+) -> None:
+    """k-means++: write K samples, far from each other, to the centres."""
+    points, n_samples, stride, dims = samples
+    centres = workspace.centres
     n_dims = len(dims)
     n_trials = 2 + int(math.log(n_components))
     chosen = int(uniform(seed, key, n_components, start, 0) * n_samples)
     for j in range(n_dims):
         centres[j] = points[j * stride + chosen]
-    potential = move_nearer(points, n_samples, stride, dims, chosen, True, nearest, vector_sums)
+    potential = move_nearer(samples, chosen, True, workspace.nearest, workspace.vector_sums)
     for c in range(1, n_components):
         best, best_potential = 0, np.inf
         for trial in range(n_trials):
             u = uniform(seed, key, n_components, start, 1 + (c - 1) * n_trials + trial)
-            candidate = draw_sample(n_samples, u, potential, nearest, vector_sums)
-            left = potential_with(points, n_samples, stride, dims, candidate, nearest)
+            candidate = draw_sample(n_samples, u, potential, workspace.nearest, workspace.vector_sums)
+            left = potential_with(samples, candidate, workspace.nearest)
             if left < best_potential:
                 best, best_potential = candidate, left
         for j in range(n_dims):
             centres[c * n_dims + j] = points[j * stride + best]
-        potential = move_nearer(points, n_samples, stride, dims, best, False, nearest, vector_sums)
+        potential = move_nearer(samples, best, False, workspace.nearest, workspace.vector_sums)
 
 
 @kernel
-def draw_sample(n_samples: Any, u: Any, potential: Any, nearest: Any, vector_sums: Any) -> Any:
+def draw_sample(
+    n_samples: int,
+    u: float,
+    potential: float,
+    nearest: NDArray,  # (stride,) real
+    vector_sums: NDArray[np.float64],  # (stride,)
+) -> int:
     """First sample whose cumulative squared distance exceeds ``u * potential``."""
     n_lanes = lanes_of(nearest)
     if potential <= 0:
@@ -110,9 +118,14 @@ def draw_sample(n_samples: Any, u: Any, potential: Any, nearest: Any, vector_sum
 
 @kernel
 def move_nearer(
-    points: Any, n_samples: Any, stride: Any, dims: Any, chosen: Any, first: Any, nearest: Any, vector_sums: Any
-) -> Any:
-    """Take a sample as a further centre: update the distances and return their sum."""
+    samples: Samples,
+    chosen: int,
+    is_first: bool,
+    nearest: NDArray,  # (stride,) real
+    vector_sums: NDArray[np.float64],  # (stride,)
+) -> float:
+    """Take a sample as a further centre: update the distances from the nearest and return their sum."""
+    points, n_samples, stride, dims = samples
     n_lanes = lanes_of(points)
     lane = lane_numbers(load(points, 0))
     zero = splat(points.dtype.type(0))
@@ -122,7 +135,7 @@ def move_nearer(
     potential = 0.0
     for at in range(0, n_samples, n_lanes):
         distance = squared_distance(points, stride, dims, at, centre)
-        if first:
+        if is_first:
             distance = where(lane < splat(points.dtype.type(n_samples - at)), distance, zero)
         else:
             distance = minimum(distance, load(nearest, at))
@@ -133,8 +146,13 @@ def move_nearer(
 
 
 @kernel
-def potential_with(points: Any, n_samples: Any, stride: Any, dims: Any, candidate: Any, nearest: Any) -> Any:
+def potential_with(
+    samples: Samples,
+    candidate: int,
+    nearest: NDArray,  # (stride,) real
+) -> float:
     """Sum of squared distances if the sample ``candidate`` were a further centre."""
+    points, n_samples, stride, dims = samples
     n_lanes = lanes_of(points)
     zero = splat(points.dtype.type(0))
     centre = registers(zero)
@@ -150,14 +168,13 @@ def potential_with(points: Any, n_samples: Any, stride: Any, dims: Any, candidat
 
 
 @kernel
-def lloyd(
-    points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, centres: Any, labels: Any, sums: Any
-) -> None:
-    """Iterate from ``centres`` (K d), which move; write the final labels (stride)."""
-    n_dims = len(dims)
+def lloyd(samples: Samples, n_components: int, workspace: Workspace) -> None:
+    """Iterate from the centres, which move; write the final labels."""
+    centres, labels, sums = workspace.centres, workspace.labels, workspace.sums
+    n_dims = len(samples.dims)
     for _ in range(LLOYD_MAX_ITER):
-        assign(points, n_samples, stride, dims, n_components, centres, labels)
-        add_up(points, n_samples, stride, dims, n_components, labels, sums)
+        assign(samples, n_components, centres, labels)
+        add_up(samples, n_components, labels, sums)
         moved = 0.0
         for k in range(n_components):
             size = sums[k * (n_dims + 1)]
@@ -168,12 +185,18 @@ def lloyd(
                     centres[k * n_dims + j] = centre
         if moved <= LLOYD_TOL:
             break
-    assign(points, n_samples, stride, dims, n_components, centres, labels)
+    assign(samples, n_components, centres, labels)
 
 
 @kernel
-def assign(points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, centres: Any, labels: Any) -> None:
+def assign(
+    samples: Samples,
+    n_components: int,
+    centres: NDArray,  # (K d,) real
+    labels: NDArray,  # (stride,) real, out
+) -> None:
     """Label every sample with its nearest centre; lanes beyond the last sample get -1."""
+    points, n_samples, stride, dims = samples
     n_lanes = lanes_of(points)
     n_dims = len(dims)
     lane = lane_numbers(load(points, 0))
@@ -195,8 +218,14 @@ def assign(points: Any, n_samples: Any, stride: Any, dims: Any, n_components: An
 
 
 @kernel
-def add_up(points: Any, n_samples: Any, stride: Any, dims: Any, n_components: Any, labels: Any, sums: Any) -> None:
-    """Write size and sum of samples of every cluster to ``sums`` (K (1 + d)), float64."""
+def add_up(
+    samples: Samples,
+    n_components: int,
+    labels: NDArray,  # (stride,) real
+    sums: NDArray[np.float64],  # (K (1 + d),) out
+) -> None:
+    """Size and sum of samples of every cluster."""
+    points, n_samples, stride, dims = samples
     n_lanes = lanes_of(points)
     n_dims = len(dims)
     zero, one = splat(points.dtype.type(0)), splat(points.dtype.type(1))
@@ -216,3 +245,15 @@ def add_up(points: Any, n_samples: Any, stride: Any, dims: Any, n_components: An
                     partial[1 + j] = where(member, partial[1 + j] + load(points, at + j * stride), partial[1 + j])
             for i in range(n_dims + 1):
                 sums[k * (n_dims + 1) + i] += total(partial[i])
+
+
+@kernel
+def mean_centres(samples: Samples, n_components: int, workspace: Workspace) -> None:
+    """Centres at the means of the labelled samples, 0 where there are none."""
+    n_dims = len(samples.dims)
+    sums = workspace.sums
+    add_up(samples, n_components, workspace.labels, sums)
+    for k in range(n_components):
+        size = max(sums[k * (n_dims + 1)], 1.0)
+        for j in range(n_dims):
+            workspace.centres[k * n_dims + j] = sums[k * (n_dims + 1) + 1 + j] / size

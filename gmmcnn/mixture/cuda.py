@@ -21,7 +21,7 @@ from gmmcnn.constants import MAX_DIMS
 from gmmcnn.errors import CaptureError
 from gmmcnn.hardware import gpu
 from gmmcnn.hardware.kernel_loader import kernel
-from gmmcnn.mixture.problem import DEAD, OK, TOO_FEW_DISTINCT, UNDEFINED, MixtureSettings, SweepResult
+from gmmcnn.mixture.problem import MixtureSettings, StandardisedFits, SweepResult, in_units_of_scores
 
 TILE = 1024
 """Samples between two barriers (``kernels/common.cuh``): so many are summed in ``settings.dtype``, more in float64."""
@@ -63,11 +63,11 @@ def fit_mixtures(
     def fit(rows: slice, block: Any) -> tuple[NDArray, ...]:
         _check_finite(block, rows.start)
         given = {k: labels[rows] for k, labels in initial_labels.items()}
-        return _fit_block(block, keys[rows], settings, given)
+        return tuple(vars(_fit_block(block, keys[rows], settings, given)).values())
 
     with gpu.callers_stream(scores):
         blocks = gpu.map_blocks(scores, bytes_per_filter(n_samples, n_dims, settings), fit)
-    return SweepResult(*gpu.concatenate(blocks))
+    return in_units_of_scores(settings, StandardisedFits(*gpu.concatenate(blocks)))
 
 
 def bytes_per_filter(n_samples: int, n_dims: int, settings: MixtureSettings) -> int:
@@ -105,10 +105,8 @@ def static_bytes(n_dims: int, max_k: int, dtype: str) -> int:
     return max_k * per_component + 8 * MAX_THREADS // 32 + TILE * size
 
 
-def _fit_block(
-    scores: Any, keys: NDArray, settings: MixtureSettings, given: Mapping[int, NDArray]
-) -> tuple[NDArray, ...]:
-    """Fields of a SweepResult for one block of filters whose scores (F, N, d) lie on the device."""
+def _fit_block(scores: Any, keys: NDArray, settings: MixtureSettings, given: Mapping[int, NDArray]) -> StandardisedFits:
+    """Fits of one block of filters whose scores (F, N, d) lie on the device."""
     cupy = gpu.require()
     n_filters, n_samples, n_dims = scores.shape
     counts, k_max = settings.component_counts, settings.k_max
@@ -172,28 +170,7 @@ def _fit_block(
         index, lower_bound[kept], n_iter[kept], converged[kept], n_components, labels[every, chosen],
         mixtures[every, chosen, best_start[every, chosen]], centre, scale, n_distinct,
     )  # fmt: skip
-    return _in_units_of_scores(settings, *(cupy.asnumpy(answer) for answer in answers))
-
-
-def _in_units_of_scores(
-    settings: MixtureSettings, index: NDArray, lower_bound: NDArray, n_iter: NDArray, converged: NDArray,
-    n_components: NDArray, labels: NDArray, mixtures: NDArray, centre: NDArray, scale: NDArray, n_distinct: NDArray,
-) -> tuple[NDArray, ...]:  # fmt: skip
-    """Fields of a SweepResult from the standardised mixture of the chosen K (weight, mean, Cholesky factor by rows)."""
-    n_dims = centre.shape[1]
-    status = np.full(len(scale), OK, np.int8)
-    status[n_components == 0] = UNDEFINED
-    status[n_distinct < settings.k_min] = TOO_FEW_DISTINCT
-    status[n_distinct == 0] = DEAD
-    lower_bound = lower_bound - n_dims * np.log(np.where(n_distinct > 0, scale, 1.0))[:, None]
-    exists = np.arange(settings.k_max) < n_components[:, None]  # (F, k_max)
-    mixtures = np.where(exists[..., None], mixtures, np.nan)
-    factors = np.zeros((*exists.shape, n_dims, n_dims))
-    factors[..., *np.tril_indices(n_dims)] = mixtures[..., 1 + n_dims :]
-    covariances = factors @ factors.swapaxes(-1, -2) * scale[:, None, None, None] ** 2
-    means = mixtures[..., 1 : 1 + n_dims] * scale[:, None, None] + centre[:, None]
-    labels = np.where(n_components[:, None] > 0, labels, np.int8(-1))
-    return status, index, lower_bound, n_iter, converged, n_components, labels, mixtures[..., 0], means, covariances
+    return StandardisedFits(*(cupy.asnumpy(answer) for answer in answers))
 
 
 def cuml_labels(scores: Any, settings: MixtureSettings) -> dict[int, NDArray[np.int8]]:

@@ -68,3 +68,55 @@ class SweepResult:
     """(F, k_max, d), in the units of the scores."""
     covariances: NDArray[np.float64]
     """(F, k_max, d, d), in the units of the scores squared."""
+
+
+@dataclass(frozen=True)
+class StandardisedFits:
+    """What a compiled engine found on standardised scores: ``points = (scores - centre) / scale``."""
+
+    calinski_harabasz: NDArray[np.float64]
+    """(F, n_k), NaN where undefined."""
+    lower_bound: NDArray[np.float64]
+    """(F, n_k), NaN where not fitted."""
+    n_iter: NDArray[np.int32]
+    """(F, n_k)."""
+    converged: NDArray[np.bool_]
+    """(F, n_k)."""
+    n_components: NDArray[np.int32]
+    """(F,) chosen K, 0 where none."""
+    labels: NDArray[np.int8]
+    """(F, N) for the chosen K."""
+    mixtures: NDArray[np.float64]
+    """(F, k_max, 1 + d + d (d + 1) / 2) of the chosen K: weight, mean, and lower Cholesky factor by rows."""
+    centre: NDArray[np.float64]
+    """(F, d)."""
+    scale: NDArray[np.float64]
+    """(F,)."""
+    n_distinct: NDArray[np.integer]
+    """(F,) distinct points, counted up to some number of no less than k_max; 0 where the scores do not vary."""
+
+
+def in_units_of_scores(settings: MixtureSettings, fits: StandardisedFits) -> SweepResult:
+    """Statuses, and the mixtures of the chosen K in the units of the scores."""
+    n_dims = fits.centre.shape[1]
+    scale = np.where(fits.n_distinct > 0, fits.scale, 1.0)[:, None, None]
+    status = np.full(len(fits.scale), OK, np.int8)
+    status[fits.n_components == 0] = UNDEFINED
+    status[fits.n_distinct < settings.k_min] = TOO_FEW_DISTINCT
+    status[fits.n_distinct == 0] = DEAD
+    exists = np.arange(settings.k_max) < fits.n_components[:, None]  # (F, k_max)
+    mixtures = np.where(exists[..., None], fits.mixtures, np.nan)
+    factors = np.zeros((*exists.shape, n_dims, n_dims))
+    factors[..., *np.tril_indices(n_dims)] = mixtures[..., 1 + n_dims :]
+    return SweepResult(
+        status=status,
+        calinski_harabasz=fits.calinski_harabasz,
+        lower_bound=fits.lower_bound - n_dims * np.log(scale[:, 0]),
+        n_iter=fits.n_iter,
+        converged=fits.converged,
+        n_components=fits.n_components,
+        labels=np.where(fits.n_components[:, None] > 0, fits.labels, np.int8(-1)),
+        weights=mixtures[..., 0],
+        means=mixtures[..., 1 : 1 + n_dims] * scale + fits.centre[:, None],
+        covariances=factors @ factors.swapaxes(-1, -2) * scale[..., None] ** 2,
+    )

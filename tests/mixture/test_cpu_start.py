@@ -5,7 +5,8 @@ import pytest
 from numba import njit
 
 from gmmcnn.hardware.vectors import aligned_empty, lanes
-from gmmcnn.mixture import cpu_start
+from gmmcnn.mixture import cpu, cpu_start
+from gmmcnn.mixture.cpu_layout import Samples
 from gmmcnn.mixture.initialise import kmeans_labels
 from gmmcnn.mixture.random_numbers import uniforms
 
@@ -26,15 +27,12 @@ def compiled_labels(points, k, seed, key, dtype):
     rows = aligned_empty(n_dims * stride, dtype)
     rows[:] = 0
     rows.reshape(n_dims, stride)[:, :n_samples] = points.T
-    labels, nearest = aligned_empty(stride, dtype), aligned_empty(stride, dtype)
-    centres, sums = np.empty(k * n_dims, dtype), np.empty(k * (n_dims + 1))
-    dims = (0.0,) * n_dims
-    cpu_start.kmeans_plusplus(
-        rows, n_samples, stride, dims, k, np.uint64(seed), np.uint64(key), 0, centres, nearest, np.empty(stride)
-    )
-    cpu_start.lloyd(rows, n_samples, stride, dims, k, centres, labels, sums)
-    assert (labels[n_samples:] == -1).all()
-    return labels[:n_samples].astype(int)
+    samples = Samples(rows, n_samples, stride, (0.0,) * n_dims)
+    space = cpu.workspace(n_dims, k, stride, np.dtype(dtype))
+    cpu_start.seed_centres(samples, k, np.uint64(seed), np.uint64(key), 0, space)
+    cpu_start.lloyd(samples, k, space)
+    assert (space.labels[n_samples:] == -1).all()
+    return space.labels[:n_samples].astype(int)
 
 
 @pytest.mark.parametrize(
