@@ -12,7 +12,6 @@ Each change is tried in a process of its own, forked from one that has loaded th
 
 import ast
 import compileall
-import copy
 import importlib
 import os
 import random
@@ -70,13 +69,11 @@ _FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change."""
+    """One change, or none."""
 
     module: str
     name: str
     """``module.py:function: before → after``, with a number where it would not be unique."""
-    source: str
-    """The whole module with it."""
 
     @property
     def tests(self) -> str:
@@ -84,33 +81,50 @@ class Mutant:
         folder, _, file = self.module.rpartition("/")
         return f"tests/{folder}/test_{file}"
 
+    @property
+    def source(self) -> str:
+        """The whole module with the change."""
+        tree = ast.parse(source_of(self.module))
+        if self.name == UNCHANGED:
+            return ast.unparse(tree)
+        return next(ast.unparse(tree) for name in _changed(self.module, tree) if name == self.name)
+
 
 def source_of(module: str) -> str:
     """Text of a module as it is."""
     return (ROOT / "gmmcnn" / module).read_text()
 
 
-def mutants(module: str) -> Iterator[Mutant]:
-    """Every change that can be made to a module, in the order of its lines."""
-    tree = ast.parse(source_of(module))
+def mutants(module: str) -> list[Mutant]:
+    """Every change that can be made to a module and is not known to make no difference."""
+    return [Mutant(module, name) for name in changes(module) if name not in EQUIVALENT]
+
+
+def changes(module: str) -> list[str]:
+    """Name of every change that can be made to a module."""
+    return list(_changed(module, ast.parse(source_of(module))))
+
+
+def _changed(module: str, tree: ast.Module) -> Iterator[str]:
+    """Name of each change, while the tree has it."""
     seen: dict[str, int] = {}
-    for function, index in _sites(tree):
-        for change in _changes(_at(tree, index)):
-            mutated = copy.deepcopy(tree)
-            node = _at(mutated, index)
+    for function, node in _sites(tree):
+        for change in list(_changes(node)):
             before = ast.unparse(node)
+            kept = (
+                type(node),
+                {key: [*value] if isinstance(value, list) else value for key, value in vars(node).items()},
+            )
             change(node)
-            if (after := ast.unparse(node)) == before:
-                continue
-            name = f"{module}:{function}: {' '.join(before.split())[:70]} → {' '.join(after.split())[:70]}"
-            seen[name] = seen.get(name, 0) + 1
-            name += f" ({seen[name]})" if seen[name] > 1 else ""
-            if name not in EQUIVALENT:
-                yield Mutant(module, name, ast.unparse(mutated))
+            if (after := ast.unparse(node)) != before:
+                name = f"{module}:{function}: {' '.join(before.split())[:70]} → {' '.join(after.split())[:70]}"
+                seen[name] = seen.get(name, 0) + 1
+                yield name + (f" ({seen[name]})" if seen[name] > 1 else "")
+            node.__class__, node.__dict__ = kept
 
 
-def _sites(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Functions and numbers (in the order of ``ast.walk``) of the nodes that may be changed."""
+def _sites(tree: ast.Module) -> list[tuple[str, ast.AST]]:
+    """Nodes that may be changed, each with the function that it is in."""
     left_out = {id(inner) for node in ast.walk(tree) for part in _not_code(node) for inner in ast.walk(part)}
     inside = {
         id(inner): function.name
@@ -118,9 +132,7 @@ def _sites(tree: ast.Module) -> Iterator[tuple[str, int]]:
         if isinstance(function, ast.FunctionDef)
         for inner in ast.walk(function)
     }
-    for index, node in enumerate(ast.walk(tree)):
-        if id(node) in inside and id(node) not in left_out:
-            yield inside[id(node)], index
+    return [(inside[id(node)], node) for node in ast.walk(tree) if id(node) in inside and id(node) not in left_out]
 
 
 def _not_code(node: ast.AST) -> Iterator[ast.AST]:
@@ -156,13 +168,9 @@ def _become_the_operand(node: ast.AST) -> None:
     node.__dict__ = vars(operand)
 
 
-def _at(tree: ast.Module, index: int) -> ast.AST:
-    return next(node for number, node in enumerate(ast.walk(tree)) if number == index)
-
-
 def drawn(module: str) -> list[Mutant]:
     """:data:`A_MODULE` changes of a module, or as many as there are."""
-    possible = list(mutants(module))
+    possible = mutants(module)
     return random.Random(module).sample(possible, min(A_MODULE, len(possible)))
 
 
@@ -272,7 +280,7 @@ def trials(work: list[Mutant], n_workers: int) -> Iterator[tuple[Mutant, bool]]:
 def main(chosen: list[str]) -> int:
     """Draw, run and count; exit code."""
     work = [mutant for module in chosen or MODULES for mutant in (mutants if chosen else drawn)(module)]
-    unchanged = [Mutant(name, UNCHANGED, source_of(name)) for name in dict.fromkeys(mutant.module for mutant in work)]
+    unchanged = [Mutant(name, UNCHANGED) for name in dict.fromkeys(mutant.module for mutant in work)]
     sys.dont_write_bytecode = True  # two changes of one second and one size would pass for each other
     for library in LIBRARIES:
         importlib.import_module(library)
