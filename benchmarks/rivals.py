@@ -192,7 +192,7 @@ def sklearn_filter(maps: NDArray, name: dict, k_min: int, k_max: int, settings: 
         "n_components": clustering.n_components,
         "calinski_harabasz": clustering.calinski_harabasz,
         "smallest_cluster": sizes.min(),
-        "n_small_clusters": (sizes <= settings.small_cluster).sum(),
+        "n_small_clusters": (sizes <= settings.small_cluster_for(len(maps), k_max)).sum(),
     }
 
 

@@ -9,18 +9,45 @@ import numpy as np
 import pandas as pd
 
 from gmmcnn import config
+from gmmcnn.constants import Status
 from gmmcnn.errors import StoreNotFoundError
 from gmmcnn.files import arrays_in, write_arrays, write_text
 from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.filters.outcome import Outcome
 from gmmcnn.report.compose import page_of
+from gmmcnn.report.findings import findings
+from gmmcnn.report.views import plural
 
 _FORMAT = "gmmcnn-analysis-2"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Analysis(Outcome):
     """An outcome that can be kept: written to a page, or to a file and read again."""
+
+    def __repr__(self) -> str:
+        """Five lines: what was clustered, what was found, and whether that means anything."""
+        fits, filters = self.fits, self.filters
+        n_live, n_anomalous = int((filters["status"] == Status.OK).sum()), int(filters["anomalous"].sum())
+        saturated = self.saturation.is_saturated
+        lines = (
+            f"{type(self).__name__} of {self.name}",
+            f"{plural(fits.n_filters, 'filter')} in {plural(len(fits.layers), 'layer')}, {n_live:,} of them live",
+            f"{plural(fits.n_batches, 'probe batch', 'probe batches')} of {plural(fits.n_samples, 'sample')}, "
+            f"{fits.k_min} to {fits.k_max} clusters",
+            f"{n_anomalous:,} anomalous, {plural(len(self.outliers), 'outlier sample')}"
+            if not saturated
+            else "saturated: chance alone makes small clusters here",
+            self.saturation.comment,
+        )
+        return "\n  ".join(lines)
+
+    def summary(self) -> str:
+        """Say what was found in sentences, a line each, the headline first."""
+        said = [*findings(self), *(f"Not analysed: {layer}: {reason}." for layer, reason in self.skipped)]
+        if not self.saturation.is_saturated:  # the headline has it
+            said.insert(1, f"{self.saturation.comment}.")
+        return "\n".join(said)
 
     def to_html(self, path: str | Path) -> Path:
         """Write the report page, one file that opens offline."""

@@ -16,6 +16,7 @@ from gmmcnn.analysis import Analysis
 from gmmcnn.config import settings_from
 from gmmcnn.data.probe import thumbnails
 from gmmcnn.data.samples import Given, Samples, class_numbers
+from gmmcnn.errors import DataWarning, SaturationWarning
 from gmmcnn.featuremaps import memory
 from gmmcnn.featuremaps.capture import find_taps
 from gmmcnn.featuremaps.memory import bytes_of
@@ -23,6 +24,7 @@ from gmmcnn.featuremaps.stream import extract, feature_maps, require_analysed
 from gmmcnn.featuremaps.taps import Taps
 from gmmcnn.filters import fitting
 from gmmcnn.filters.fits import Fits
+from gmmcnn.filters.screening import saturation
 from gmmcnn.progress import progress
 
 
@@ -69,9 +71,11 @@ def analyze(
 
     Warns
     -----
-    UserWarning
+    DataWarning
         ``samples`` does not divide the number of images, and ``batches`` does not say which of them are wanted: the
         last ones are left out.
+    SaturationWarning
+        There are so few samples that chance alone makes small clusters.
 
     Examples
     --------
@@ -84,9 +88,13 @@ def analyze(
     probe = chosen.probe
     if "batches" not in settings and len(source) % probe.samples:
         left_out = f"the last {len(source) % probe.samples} of {len(source)} images are left out"
-        warnings.warn(f"samples={probe.samples}: {left_out}; expected a divisor", stacklevel=2)
+        warnings.warn(f"samples={probe.samples}: {left_out}; expected a divisor", DataWarning, stacklevel=2)
     with torch.random.fork_rng(devices=[]):  # a data set may draw from it
         pixels, beside = source.take(range(probe.batches * probe.samples))
+    small_cluster = chosen.screen.small_cluster_for(probe.samples, chosen.gmm.k_max)
+    found = saturation(probe.samples, chosen.gmm.k_max, small_cluster)
+    if found.is_saturated:
+        warnings.warn(found.comment, SaturationWarning, stacklevel=2)
     samples = pd.DataFrame({"batch": np.repeat(np.arange(probe.batches), probe.samples), "label": pd.NA})
     if labels is not None:
         samples["label"] = class_numbers(labels, len(source))[: len(samples)]

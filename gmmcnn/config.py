@@ -5,12 +5,13 @@ variations), and :func:`gmmcnn.analyze` takes the same names as keyword argument
 built, so an impossible value fails before any work is done.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
-from gmmcnn.constants import MAX_COMPONENTS, MAX_DIMS, MAX_STARTS
+from gmmcnn.constants import MAX_COMPONENTS, MAX_DIMS, MAX_STARTS, SMALL_SHARE
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.names import did_you_mean
 
@@ -236,8 +237,9 @@ class Gmm(_Group):
 class Screen(_Group):
     """The three criteria of an anomaly filter; thresholds λ, α, β, θ of the method, in this order."""
 
-    small_cluster: int = 5
-    """λ: a cluster of at most so many samples is small."""
+    small_cluster: int | None = None
+    """λ: a cluster of at most so many samples is small. None takes a quarter of an average cluster, N / (4 K_max)
+    rounded down and at least 1, which keeps λ·K_max/N where the first criterion is informative: 5 for N = 200."""
     min_small_clusters: int = 1
     """α: so many small clusters make the classes unbalanced."""
     ch_ratio: float = 0.8
@@ -255,7 +257,8 @@ class Screen(_Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.small_cluster >= 1, "screen.small_cluster", self.small_cluster, ">= 1")
+        possible = self.small_cluster is None or self.small_cluster >= 1
+        _require(possible, "screen.small_cluster", self.small_cluster, ">= 1")
         _require(self.min_small_clusters >= 1, "screen.min_small_clusters", self.min_small_clusters, ">= 1")
         _require(self.ch_ratio >= 0, "screen.ch_ratio", self.ch_ratio, ">= 0")
         _require(self.activation_ratio >= 0, "screen.activation_ratio", self.activation_ratio, ">= 0")
@@ -263,6 +266,10 @@ class Screen(_Group):
         _require_one_of("screen.scope", self.scope, ("layer", "network"))
         _require_one_of("screen.average", self.average, ("median", "mean"))
         _require(0 <= self.min_active_share < 1, "screen.min_active_share", self.min_active_share, "a number in [0, 1)")
+
+    def small_cluster_for(self, n_samples: int, k_max: int) -> int:
+        """λ in force for probe batches of N samples that at most K_max components are fitted to."""
+        return self.small_cluster or max(1, math.floor(SMALL_SHARE * n_samples / k_max))
 
 
 @dataclass

@@ -71,6 +71,15 @@ CH_MIN_WITHIN = 1e-12
 DEAD_RANGE = 1e-6
 """A filter whose scores differ from their mean by less than this share of their size holds rounding only."""
 
+SMALL_SHARE = 0.25
+"""λ·K_max/N that is aimed for where λ is not given: a small cluster is a quarter of an average one."""
+
+STRICT = 0.1
+"""Below this λ·K_max/N hardly any filter has a small cluster: only isolated samples are found."""
+
+SATURATED = 0.3
+"""Above this λ·K_max/N chance alone makes small clusters, in any filter."""
+
 PHILOX_ROUNDS = 10
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)

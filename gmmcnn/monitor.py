@@ -7,6 +7,7 @@ the same weights bit by bit.
 
 import random
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,12 +25,12 @@ from gmmcnn.api import settings_from
 from gmmcnn.constants import Stream
 from gmmcnn.data.probe import thumbnails
 from gmmcnn.data.samples import Samples
-from gmmcnn.errors import ConfigurationError
+from gmmcnn.errors import ConfigurationError, SaturationWarning
 from gmmcnn.featuremaps.capture import find_taps, unwrapped
 from gmmcnn.featuremaps.stream import feature_maps, require_analysed
 from gmmcnn.filters.fits import Fits
 from gmmcnn.filters.fitting import fit_in_memory
-from gmmcnn.filters.screening import counts
+from gmmcnn.filters.screening import counts, saturation
 from gmmcnn.hardware import gpu
 from gmmcnn.progress import note
 
@@ -225,6 +226,9 @@ def _prepare(probe: Any, samples: int | None, batches: int, given: dict[str, Any
         raise ConfigurationError(
             f"probe: a batch has {samples} samples; expected more than k_max={chosen.gmm.k_max}, better a few hundred"
         )
+    found = saturation(samples, chosen.gmm.k_max, chosen.screen.small_cluster_for(samples, chosen.gmm.k_max))
+    if found.is_saturated:
+        warnings.warn(found.comment, SaturationWarning, stacklevel=3)
     chosen.engine.name = gpu.resolved(chosen.engine.name)  # now: to look for a device in every step takes a millisecond
     order = np.random.default_rng([chosen.seed, Stream.MONITORED]).permutation(available)
     return source.take(order[: chosen.probe.batches * samples])[0], chosen

@@ -93,3 +93,30 @@ def test_the_page_is_written_whole(analysis, tmp_path):
     assert "network X" in page
     assert "conv2" in page
     assert [found.name for found in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_it_is_shown_in_five_lines(analysis):
+    assert repr(analysis).split("\n  ") == [
+        "Analysis of network X",
+        "10 filters in 2 layers, 8 of them live",
+        "2 probe batches of 40 samples, 2 to 3 clusters",
+        "2 anomalous, 6 outlier samples",
+        "λ·K_max/N = 4·3/40 = 0.30: informative",
+    ]
+    assert str(analysis) == repr(analysis)
+
+
+def test_the_summary_is_sentences(analysis):
+    headline, reading, *others = analysis.summary().split("\n")
+    assert headline.startswith("2 of 10 filters are anomalous: conv1:0, conv2:0")
+    assert reading == "λ·K_max/N = 4·3/40 = 0.30: informative."
+    assert others[-2:] == ["Not analysed: head: never called.", "Not analysed: side: 1 x 1 maps."]
+
+
+def test_a_saturated_analysis_shows_no_count(analysis):
+    saturated = analysis.with_thresholds(small_cluster=5)
+    assert repr(saturated).split("\n  ")[3] == "saturated: chance alone makes small clusters here"
+    headline = saturated.summary().split("\n")[0]
+    assert "saturated: chance alone makes small clusters here" in headline
+    assert saturated.summary().count("λ·K_max/N = 5·3/40") == 1
+    assert len(repr(saturated).split("\n")) == 5

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gmmcnn
 from gmmcnn import api
-from gmmcnn.errors import CaptureError, ConfigurationError
+from gmmcnn.errors import CaptureError, ConfigurationError, SaturationWarning
 from gmmcnn.featuremaps import memory
 
 QUICK = {"k_max": 4, "n_init": 1}
@@ -59,6 +59,20 @@ def test_batches_are_the_first_ones_and_what_is_left_over_is_said(digits_cnn, im
     assert n_batches(samples=50, batches=9) == 2
     with pytest.warns(UserWarning, match="samples=50: the last 20 of 120 images are left out; expected a divisor"):
         assert n_batches(samples=50) == 2
+
+
+def test_where_chance_makes_small_clusters_it_warns_and_defaults_keep_clear_of_it(digits_cnn, images):
+    def analysed(n, **settings):
+        return gmmcnn.analyze(digits_cnn, images[:n], layers=["features.conv1"], n_init=1, **settings)
+
+    assert analysed(64).small_cluster == 1
+    assert analysed(120, k_max=4).saturation.ratio == 7 * 4 / 120
+    with pytest.warns(
+        SaturationWarning, match=r"5·10/64 = 0\.78: saturated, .*; raise probe\.samples to 167 or more, or"
+    ):
+        assert "saturated: chance alone makes small clusters here" in repr(analysed(64, small_cluster=5))
+    with pytest.warns(SaturationWarning, match=r"1·10/30 = 0\.33: saturated, .*; raise probe\.samples to 34 or more$"):
+        analysed(30)
 
 
 def test_numbers_of_any_library_are_numbers(digits_cnn, images):

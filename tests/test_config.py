@@ -7,11 +7,13 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from gmmcnn import config
 from gmmcnn.cli import CONFIG_MODULE, settings_of
-from gmmcnn.constants import MAX_STARTS
+from gmmcnn.constants import MAX_STARTS, SMALL_SHARE, STRICT
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 
@@ -38,11 +40,26 @@ def test_every_option_composes(option):
     own = OmegaConf.load(CONF / f"{option}.yaml")
     if group in config.GROUPS and "defaults" not in own:
         for key, value in own.items():
-            assert getattr(getattr(changed, group), str(key)) == value
+            if key in config.GROUPS:  # an option of the whole configuration
+                for name, inner in value.items():
+                    assert getattr(getattr(changed, str(key)), str(name)) == inner
+            else:
+                assert getattr(getattr(changed, group), str(key)) == value
 
 
 def test_there_is_an_option_to_compose():
     assert len(OPTIONS) > 15
+
+
+@given(n_samples=st.integers(3, 10**6), k_max=st.integers(2, 32), size_given=st.none() | st.integers(1, 50))
+def test_lambda_is_the_one_given_or_keeps_the_ratio_informative(n_samples, k_max, size_given):
+    size = config.Screen(small_cluster=size_given).small_cluster_for(n_samples, k_max)
+    if size_given:
+        assert size == size_given
+    elif n_samples >= 4 * k_max:
+        assert STRICT < size * k_max / n_samples <= SMALL_SHARE
+    else:
+        assert size == 1
 
 
 def test_the_method_defaults_stand_as_published_or_as_documented():
@@ -50,7 +67,8 @@ def test_the_method_defaults_stand_as_published_or_as_documented():
     assert (settings.probe.samples, settings.probe.batches, settings.pca.dims) == (200, 10, 2)
     assert (settings.gmm.k_min, settings.gmm.k_max, settings.gmm.tol, settings.gmm.max_iter) == (2, 10, 1e-3, 100)
     screen = settings.screen
-    assert (screen.small_cluster, screen.min_small_clusters, screen.ch_ratio, screen.activation_ratio) == (
+    small_cluster = screen.small_cluster_for(settings.probe.samples, settings.gmm.k_max)
+    assert (small_cluster, screen.min_small_clusters, screen.ch_ratio, screen.activation_ratio) == (
         5,
         1,
         0.8,

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDat
 
 import gmmcnn
 from gmmcnn import progress as console
-from gmmcnn.errors import CaptureError, ConfigurationError
+from gmmcnn.errors import CaptureError, ConfigurationError, DataError
 from gmmcnn.monitor import COLUMNS, NOTE
 
 QUICK = {"k_max": 4, "engine": "cpu"}
@@ -268,7 +268,7 @@ def test_only_the_layers_asked_for_are_counted(network, images):
         ({"probe": TensorDataset(torch.zeros(0, 1, 8, 8))}, "probe: there are no samples"),
         ({"probe": iter([1])}, "probe: a list_iterator; expected a Tensor, ndarray, map-style Dataset or DataLoader"),
         ({"probe": torch.zeros(50, 8, 8)}, r"probe: shape \(50, 8, 8\) in a batch"),
-        ({"probe": [{"image": 1}] * 50}, "probe: dict in a batch"),
+        ({"probe": [{"image": 1}] * 50}, r"probe: sample \d+ is a dict; expected a tensor"),
         ({"samples": 151}, "samples=151: there are 150 images"),
         ({"samples": 10, "k_max": 10}, "a batch has 10 samples; expected more than k_max=10"),
         ({"batches": 0}, "probe.batches=0: expected >= 1"),
@@ -279,7 +279,7 @@ def test_only_the_layers_asked_for_are_counted(network, images):
     ],
 )
 def test_wrong_arguments_are_named(network, images, arguments, message):
-    with pytest.raises((ConfigurationError, CaptureError), match=message):
+    with pytest.raises((ConfigurationError, CaptureError, DataError), match=message):
         gmmcnn.OverfittingMonitor(network, **{"probe": images} | arguments)
 
 

@@ -126,7 +126,7 @@ def flagged_selections(analysis: Analysis) -> Iterator[Selection]:
     """Members of the small clusters of every filter, in each probe batch whose first clustering flags it."""
     fits = analysis.fits
     for row in analysis.screening.batches.query("flagged and repeat == 0").itertuples():
-        members = small_members(fits, row.layer, row.filter, row.batch, analysis.settings.small_cluster)
+        members = small_members(fits, row.layer, row.filter, row.batch, analysis.small_cluster)
         yield Selection(row.layer, row.filter, row.batch, row.batch * fits.n_samples + members)
 
 

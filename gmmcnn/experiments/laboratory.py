@@ -94,7 +94,9 @@ class Laboratory:
         given = {field.name: getattr(settings.experiment, field.name) for field in fields(Size)}
         size = SIZES[settings.experiment.size]
         self.size = replace(size, **{key: value for key, value in given.items() if value is not None})
-        self.settings = settings
+        # λ stays what it is for these settings where another one, such as K_max, is varied around them.
+        size_of_small = settings.screen.small_cluster_for(settings.probe.samples, settings.gmm.k_max)
+        self.settings = replace(settings, screen=replace(settings.screen, small_cluster=size_of_small))
         self.folder = folder
         self.data = lru_cache(maxsize=2)(self._data)
 

@@ -81,7 +81,8 @@ class Variant:
     @property
     def ratio(self) -> float:
         """λ·K_max/N."""
-        return saturation(self.settings.probe.samples, self.settings.gmm.k_max, self.settings.screen.small_cluster)[0]
+        n_samples, k_max = self.settings.probe.samples, self.settings.gmm.k_max
+        return saturation(n_samples, k_max, self.settings.screen.small_cluster_for(n_samples, k_max)).ratio
 
     def count(self, fits: Fits) -> float:
         """Filters flagged in a probe batch; where the frequency is varied, anomaly filters."""

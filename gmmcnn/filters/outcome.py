@@ -13,10 +13,10 @@ from gmmcnn.errors import ConfigurationError
 from gmmcnn.filters.fits import Fits
 from gmmcnn.filters.outliers import find_outliers
 from gmmcnn.filters.samples import score_samples
-from gmmcnn.filters.screening import Screening, saturation, screen
+from gmmcnn.filters.screening import Saturation, Screening, saturation, screen
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Outcome:
     """Fits of all filters of a network on one probe set, screened.
 
@@ -57,7 +57,7 @@ class Outcome:
     @cached_property
     def outliers(self) -> pd.DataFrame:
         """One row per outlier sample, with what is known about the sample."""
-        found = find_outliers(self.fits, self.screening, self.settings.small_cluster)
+        found = find_outliers(self.fits, self.screening, self.small_cluster)
         return found.join(self.known.drop(columns="batch"), on="sample")
 
     @cached_property
@@ -76,9 +76,14 @@ class Outcome:
         return table.rename_axis("sample").reset_index()
 
     @property
-    def saturation(self) -> tuple[float, str]:
+    def small_cluster(self) -> int:
+        """λ in force: the one of the settings, or what it is where they leave it open."""
+        return self.settings.small_cluster_for(self.fits.n_samples, self.fits.k_max)
+
+    @property
+    def saturation(self) -> Saturation:
         """Ratio λ·K_max/N, and what to think of it."""
-        return saturation(self.fits.n_samples, self.fits.k_max, self.settings.small_cluster)
+        return saturation(self.fits.n_samples, self.fits.k_max, self.small_cluster)
 
     def with_thresholds(self, **thresholds: object) -> Self:
         """Return the same fits under other thresholds (names of :class:`gmmcnn.config.Screen`)."""

@@ -9,17 +9,18 @@ Dead filters (no variance) and near-dead ones (active on too few samples) have a
 anomalous and take part in no average: a filter that fires on three samples of 200 reaches a CH index of 1e10.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from gmmcnn import config
-from gmmcnn.constants import Status
+from gmmcnn.constants import SATURATED, STRICT, Status
 from gmmcnn.filters.fits import Fits, LayerFits, is_live
 from gmmcnn.filters.rules import rules_of
 
@@ -112,7 +113,8 @@ def measure(fits: Fits, settings: config.Screen) -> dict[str, NDArray]:
         ch_over_average, activation_over_average``; CH and sizes are NaN where there is no clustering; filters of all
         layers one after the other.
     """
-    layers = [_measure_layer(layer, fits.k_min, settings) for layer in fits.layers.values()]
+    small = settings.small_cluster_for(fits.n_samples, fits.k_max)
+    layers = [_measure_layer(layer, fits.k_min, small, settings) for layer in fits.layers.values()]
     measured = {name: np.concatenate([layer[name] for layer in layers]) for name in layers[0]}
     if settings.scope == "layer":
         ends = np.cumsum([len(layer) for layer in fits.layers.values()]).tolist()
@@ -156,7 +158,7 @@ def _over_average(
         return values / averages
 
 
-def _measure_layer(fits: LayerFits, k_min: int, settings: config.Screen) -> dict[str, NDArray]:
+def _measure_layer(fits: LayerFits, k_min: int, small_cluster: int, settings: config.Screen) -> dict[str, NDArray]:
     sizes = cluster_sizes(fits.labels, fits.weights.shape[-1])  # (F, B, R, K)
     occupied = np.where(sizes > 0, sizes, np.nan)
     clustered = fits.n_components > 0
@@ -173,7 +175,7 @@ def _measure_layer(fits: LayerFits, k_min: int, settings: config.Screen) -> dict
         "n_components": fits.n_components,
         "calinski_harabasz": np.where(clustered, index, np.nan),
         "smallest_cluster": smallest,
-        "n_small_clusters": (occupied <= settings.small_cluster).sum(axis=-1),
+        "n_small_clusters": (occupied <= small_cluster).sum(axis=-1),
         "mean_activation": mean_activation,
         "active_share": active_share,
     }
@@ -292,26 +294,36 @@ def _reason(row: Any, settings: config.Screen) -> str:
     )
 
 
-def saturation(n_samples: int, k_max: int, small_cluster: int) -> tuple[float, str]:
+class Saturation(NamedTuple):
+    """Whether the first criterion can tell filters apart."""
+
+    ratio: float
+    """λ·K_max/N."""
+    comment: str
+    """What to think of it, and what to change."""
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether chance alone makes small clusters, so that a count of filters that have one says nothing."""
+        return self.ratio > SATURATED
+
+
+def saturation(n_samples: int, k_max: int, small_cluster: int) -> Saturation:
     """Judge whether the first criterion can tell filters apart.
 
     It asks for a cluster of at most λ samples. With N/K_max samples in an average cluster, λ·K_max/N says how small
     "small" is: far below 0.1 hardly any filter qualifies, above 0.3 chance alone makes small clusters.
-
-    Returns
-    -------
-    ratio : float
-        λ·K_max/N.
-    comment : str
-        What to think of it, and what to change.
     """
     ratio = small_cluster * k_max / n_samples
     at = f"λ·K_max/N = {small_cluster}·{k_max}/{n_samples} = {ratio:.2f}"
-    if ratio > 0.3:
-        return ratio, f"{at}: saturated, many filters have a small cluster by chance; raise probe.samples"
-    if ratio < 0.1:
-        return (
-            ratio,
-            f"{at}: strict, only isolated samples are found; to follow a count over training aim for 0.2 to 0.25",
-        )
-    return ratio, f"{at}: informative"
+    if ratio > SATURATED:
+        needed = math.ceil(small_cluster * k_max / SATURATED)
+        largest = math.floor(SATURATED * n_samples / k_max)
+        remedy = f"raise probe.samples to {needed} or more"
+        if largest:
+            remedy += f", or set screen.small_cluster={largest} or less"
+        return Saturation(ratio, f"{at}: saturated, many filters have a small cluster by chance; {remedy}")
+    if ratio < STRICT:
+        strict = "strict, only isolated samples are found; to follow a count over training aim for 0.2 to 0.25"
+        return Saturation(ratio, f"{at}: {strict}")
+    return Saturation(ratio, f"{at}: informative")

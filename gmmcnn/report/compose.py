@@ -64,7 +64,7 @@ def _own_facts(analysis: Outcome) -> dict[str, str]:
         "Filters": f"{fits.n_filters:,} in {plural(len(fits.layers), 'layer')}",
         "Probe set": f"{plural(fits.n_batches, 'batch', 'batches')} of {plural(fits.n_samples, 'sample')}",
         "Clusters tried": f"{fits.k_min} to {fits.k_max} for each filter and batch",
-        "Small cluster (λ)": f"at most {plural(screen.small_cluster, 'sample')}",
+        "Small cluster (λ)": f"at most {plural(analysis.small_cluster, 'sample')}",
         "Unbalanced (α)": f"at least {plural(screen.min_small_clusters, 'small cluster')}",
         "Separated (β)": f"CH index above {screen.ch_ratio:g} × the {screen.average} of the {screen.scope}",
         "Active (θ)": f"mean activation above {screen.activation_ratio:g} × the mean of the {screen.scope}",
@@ -90,5 +90,5 @@ def _cluster_plots(analysis: Outcome) -> Iterator[ClusterPlot]:
             scores=layer.scores[row.filter, batch],
             labels=labels,
             samples=batch * fits.n_samples + np.arange(fits.n_samples),
-            small=(sizes > 0) & (sizes <= analysis.settings.small_cluster),
+            small=(sizes > 0) & (sizes <= analysis.small_cluster),
         )

@@ -20,6 +20,8 @@ def findings(analysis: Outcome, metrics: pd.DataFrame | None = None, masking: pd
     masking : DataFrame, optional
         What :func:`gmmcnn.pruning.masks.compare_masks` returns.
     """
+    if analysis.saturation.is_saturated:  # counts of what has a small cluster are counts of chance
+        return [_saturated(analysis), *_planted(analysis), *_masking(masking)]
     return [
         _headline(analysis),
         *_outliers(analysis),
@@ -27,6 +29,13 @@ def findings(analysis: Outcome, metrics: pd.DataFrame | None = None, masking: pd
         *_over_training(metrics),
         *_masking(masking),
     ]
+
+
+def _saturated(analysis: Outcome) -> str:
+    return (
+        f"{_count(analysis.fits.n_filters, 'filter')}, saturated: chance alone makes small clusters here, so that no "
+        f"count of anomalous ones means anything. {analysis.saturation.comment}."
+    )
 
 
 def _headline(analysis: Outcome) -> str:

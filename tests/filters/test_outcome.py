@@ -47,9 +47,8 @@ def test_other_thresholds_make_another_outcome_and_leave_this_one(of_each):
 
 def test_lambda_in_force_decides_about_outliers_too(of_each):
     two = batches_of(layer_of([[38, 2]], ch=[10], activation=[1]), layer_of([[36, 4]], ch=[10], activation=[1]))
-    found = Outcome(
-        fits_of(two), pd.DataFrame({"batch": np.arange(2 * N) // N}), np.zeros((2 * N, 1, 1), np.uint8), config.Screen()
-    )
+    samples = pd.DataFrame({"batch": np.arange(2 * N) // N})
+    found = Outcome(fits_of(two), samples, np.zeros((2 * N, 1, 1), np.uint8), config.Screen(small_cluster=5))
     assert len(found.outliers) == 6
     assert found.with_thresholds(small_cluster=3).outliers["sample"].tolist() == [38, 39]
 
@@ -62,7 +61,9 @@ def test_a_threshold_that_is_none_is_named(of_each):
 
 
 def test_saturation_is_of_the_samples_of_a_batch_and_of_lambda(of_each):
-    assert of_each.saturation == saturation(N, K_MAX, 5)
+    assert of_each.with_thresholds(small_cluster=5).saturation == saturation(N, K_MAX, 5)
+    assert of_each.small_cluster == 3  # a quarter of N / K_max
+    assert of_each.saturation == saturation(N, K_MAX, 3)
     assert of_each.with_thresholds(small_cluster=2).saturation[0] == 2 * K_MAX / N
 
 

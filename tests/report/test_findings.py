@@ -1,0 +1,43 @@
+"""What was found, in sentences: a count where counts mean something, and what is wrong where they do not."""
+
+import numpy as np
+import pandas as pd
+from handmade_fits import ONE_OF_EACH, N, fits_of
+
+from gmmcnn import config
+from gmmcnn.filters.outcome import Outcome
+from gmmcnn.report.findings import findings
+
+METRICS = pd.DataFrame({"epoch": [1, 9], "flagged_per_batch": [1.0, 3.0]})
+
+
+def outcome(small_cluster: int | None = None, **about) -> Outcome:
+    return Outcome(
+        fits=fits_of(ONE_OF_EACH),
+        known=pd.DataFrame({"batch": 0, "label": np.arange(N) % 10, **about}),
+        thumbnails=np.zeros((N, 4, 4), np.uint8),
+        settings=config.Screen(small_cluster=small_cluster),
+    )
+
+
+def test_the_headline_counts_anomaly_filters():
+    headline, outliers, course = findings(outcome(), METRICS)
+    assert headline == "1 of 5 filters is anomalous: conv1:0; 1 filter (near-)dead and left out."
+    assert outliers == "3 outlier samples of 40; sample 37 stands out most, in 1 filter."
+    assert course.startswith("Filters flagged per probe batch: 1.0 after epoch 1, 3.0 after epoch 9.")
+
+
+def test_where_chance_makes_small_clusters_the_headline_says_so_and_nothing_is_counted():
+    said = findings(outcome(small_cluster=5), METRICS)
+    assert len(said) == 1
+    assert "5 filters, saturated: chance alone makes small clusters here" in said[0]
+    assert "λ·K_max/N = 5·3/40 = 0.38" in said[0]
+    assert "raise probe.samples to 50 or more, or set screen.small_cluster=4 or less" in said[0]
+    assert findings(outcome(small_cluster=4))[0].startswith("1 of 5 filters is anomalous")
+
+
+def test_what_was_planted_is_told_beside_what_else_was_reported():
+    planted = findings(outcome(small_cluster=5, planted=np.arange(N) == 38))[1]
+    assert planted == (
+        "1 noise image planted in the probe set (samples 38): 1 of 1 found by conv1:0; 2 other samples reported."
+    )
