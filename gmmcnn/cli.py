@@ -9,7 +9,8 @@ import os
 import sys
 import traceback
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,21 +19,28 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
-from gmmcnn.config import GROUPS, MOVED, Settings, setting_names
+from gmmcnn.config import GROUPS, MOVED, TASKS, Settings, setting_names
 from gmmcnn.errors import ConfigurationError, GmmcnnError, one_line
-from gmmcnn.names import did_you_mean
+from gmmcnn.names import command, did_you_mean, for_a_shell, quoted
+from gmmcnn.run import record
 
 CONFIG_MODULE = "gmmcnn.conf"
+A_FOLDER = "expected a run folder that can be written: run=FOLDER"
+STARTING = ("run", "train", "extract", "experiment")
+"""Tasks that a run can start with."""
+RESULT = "run.json"
+"""What a refused command leaves in a folder that it found empty."""
+
+_NO_START = ("task", "run", "estimate", "debug")
 _FREE_FORM = ("data.kwargs.", "model.kwargs.")
 _exit_codes: list[int] = []
 """Of the jobs that failed."""
 
-ConfigStore.instance().store(name="settings", node=Settings)
+ConfigStore.instance().store(name="settings", node=Settings())
 OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:6], use_cache=True)
 
 
@@ -40,7 +48,7 @@ def main() -> None:
     """Run the command line; the entry point of ``gmmcnn`` and ``python -m gmmcnn``."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and leaves it to us to put them into one line
     try:
-        arguments = _with_stored_overrides([_normalise(argument) for argument in sys.argv[1:]])
+        arguments = _going_on([_normalise(argument) for argument in sys.argv[1:]])
         check(arguments)
         sys.argv = [sys.argv[0], *arguments]
         _job()
@@ -48,7 +56,7 @@ def main() -> None:
         _complain(one_line(error))
         sys.exit(2)
     except OSError as error:  # those of the work itself do not get here
-        _complain(f"{error.filename}: {error.strerror}; expected a run folder that can be written: run=FOLDER")
+        _complain(f"{error.filename}: {error.strerror}; {A_FOLDER}")
         sys.exit(2)
     if _exit_codes:
         sys.exit(max(_exit_codes))
@@ -59,38 +67,21 @@ def _job(composed: DictConfig) -> None:
     """Run one job: the whole of a single run, or one cell of a sweep."""
     from gmmcnn import tasks  # torch and numba load only when there is work to do
 
-    settings = settings_of(composed)
+    settings = record.settings_of(composed)
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         tasks.execute(settings, folder)
     except KeyboardInterrupt:
-        _complain(f"interrupted; goes on where it stopped with: gmmcnn task={settings.task} run={folder}")
+        _complain(f"interrupted; goes on where it stopped with: {command(settings.task, folder)}")
         sys.exit(130)
     except Exception as error:
         _exit_codes.append(2 if isinstance(error, ConfigurationError) else 1)
         unexpected = "" if isinstance(error, GmmcnnError) else f"unexpected {type(error).__name__}: "
-        hint = f"; see the traceback with debug=true run={folder}" if unexpected and not settings.debug else ""
+        again = command(settings.task, folder, "debug=true")
+        hint = f"; see the traceback with: {again}" if unexpected and not settings.debug else ""
         _complain(f"{unexpected}{one_line(error)}{hint}")
         if settings.debug:
             traceback.print_exc()
-
-
-def settings_of(composed: DictConfig) -> Settings:
-    """Turn Hydra's composed configuration into typed settings.
-
-    Raises
-    ------
-    ConfigurationError
-        A value is of the wrong type or impossible.
-    """
-    try:
-        settings = OmegaConf.to_object(composed)
-    except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, ConfigurationError):
-            raise error.__cause__ from None
-        raise ConfigurationError(_one_line(error)) from None
-    assert isinstance(settings, Settings)
-    return settings
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -116,11 +107,11 @@ def check(arguments: Sequence[str]) -> None:
             _check_name(override, known)
         for job in _jobs(flags.overrides, multirun=flags.multirun):
             try:
-                settings_of(hydra.compose(flags.config_name or "config", overrides=[*job, *search]))
+                record.settings_of(hydra.compose(flags.config_name or "config", overrides=[*job, *search]))
             except MissingConfigException as error:
                 raise _no_such_option(error) from None
             except HydraException as error:
-                raise ConfigurationError(_one_line(error)) from None
+                raise ConfigurationError(record.in_one_line(error)) from None
 
 
 def _jobs(overrides: list[str], *, multirun: bool) -> Sequence[Sequence[str]]:
@@ -128,7 +119,7 @@ def _jobs(overrides: list[str], *, multirun: bool) -> Sequence[Sequence[str]]:
         return [overrides]
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    if any(override.startswith("run=") for override in overrides):
+    if any(_parsed(override).key_or_group == "run" for override in overrides):
         raise ConfigurationError("run= in a sweep: its jobs would overwrite each other; leave it out")
     return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), max_batch_size=None)[0]
 
@@ -140,11 +131,7 @@ def _known_names() -> set[str]:
 
 
 def _check_name(override: str, known: set[str]) -> None:
-    try:
-        key = OverridesParser.create().parse_override(override).key_or_group
-    except HydraException:
-        hint = "; a value that holds = or spaces needs quotes within: key='a=b'" if "=" in override else ""
-        raise ConfigurationError(f"{override!r} is not key=value{hint}") from None
+    key = _parsed(override).key_or_group
     if key in MOVED:
         raise ConfigurationError(f"{key}: is {MOVED[key]} now")
     if key not in known and not key.startswith(("hydra", *_FREE_FORM)):
@@ -153,7 +140,7 @@ def _check_name(override: str, known: set[str]) -> None:
 
 def _no_such_option(error: MissingConfigException) -> ConfigurationError:
     if not error.options or "/" not in (error.missing_cfg_file or ""):
-        return ConfigurationError(_one_line(error))
+        return ConfigurationError(record.in_one_line(error))
     group, option = str(error.missing_cfg_file).rsplit("/", 1)
     hint = did_you_mean(option, error.options)
     return ConfigurationError(f"{group}={option}: expected one of {', '.join(error.options)}{hint}")
@@ -167,45 +154,98 @@ def _normalise(argument: str) -> str:
     return f"++{argument}" if argument.startswith(_FREE_FORM) else argument  # any key may be added there
 
 
-def _with_stored_overrides(arguments: list[str]) -> list[str]:
-    """Put the overrides of an earlier run before those given now, where ``run=FOLDER`` names its folder.
+def _going_on(arguments: list[str]) -> list[str]:
+    """Let the settings of an earlier run take the place of the defaults, where ``run=FOLDER`` names its folder.
+
+    Returns
+    -------
+    list of str
+        The arguments that are left to be laid over them.
 
     Raises
     ------
     ConfigurationError
-        Their file is damaged.
+        There is no run in that folder and this is no command to start one, or its record is damaged.
     """
-    folder = next((a.removeprefix("run=") for a in arguments if a.startswith("run=")), None)
-    stored_in = Path(folder) / ".hydra" / "overrides.yaml" if folder else None
-    if stored_in is None or not stored_in.exists():
+    _lay_over(Settings())
+    flags = get_args_parser().parse_args(arguments)
+    given = {override.key_or_group: override for override in map(_parsed, flags.overrides)}
+    if "run" not in given or flags.multirun or flags.help or flags.hydra_help or flags.info:
         return arguments
-    given = {argument.lstrip("+~").split("=")[0] for argument in arguments}
-    try:
-        stored = OmegaConf.to_object(OmegaConf.load(stored_in))
-    except (YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException):
-        stored = None
-    if not isinstance(stored, list) or not all(isinstance(override, str) for override in stored):
-        raise ConfigurationError(
-            f"{stored_in}: damaged; expected the settings of that run, one a line as '- key=value'; "
-            "write them again, or delete the file and give them with run="
-        )
-    kept = [_renamed(s) for s in stored if s.lstrip("+~").split("=")[0] not in given | {"task", "run"}]
+    folder = _folder(given["run"])
+    recorded = record.read(folder)
+    if recorded is not None:
+        experiment = given["experiment"].value() if "experiment" in given else None
+        if experiment and (recorded.task, recorded.experiment.name) != ("experiment", experiment):
+            recorded = _with_experiment(recorded, str(experiment))
+            arguments = [a for a in arguments if a not in flags.overrides or _parsed(a).key_or_group != "experiment"]
+        _lay_over(replace(recorded, task=Settings.task))
+        return arguments
+    earlier = record.read_earlier(folder)
+    if earlier is None and not flags.cfg:
+        _require_new_run(folder, given)
+    kept = [o for o in earlier or [] if _parsed(o).key_or_group not in given.keys() | set(record.OF_A_COMMAND)]
     return [*kept, *arguments]
 
 
-def _renamed(override: str) -> str:
-    """An override of an earlier version as it is written now."""
-    key, equals, value = override.partition("=")
-    return MOVED.get(key, key) + equals + value
+def _lay_over(settings: Settings) -> None:
+    """Make these the settings that everything on the command line is laid over."""
+    ConfigStore.instance().store(name="settings", node=settings)
 
 
-def _one_line(error: Exception) -> str:
-    """Join the telling lines of an error of Hydra or OmegaConf, with the key in front."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), None)
-    telling = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
-    return (f"{key}: " if key else "") + " ".join(telling)
+def _folder(override: Override) -> Path:
+    """Run folder that an override names, as Hydra reads it, quotes and all."""
+    value = override.value()
+    if override.is_delete() or value is None or isinstance(value, list | dict) or not str(value).strip():
+        raise ConfigurationError(f"{override.input_line}: names no folder; {A_FOLDER}")
+    return Path(str(value))
+
+
+def _require_new_run(folder: Path, given: Mapping[str, Override]) -> None:
+    """Raise ConfigurationError unless a run can and is to be started in a folder that holds none."""
+    task = str(given["task"].value()) if "task" in given else Settings.task
+    others = [path.name for path in _entries(folder) if path.name != RESULT and not path.name.endswith(".partial")]
+    if others:
+        raise ConfigurationError(f"{folder}: holds {others[0]} and no run; {A_FOLDER}")
+    near = did_you_mean(folder.name, [path.name for path in _entries(folder.absolute().parent) if path != folder])
+    if task not in STARTING and task in TASKS:
+        raise ConfigurationError(f"{folder}: holds no run, which task={task} needs{near}")
+    if not any(key not in _NO_START and not key.startswith("hydra") for key in given):
+        start = command(task, folder, "seed=0")
+        raise ConfigurationError(f"{folder}: holds no run to go on with{near}; to start one, give a setting: {start}")
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _with_experiment(recorded: Settings, name: str) -> Settings:
+    """Settings of another experiment in the same folder, with all that was changed in the recorded one's."""
+    bundle = [f"experiment={recorded.experiment.name}"] if recorded.task == "experiment" else []
+    with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        try:
+            before, after = (
+                record.values_of(record.settings_of(hydra.compose("config", overrides=overrides)))
+                for overrides in (bundle, [f"experiment={name}"])
+            )
+        except MissingConfigException as error:
+            raise _no_such_option(error) from None
+    own = {key: value for key, value in record.values_of(recorded).items() if value != before[key]}
+    merged = OmegaConf.structured(Settings)
+    for key, value in (after | own | {"experiment.name": name}).items():
+        if key not in record.OF_A_COMMAND:
+            OmegaConf.update(merged, key, value, merge=False)
+    return record.settings_of(merged)
+
+
+def _parsed(override: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        key, equals, value = override.partition("=")
+        written = f"{key}='a=b'" if not value or value[0] in "{['\"" else for_a_shell(f"{key}={quoted(value)}")
+        hint = f"; a value that holds = or spaces needs quotes within: {written}" if equals else ""
+        raise ConfigurationError(f"{override!r} is not key=value{hint}") from None
 
 
 def _complain(message: str) -> None:

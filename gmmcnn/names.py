@@ -3,12 +3,17 @@
 import difflib
 import importlib
 import inspect
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gmmcnn.errors import ConfigurationError, one_line
+
+_PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf|[+-]?\.?\d[\d_.e+-]*)$)[A-Za-z0-9_./:@%+-]+")
+"""What Hydra reads as a text without quotes."""
 
 
 def is_dotted(name: str) -> bool:
@@ -20,6 +25,29 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """End of a message about a misspelt name: ``"; did you mean k_max?"``, empty where nothing valid is near."""
     nearest = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def command(task: str, run: Path | str, *more: str) -> str:
+    """Command line of a task in a run folder, to be pasted into a shell whatever the folder is called."""
+    words = (f"task={task}", f"run={quoted(str(run))}", *more)
+    return " ".join(["gmmcnn", *map(for_a_shell, words)])
+
+
+def quoted(text: str) -> str:
+    """Write a text as Hydra reads it: in quotes where its grammar would make something else of it.
+
+    It does of ``=``, ``,``, ``(``, ``#``, of any letter beyond ASCII, and of numbers.
+    """
+    if _PLAIN.fullmatch(text):
+        return text
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def for_a_shell(word: str) -> str:
+    """Quote a word of a command line; in double quotes where it holds single ones and nothing else to be quoted."""
+    single = shlex.quote(word)
+    return f'"{word}"' if single != word and "'" in word and not set(word) & set('"$`\\!') else single
 
 
 def unknown(key: str, name: str, choices: Iterable[str]) -> ConfigurationError:

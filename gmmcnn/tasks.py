@@ -1,6 +1,7 @@
 """What each task of the command line does, and the record of how it went."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from gmmcnn import pipeline
@@ -8,6 +9,7 @@ from gmmcnn.config import Settings
 from gmmcnn.errors import EngineError, StoreError, StoreNotFoundError
 from gmmcnn.experiments import running as experiments
 from gmmcnn.featuremaps import ActivationStore, find_taps
+from gmmcnn.names import command
 from gmmcnn.progress import say
 from gmmcnn.report.views import plural
 from gmmcnn.run import page
@@ -16,16 +18,28 @@ from gmmcnn.run.folder import Run
 
 
 def execute(settings: Settings, folder: Path) -> None:
-    """Carry out ``settings.task`` in a run folder, and record there how it went."""
+    """Carry out ``settings.task`` in a run folder, and record there how it went, if it does more than look."""
     job = Run(settings, folder)
-    with job.recorded():
+    with nullcontext() if settings.task == "verify" else job.recorded():
         TASKS[settings.task](job)
 
 
 def run(job: Run) -> None:
     """The whole pipeline, and the page about it."""
-    pipeline.run(job)
-    page.write(job)
+    page.write(job, pipeline.run(job))
+
+
+def report(job: Run) -> None:
+    """The page about the network as it is now."""
+    page.write(job, pipeline.latest(job))
+
+
+def experiment(job: Run) -> None:
+    """A question about the method, and its answer beside controls."""
+    experiments.require_possible(job.settings)
+    job.accept()
+    with job.timed(job.settings.experiment.name):
+        experiments.run(job.settings, job.folder)
 
 
 def verify(job: Run) -> None:
@@ -40,16 +54,14 @@ def verify(job: Run) -> None:
     """
     stores = sorted((job.folder / "activations").glob("*/maps.zarr"))
     if not stores:
-        raise StoreNotFoundError(
-            f"{job.folder}: holds no feature maps; gmmcnn task=extract run={job.folder} makes them"
-        )
+        raise StoreNotFoundError(f"{job.folder}: holds no feature maps; {command('extract', job.folder)} makes them")
     problems = {path: _problems(path) for path in stores}
     for path, found in problems.items():
         say(f"{path}: {'; '.join(found) or 'complete'}")
     if n_wrong := sum(bool(found) for found in problems.values()):
         raise StoreError(
             f"{n_wrong} of {plural(len(stores), 'store')} not as recorded: see above; "
-            f"made again by: gmmcnn task=extract run={job.folder}"
+            f"made again by: {command('extract', job.folder)}"
         )
 
 
@@ -72,10 +84,12 @@ def doctor(job: Run) -> None:
 def _size(job: Run) -> JobSize:
     """What fitting this network at all its checkpoints comes to."""
     settings = job.settings
-    taps = find_taps(job.model, job.data.train.images[:1], tap=settings.extract.tap, layers=settings.extract.layers)
+    taps = find_taps(
+        job.network(), job.data().train.images[:1], tap=settings.extract.tap, layers=settings.extract.layers
+    )
     layers = tuple((tap.n_filters, tap.height * tap.width) for tap in taps.analysed)
     n_checkpoints = 1 if settings.model.checkpoint else len(settings.train.kept_epochs)
-    return JobSize(layers, n_checkpoints, job.probe.n_batches)
+    return JobSize(layers, n_checkpoints, job.probe().n_batches)
 
 
 TASKS: dict[str, Callable[[Run], None]] = {
@@ -85,8 +99,8 @@ TASKS: dict[str, Callable[[Run], None]] = {
     "fit": pipeline.fit,
     "screen": pipeline.screen,
     "prune": pipeline.prune,
-    "report": page.write,
+    "report": report,
     "verify": verify,
-    "experiment": experiments.run,
+    "experiment": experiment,
     "doctor": doctor,
 }

@@ -233,7 +233,7 @@ def test_damaged_settings_of_a_run_are_named(content, here):
 @pytest.mark.parametrize("folder", ["file", "file/below", "/proc/nowhere/at/all"])
 def test_a_run_folder_that_cannot_be_made_is_named(folder, here):
     Path("file").write_text("text")
-    code, _, stderr = here(f"run={folder}", "task=train")
+    code, _, stderr = here(f"run={folder}", "task=train", "seed=1")
     assert code == 2
     assert stderr.startswith("gmmcnn: " + folder.partition("/nowhere")[0])
     assert stderr.endswith("expected a run folder that can be written: run=FOLDER\n")
@@ -250,7 +250,8 @@ def test_a_failure_nobody_foresaw_says_how_to_see_more(here, monkeypatch):
     monkeypatch.setattr("gmmcnn.tasks.execute", lambda *_: {}["key"])
     code, _, stderr = here("task=train")
     assert code == 1
-    assert stderr.startswith("gmmcnn: unexpected KeyError: 'key'; see the traceback with debug=true run=")
+    (again,) = re.findall(r"^gmmcnn: unexpected KeyError: 'key'; see the traceback with: (.*)$", stderr, re.MULTILINE)
+    assert re.fullmatch(r"gmmcnn task=train run=runs/\S+ debug=true", again)
     assert stderr.count("\n") == 1
 
 

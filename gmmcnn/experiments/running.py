@@ -1,27 +1,25 @@
 """Carry out one experiment of a run."""
 
 from importlib import import_module
+from pathlib import Path
 
+from gmmcnn.config import Settings
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments.laboratory import Laboratory
-from gmmcnn.run.folder import Run
 
 
-def run(job: Run) -> None:
-    """Carry out ``settings.experiment``; its tables, figures and verdict come to ``experiments/NAME-SIZE``.
-
-    Raises
-    ------
-    ConfigurationError
-        A trained network or stored activations are given: an experiment trains its own.
-    """
-    chosen = job.settings.experiment
+def require_possible(settings: Settings) -> None:
+    """Raise ConfigurationError if a trained network or stored activations are given: an experiment trains its own."""
     for key, value in {
-        "model.checkpoint": job.settings.model.checkpoint,
-        "extract.source": job.settings.extract.source,
+        "model.checkpoint": settings.model.checkpoint,
+        "extract.source": settings.extract.source,
     }.items():
         if value:
             raise ConfigurationError(f"{key}={value}: task=experiment trains its own networks; expected no {key}")
-    with job.timed(chosen.name):
-        outcome = import_module(f"gmmcnn.experiments.{chosen.name}").run(Laboratory(job.settings, job.folder))
-    outcome.write(job.folder / "experiments" / f"{chosen.name}-{chosen.size}")
+
+
+def run(settings: Settings, folder: Path) -> None:
+    """Carry out ``settings.experiment``; its tables, figures and verdict come to ``experiments/NAME-SIZE``."""
+    chosen = settings.experiment
+    outcome = import_module(f"gmmcnn.experiments.{chosen.name}").run(Laboratory(settings, folder))
+    outcome.write(folder / "experiments" / f"{chosen.name}-{chosen.size}")

@@ -53,6 +53,7 @@ def extract(
     attributes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     advance: Advance | None = None,
+    taps: Taps | None = None,
 ) -> ActivationStore:
     """Feature maps of all images, in a store.
 
@@ -83,6 +84,8 @@ def extract(
         Replace a store of something else at ``path``.
     advance : callable, optional
         Called with the number of samples just finished.
+    taps : Taps, optional
+        What :func:`~gmmcnn.featuremaps.capture.find_taps` found with ``tap`` and ``layers``; None finds it.
 
     Raises
     ------
@@ -93,7 +96,7 @@ def extract(
     """
     with torch.random.fork_rng(devices=[]):  # a DataLoader draws from it, and a data set may
         source = Samples(images, "images")
-        taps = find_taps(model, source.take(range(1))[0], tap=tap, layers=layers)
+        taps = taps or find_taps(model, source.take(range(1))[0], tap=tap, layers=layers)
         require_analysed(taps)
         origin = {
             "tap": tap,

@@ -105,11 +105,20 @@ def n_fits(store: Maps, n_samples: int) -> int:
 
 def load_fits(folder: Path, layers: list[str], n_samples: int, settings: config.Settings) -> Fits | None:
     """Read the fits that :func:`fit_store` kept for these settings; None where they are not all there."""
+    parts = find_fits(folder, layers, n_samples, settings)
+    if parts is None:
+        return None
+    return Fits({layer: _gather(files) for layer, files in parts.items()}, settings.gmm.k_min, settings.gmm.k_max)
+
+
+def find_fits(
+    folder: Path, layers: list[str], n_samples: int, settings: config.Settings
+) -> dict[str, list[Path]] | None:
+    """Files of the fits that :func:`fit_store` kept for these settings, by layer; None where they are not all there."""
     for key in (fit_key(settings, n_samples), *_earlier_keys(settings, n_samples)):
         parts = {layer: _complete_parts(folder / key / layer) for layer in layers}
         if all(parts.values()):
-            loaded = {layer: _gather(files) for layer, files in parts.items()}
-            return Fits(loaded, settings.gmm.k_min, settings.gmm.k_max)
+            return parts
     return None
 
 

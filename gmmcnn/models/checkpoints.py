@@ -26,8 +26,17 @@ def load_checkpoint(model: nn.Module, path: Path | str) -> None:
     ModelError
         The file is missing, damaged, holds more than tensors, or does not fit the model; the model is then unchanged.
     """
-    state = _without_prefix(_unwrapped(_read(Path(path)), path))
-    _check_fit(model, state, path)
+    load_state(model, read_state(path), path)
+
+
+def read_state(path: Path | str) -> dict[str, Tensor]:
+    """Read the state dict that :func:`load_checkpoint` would load. ModelError as there, whatever the model."""
+    return _without_prefix(_unwrapped(_read(Path(path)), path))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path | str) -> None:
+    """Load a state dict that was read from ``path``. ModelError if it does not fit; the model is then unchanged."""
+    _check_fit(model, dict(state), path)
     model.load_state_dict(state)
 
 

@@ -107,7 +107,7 @@ def _train(
 ) -> list[dict[str, float]]:
     """Train the epochs that the folder does not hold yet; return the metrics of all."""
     optimizer = _optimizer(model, settings)
-    identity = _identity(data, settings, seed) | {"initial weights": _digest(model.state_dict().values())}
+    identity = _identity(settings, seed, data, model)
     done, rows = _resume(folder, model, optimizer, identity)
     if done:
         advance(done)
@@ -126,13 +126,19 @@ def _train(
     return rows
 
 
-def require_same(folder: Path, data: Splits, settings: config.Train, *, seed: int) -> None:
+def require_same(
+    folder: Path, data: Splits | None, settings: config.Train, *, seed: int, model: nn.Module | None = None
+) -> None:
     """Check that the training in a folder, if it holds one, is from this data and these settings.
 
     Parameters
     ----------
-    folder, data, settings, seed
-        As in :func:`train`; the initial weights are not compared.
+    folder, settings, seed
+        As in :func:`train`.
+    data : Splits, optional
+        None does not compare the data.
+    model : nn.Module, optional
+        With its initial weights; None does not compare them.
 
     Raises
     ------
@@ -141,7 +147,23 @@ def require_same(folder: Path, data: Splits, settings: config.Train, *, seed: in
     """
     state = _last_state(folder, torch.device("cpu"))
     if state:
-        _require_identity(folder, state, _identity(data, settings, seed))
+        _require_identity(folder, state["identity"], _identity(settings, seed, data, model))
+
+
+def require_settings(folder: Path, found: dict[str, Any], settings: config.Train, *, seed: int) -> None:
+    """Raise TrainingError if a training whose settings are known by name, ``train.epochs`` and so on, is from others.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the training lies, for the error's message.
+    found : dict
+        What it was trained with; names that are missing there are not compared.
+    settings, seed
+        What is expected.
+    """
+    expected = _identity(settings, seed)
+    _require_identity(folder, found, {name: value for name, value in expected.items() if name in found})
 
 
 @contextmanager
@@ -241,12 +263,18 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _identity(data: Splits, settings: config.Train, seed: int) -> dict[str, Any]:
-    """What the trained weights depend on beside the initial ones, by the name under which an error reports it."""
+def _identity(
+    settings: config.Train, seed: int, data: Splits | None = None, model: nn.Module | None = None
+) -> dict[str, Any]:
+    """What trained weights depend on, by the name under which an error reports it; the content of what is given."""
     decided = config.deciding(config.Settings(train=settings, seed=seed), "weights")
-    own = {name: value for name, value in decided.items() if name.startswith(("train.", "seed"))}
-    tensors = (data.train.images, data.train.labels, data.validation.images, data.validation.labels)
-    return own | {"data": _digest(tensors)}
+    identity = {name: value for name, value in decided.items() if name.startswith(("train.", "seed"))}
+    if data is not None:
+        tensors = (data.train.images, data.train.labels, data.validation.images, data.validation.labels)
+        identity["data"] = _digest(tensors)
+    if model is not None:
+        identity["initial weights"] = _digest(model.state_dict().values())
+    return identity
 
 
 def _resume(
@@ -256,7 +284,7 @@ def _resume(
     state = _last_state(folder, _device(model))
     if not state:
         return 0, []
-    _require_identity(folder, state, identity)
+    _require_identity(folder, state["identity"], identity)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     done: int = state["epoch"]
@@ -282,10 +310,10 @@ def _last_state(folder: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def _require_identity(folder: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
+def _require_identity(folder: Path, recorded: dict[str, Any], identity: dict[str, Any]) -> None:
     """Raise TrainingError with the first of the names that stand for something else in the folder's training."""
     for key, expected in identity.items():
-        if (found := state["identity"].get(key)) != expected:
+        if (found := recorded.get(key)) != expected:
             raise TrainingError(
                 f"{folder}: was trained with {key}={found}; expected {key}={expected}; "
                 "give what it was trained with, choose another folder, or delete this one"

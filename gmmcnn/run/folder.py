@@ -1,31 +1,36 @@
-"""One run folder: what it holds by name, and what is needed to work in it, loaded when first asked for."""
+"""One run folder: what it holds by name, what is needed to work in it, and the record of how the work went."""
 
+import copy
 import os
 import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from gmmcnn import config, data, models
 from gmmcnn.data.probe import ProbeSet, draw_probe
 from gmmcnn.errors import ConfigurationError, TrainingError
 from gmmcnn.files import read_json, read_table, write_json, write_text
 from gmmcnn.models import training
+from gmmcnn.names import command
+from gmmcnn.progress import say
+from gmmcnn.run import record
 
 _VERSIONS = ("gmmcnn", "torch", "numpy", "numba", "scikit-learn", "zarr")
+_LOOKING = ("report", "verify", "doctor")
+"""Tasks that do their work in a folder that cannot be written, too."""
 
 
 @dataclass(frozen=True)
@@ -56,39 +61,52 @@ class Checkpoint:
 
 
 class Run:
-    """A run folder and its settings; data, model and probe set are loaded when first asked for."""
+    """A run folder and its settings.
+
+    ``data()``, ``probe()`` and what ``network()`` starts from are loaded when first asked for, and kept.
+    """
 
     def __init__(self, settings: config.Settings, folder: Path) -> None:
         self.settings = settings
         self.folder = folder
         self.timings: dict[str, float] = {}
+        self.data = cache(self._data)
+        self.probe = cache(self._probe)
+        self._initial = cache(self._build)
+        self._earlier: str | None = None
+        self._accepted = False
 
-    @cached_property
-    def data(self) -> data.Splits:
+    def _data(self) -> data.Splits:
         """Training and validation images."""
         return data.load(self.settings.data, self.settings.seed)
 
-    @cached_property
-    def model(self) -> nn.Module:
-        """The network, with its initial weights."""
+    def _probe(self) -> ProbeSet:
+        """The samples whose feature maps are clustered."""
+        return draw_probe(self.data(), self.settings.probe, seed=self.settings.seed)
+
+    def _build(self) -> nn.Module:
+        splits = self.data()
         return models.build(
             self.settings.model,
-            in_channels=self.data.in_channels,
-            image_size=self.data.image_size,
-            n_classes=self.data.n_classes,
+            in_channels=splits.in_channels,
+            image_size=splits.image_size,
+            n_classes=splits.n_classes,
             seed=self.settings.seed,
         )
 
-    @cached_property
-    def probe(self) -> ProbeSet:
-        """The samples whose feature maps are clustered."""
-        return draw_probe(self.data, self.settings.probe, seed=self.settings.seed)
+    def network(self, weights: Mapping[str, Tensor] | None = None, path: Path | None = None) -> nn.Module:
+        """Return the network, a new one each time, with its initial weights or with those given.
 
-    def load_weights(self, checkpoint: Checkpoint) -> nn.Module:
-        """Give the network a checkpoint's weights."""
-        assert checkpoint.weights is not None
-        models.load_checkpoint(self.model, checkpoint.weights)
-        return self.model
+        Parameters
+        ----------
+        weights : mapping of name to Tensor, optional
+        path : Path, optional
+            Where the weights come from, for the error's message.
+        """
+        network = copy.deepcopy(self._initial())
+        if weights is not None:
+            models.load_state(network, weights, path or "weights")
+        return network
 
     @property
     def title(self) -> str:
@@ -99,46 +117,49 @@ class Run:
         return f"{self.settings.model.name} on {self.settings.data.name}{noise}"
 
     @property
+    def trained_here(self) -> bool:
+        """Whether the weights are of a training in this folder."""
+        return not (self.settings.model.checkpoint or self.settings.extract.source)
+
     def checkpoints(self) -> list[Checkpoint]:
-        """What there is to analyse, by epoch; the last one is the network as it is now.
+        """Read what there is to analyse, by epoch; the last one is the network as it is now.
 
         Raises
         ------
         ConfigurationError
             The folder has no finished training.
+        StoreError
+            The metrics of the training are missing or damaged.
         """
         if self.settings.extract.source:
             return [self._checkpoint("imported", None, None)]
         if self.settings.model.checkpoint:
             return [self._checkpoint("given", None, Path(self.settings.model.checkpoint))]
-        weights = self.folder / "checkpoints"
-        kept = self.settings.train.kept_epochs
-        for epoch in kept:
-            path = training.checkpoint_path(weights, epoch)
-            if not path.exists():
-                raise ConfigurationError(f"{path} is missing; train first: gmmcnn task=train run={self.folder}")
+        weights, kept = self.folder / "checkpoints", self.settings.train.kept_epochs
         found = [self._checkpoint(f"epoch-{e:04d}", e, training.checkpoint_path(weights, e)) for e in kept]
-        metrics = self.training_metrics
+        for checkpoint in found:
+            if not (checkpoint.weights and checkpoint.weights.exists()) and not checkpoint.taps.exists():
+                again = command("train", self.folder)
+                raise ConfigurationError(f"{checkpoint.weights} is missing; train first: {again}")
+        metrics = self.training_metrics()
         best = int(metrics["epoch"][metrics["validation_loss"].idxmin()])
         if best not in kept:
             found.append(self._checkpoint("best", best, weights / "best.pt"))
         return sorted(found, key=lambda checkpoint: checkpoint.epoch or 0)
 
-    @property
     def training_metrics(self) -> pd.DataFrame:
-        """Losses and accuracies by epoch. StoreError if their file is missing or damaged."""
+        """Read losses and accuracies by epoch. StoreError if their file is missing or damaged."""
         path = self.folder / "checkpoints" / "metrics.csv"
-        return read_table(path, training.METRICS, remedy=f"write it again: gmmcnn task=train run={self.folder}")
+        return read_table(path, training.METRICS, remedy=f"write it again: {command('train', self.folder)}")
 
     def require_own_training(self) -> None:
         """Raise TrainingError if the folder's network was trained with other settings or data than those in force."""
-        if not (self.settings.model.checkpoint or self.settings.extract.source):
+        if self.trained_here:
             weights = self.folder / "checkpoints"
-            training.require_same(weights, self.data, self.settings.train, seed=self.settings.seed)
+            training.require_same(weights, self.data(), self.settings.train, seed=self.settings.seed)
 
-    @property
     def metrics(self) -> pd.DataFrame | None:
-        """Losses, accuracies and counts by epoch; None for a network that was not trained here.
+        """Read losses, accuracies and counts by epoch; None for a network that was not trained here.
 
         Raises
         ------
@@ -150,7 +171,7 @@ class Run:
 
     def table(self, name: str, task: str, columns: Sequence[str]) -> pd.DataFrame:
         """Read a table that a task writes. StoreError, which names the task, if it is missing or damaged."""
-        return read_table(self.folder / name, columns, remedy=f"write it: gmmcnn task={task} run={self.folder}")
+        return read_table(self.folder / name, columns, remedy=f"write it: {command(task, self.folder)}")
 
     def _checkpoint(self, name: str, epoch: int | None, weights: Path | None) -> Checkpoint:
         return Checkpoint(name, epoch, weights, self.folder / "activations" / name)
@@ -164,19 +185,29 @@ class Run:
         finally:
             self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
 
+    def accept(self) -> None:
+        """Make the settings in force those of the folder: a task calls it once it knows that it can work with them."""
+        if self._accepted:
+            return
+        path = self.folder / record.NAME
+        self._earlier = path.read_text(encoding="utf-8") if path.exists() else None
+        write_text(path, record.as_text(self.settings))
+        self._accepted = True
+
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Write ``config.yaml`` and ``run.json``, which says how the work goes and how long it took.
+        """Write ``run.json``, which says how the work goes and how long it took, and ``config.yaml`` once accepted.
 
-        Settings that are refused made nothing, so an earlier task's ``config.yaml`` comes back in place of theirs.
-        ``status`` is running, done, failed or interrupted. ``seconds`` are those that each stage has taken in this
-        folder so far, in all tasks together, and the ``total`` of this task alone.
+        Settings that are refused after all made nothing, so an earlier task's ``config.yaml`` comes back in their
+        place. ``status`` is running, done, failed or interrupted. ``seconds`` are those that each stage has taken in
+        this folder so far, in all tasks together, and the ``total`` of this task alone.
+
+        Raises
+        ------
+        ConfigurationError
+            The folder cannot be written, and the task does more than look.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        resolved = self.folder / "config.yaml"
-        earlier = resolved.read_text() if resolved.exists() else None
-        write_text(resolved, OmegaConf.to_yaml(OmegaConf.structured(self.settings)))
-        record: dict[str, Any] = {
+        about: dict[str, Any] = {
             "status": "running",
             "task": self.settings.task,
             "seed": self.settings.seed,
@@ -190,30 +221,37 @@ class Run:
             "git_commit": _git_commit(),
             "seconds": self._earlier_seconds(),
         }
-        self._write_record(record)
+        try:
+            write_json(self.folder / "run.json", about, indent=1)
+        except OSError as error:
+            if self.settings.task not in _LOOKING:
+                raise ConfigurationError(
+                    f"{self.folder}: cannot be written ({error.strerror}); expected a run folder that can: run=FOLDER"
+                ) from error
+            say(f"{self.folder}: cannot be written ({error.strerror}), so nothing is recorded there")
+            yield
+            return
         start = time.perf_counter()
         try:
             yield
+            self.accept()
         except BaseException as error:
-            record |= {"status": "failed" if isinstance(error, Exception) else "interrupted", "error": str(error)}
-            if earlier is not None and isinstance(error, ConfigurationError | TrainingError):
-                write_text(resolved, earlier)
+            about |= {"status": "failed" if isinstance(error, Exception) else "interrupted", "error": str(error)}
+            if self._earlier is not None and isinstance(error, ConfigurationError | TrainingError):
+                write_text(self.folder / record.NAME, self._earlier)
             raise
         else:
-            record["status"] = "done"
+            about["status"] = "done"
         finally:
             for stage, seconds in self.timings.items():
-                record["seconds"][stage] = round(record["seconds"].get(stage, 0) + seconds, 3)
-            record["seconds"]["total"] = round(time.perf_counter() - start, 3)
-            self._write_record(record)
+                about["seconds"][stage] = round(about["seconds"].get(stage, 0) + seconds, 3)
+            about["seconds"]["total"] = round(time.perf_counter() - start, 3)
+            write_json(self.folder / "run.json", about, indent=1)
 
     def _earlier_seconds(self) -> dict[str, float]:
         """What earlier tasks took, by stage; nothing where their record is missing or damaged."""
         seconds = read_json(self.folder / "run.json").get("seconds", {})
         return {stage: value for stage, value in seconds.items() if stage != "total"}
-
-    def _write_record(self, record: dict[str, Any]) -> None:
-        write_json(self.folder / "run.json", record, indent=1)
 
 
 def _git_commit() -> str | None:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 
 import pandas as pd
 
@@ -11,23 +12,27 @@ from gmmcnn.files import write_text
 from gmmcnn.progress import say
 from gmmcnn.pruning.masks import load_mask
 from gmmcnn.report.compose import page_of
-from gmmcnn.run import stages as activations
 from gmmcnn.run.folder import Run
+from gmmcnn.run.stages import Analysed
 
 
-def write(job: Run) -> None:
-    """Write the page on a run's network as it is now."""
-    analysis = activations.analysis(job, job.checkpoints[-1])
-    job.require_own_training()
+def write(job: Run, found: Analysed) -> None:
+    """Write the page on a run's network as it is now; beside the caller where the folder cannot be written."""
     page = page_of(
-        analysis,
+        found.analysis,
         facts=_settings_as_facts(job.settings),
-        metrics=job.metrics,
-        masking=_masking(job, analysis),
-        class_names=None if job.settings.extract.source else list(job.data.class_names),
+        metrics=job.metrics(),
+        masking=_masking(job, found.analysis),
+        class_names=list(found.class_names) if found.class_names else None,
     )
     path = job.folder / "report.html"
-    write_text(path, page)
+    try:
+        write_text(path, page)
+    except OSError as error:
+        elsewhere = Path.cwd() / f"{job.folder.absolute().name}-report.html"
+        say(f"{path}: cannot be written ({error.strerror}), so the page goes elsewhere")
+        path = elsewhere
+        write_text(path, page)
     say(f"Report: {path}")
 
 

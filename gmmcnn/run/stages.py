@@ -1,52 +1,123 @@
-"""One checkpoint's way from weights to fits: feature maps in a store, fits beside them, an analysis of both."""
+"""One checkpoint's way from weights to fits: feature maps in a store, fits beside them, an analysis of both.
+
+A checkpoint is opened once: the :class:`Stage` that this gives goes from step to step, and each step reads from it
+what the one before knew.
+"""
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
+from torch import Tensor, nn
 
+from gmmcnn import config, models
 from gmmcnn.analysis import Analysis
-from gmmcnn.data.probe import thumbnails
+from gmmcnn.data.probe import ProbeSet
 from gmmcnn.errors import ConfigurationError, StoreError
 from gmmcnn.featuremaps.capture import find_taps
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.stream import extract as stream_maps
 from gmmcnn.featuremaps.stream import import_activations, importable_samples, require_analysed, skipped_layers
+from gmmcnn.featuremaps.taps import Taps
+from gmmcnn.files import digest_tensors
 from gmmcnn.filters import fitting
 from gmmcnn.filters.fits import Fits
 from gmmcnn.mixture.sweep import mixture_engine
+from gmmcnn.names import command
 from gmmcnn.progress import progress
-from gmmcnn.run import provenance
+from gmmcnn.run import probed, provenance
 from gmmcnn.run.folder import Checkpoint, Run
 
 
-def extract(job: Run, checkpoint: Checkpoint) -> None:
-    """Stream a checkpoint's feature maps to its store.
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A checkpoint, opened.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+    record : provenance.Record or None
+        Of the feature maps in its folder; None where there is none.
+    digest : str or None
+        SHA-256 of its weights; None where they are not there, and of imported maps.
+    weights : mapping of name to Tensor, or None
+        State dict; None where it is not there, or not needed any more.
+    """
+
+    checkpoint: Checkpoint
+    record: provenance.Record | None
+    digest: str | None
+    weights: Mapping[str, Tensor] | None = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Analysed:
+    """A checkpoint's analysis, and the names of the classes for its page."""
+
+    checkpoint: Checkpoint
+    analysis: Analysis
+    class_names: tuple[str, ...] | None
+
+
+def open_checkpoint(checkpoint: Checkpoint) -> Stage:
+    """Read a checkpoint's weights, if they are there, and what is recorded of its feature maps."""
+    path = checkpoint.weights
+    weights = models.read_state(path) if path is not None and path.exists() else None
+    return Stage(
+        checkpoint,
+        provenance.Record.read(checkpoint.taps),
+        None if weights is None else digest_tensors({n: w for n, w in weights.items() if isinstance(w, Tensor)}),
+        weights,
+    )
+
+
+def extract(job: Run, stage: Stage) -> Stage:
+    """Make sure that a checkpoint's folder holds its feature maps, or their fits, for the settings in force.
 
     Maps that are there, or were fitted and deleted, are not made again; damaged ones are. Fits of other maps in the
     same folder are removed, once it is known that the new maps can be made.
+
+    Returns
+    -------
+    Stage
+        With the record of the maps, and without the weights.
     """
-    identity = provenance.identity(job, checkpoint)
-    others, damaged = provenance.differences(checkpoint, identity), _forget_damage(checkpoint.maps)
-    if not (others or damaged) and _fits(job, checkpoint) is not None:
-        return
-    imported = checkpoint.weights is None
-    n_samples = _check_source(job) if imported else _check_model(job, checkpoint)
-    if others:
-        checkpoint.taps.unlink(missing_ok=True)
-        shutil.rmtree(checkpoint.fits, ignore_errors=True)
-    with job.timed("extract"):
-        store = _import(job, checkpoint) if imported else _stream(job, checkpoint)
-    record = {
-        "n_samples": n_samples,
-        "analysed": {layer: tap.description for layer, tap in store.layers.items()},
-        "skipped": skipped_layers(store),
-    }
-    provenance.write(job, checkpoint, identity, record)
+    checkpoint, settings = stage.checkpoint, job.settings
+    if checkpoint.weights is not None and stage.weights is None:
+        models.read_state(checkpoint.weights)  # says what is wrong
+    probe = None if checkpoint.weights is None else job.probe()
+    identity = provenance.identity(settings, stage.digest, probe.fingerprint if probe else None)
+    origin = config.behind(settings, "maps")
+    others, damaged = provenance.differences(stage.record, identity), _forget_damage(checkpoint.maps)
+    record = stage.record
+    if record is None or others or damaged or not _are_fitted(stage, settings):
+        if probe is None:
+            n_samples = _batch_of_source(settings)
+        else:
+            n_samples = probe.n_samples
+            network = job.network(stage.weights, checkpoint.weights)
+            taps = _taps(network, probe, settings.extract)
+        job.accept()
+        if others:
+            checkpoint.taps.unlink(missing_ok=True)
+            shutil.rmtree(checkpoint.fits, ignore_errors=True)
+        with job.timed("extract"):
+            if probe is None:
+                store = _import(settings, checkpoint)
+            else:
+                store = _stream(network, probe, taps, checkpoint, settings)
+        analysed = {layer: tap.description for layer, tap in store.layers.items()}
+        record = provenance.Record(identity, origin, n_samples, analysed, tuple(skipped_layers(store)))
+    if probe is not None:
+        probed.keep(job.folder, probe, job.data().class_names)
+    record = replace(record, identity=identity, origin=origin)
+    if stage.record != record or not checkpoint.taps.exists():
+        record.write(checkpoint.taps)
+    return replace(stage, record=record, weights=None)
 
 
-def fit(job: Run, checkpoint: Checkpoint) -> None:
+def fit(job: Run, stage: Stage) -> None:
     """Fit every filter of a checkpoint's store; what is fitted already is kept.
 
     Raises
@@ -56,18 +127,20 @@ def fit(job: Run, checkpoint: Checkpoint) -> None:
     ConfigurationError
         The feature maps are not those of the settings in force.
     """
-    record = provenance.require_own(job, checkpoint)
-    if _fits(job, checkpoint) is not None:
+    record = require_own(job, stage)
+    if _are_fitted(stage, job.settings):
         return
-    store = ActivationStore.open(checkpoint.maps)
-    n_samples = record["n_samples"]
-    n_fits = fitting.n_fits(store, n_samples)
-    with job.timed("fit"), progress(f"{checkpoint.name}: fits", n_fits, "fits") as advance:
-        fitting.fit_store(store, checkpoint.fits, n_samples=n_samples, settings=job.settings, advance=advance)
+    store = ActivationStore.open(stage.checkpoint.maps)
+    job.accept()
+    n_fits = fitting.n_fits(store, record.n_samples)
+    with job.timed("fit"), progress(f"{stage.checkpoint.name}: fits", n_fits, "fits") as advance:
+        fitting.fit_store(
+            store, stage.checkpoint.fits, n_samples=record.n_samples, settings=job.settings, advance=advance
+        )
 
 
-def analysis(job: Run, checkpoint: Checkpoint) -> Analysis:
-    """Screen a checkpoint's fits.
+def analyse(job: Run, stage: Stage) -> Analysed:
+    """Screen a checkpoint's fits, from the run folder alone.
 
     Raises
     ------
@@ -76,56 +149,65 @@ def analysis(job: Run, checkpoint: Checkpoint) -> Analysis:
     ConfigurationError
         The feature maps are not those of the settings in force, or there are no fits for these settings yet.
     """
-    record = provenance.require_own(job, checkpoint)
-    fits = _fits(job, checkpoint)
+    record, checkpoint = require_own(job, stage), stage.checkpoint
+    fits = _fits(stage, job.settings)
     if fits is None:
-        raise ConfigurationError(
-            f"{checkpoint.folder}: no fits for these settings; fit first: gmmcnn task=fit run={job.folder}"
-        )
-    imported = checkpoint.weights is None
-    return Analysis(
+        again = command("fit", job.folder)
+        raise ConfigurationError(f"{checkpoint.folder}: no fits for these settings; fit first: {again}")
+    probe = probed.unknown(fits)
+    if checkpoint.weights is not None:
+        probe = probed.read(job.folder, record.identity["probe samples"])
+    analysis = Analysis(
         fits=fits,
-        known=_unknown_samples(fits) if imported else job.probe.samples,
-        thumbnails=np.empty((0, 1, 1), np.uint8) if imported else thumbnails(job.probe.images),
+        known=probe.known,
+        thumbnails=probe.thumbnails,
         settings=job.settings.screen,
-        skipped=tuple((layer, reason) for layer, reason in record["skipped"]),
+        skipped=record.skipped,
         name=job.title if checkpoint.epoch is None else f"{job.title}, epoch {checkpoint.epoch}",
     )
+    return Analysed(checkpoint, analysis, probe.class_names)
 
 
-def _check_model(job: Run, checkpoint: Checkpoint) -> int:
-    """Raise CaptureError if a checkpoint's maps cannot be taken; N, samples in a batch, if they can."""
-    settings = job.settings.extract
-    model = job.load_weights(checkpoint)
-    require_analysed(find_taps(model, job.probe.images[:1], tap=settings.tap, layers=settings.layers))
-    return job.probe.n_samples
+def require_own(job: Run, stage: Stage) -> provenance.Record:
+    """Record of a checkpoint's maps, if they are those of the settings in force; errors as :mod:`provenance` has."""
+    return provenance.require_own(stage.record, job.settings, stage.digest, stage.checkpoint.folder)
 
 
-def _stream(job: Run, checkpoint: Checkpoint) -> ActivationStore:
+def _taps(network: nn.Module, probe: ProbeSet, settings: config.Extract) -> Taps:
+    """Find what is tapped. CaptureError if there is nothing."""
+    taps = find_taps(network, probe.images[:1], tap=settings.tap, layers=settings.layers)
+    require_analysed(taps)
+    return taps
+
+
+def _stream(
+    network: nn.Module, probe: ProbeSet, taps: Taps, checkpoint: Checkpoint, settings: config.Settings
+) -> ActivationStore:
     """Take the maps of a checkpoint."""
-    settings, probe = job.settings.extract, job.probe
+    extract = settings.extract
     with progress(f"{checkpoint.name}: maps", len(probe.samples), "samples") as advance:
         return stream_maps(
-            job.load_weights(checkpoint),
+            network,
             probe.images,
             checkpoint.maps,
-            tap=settings.tap,
-            layers=settings.layers,
-            dtype=settings.dtype,
-            forward_samples=settings.forward_samples,
+            tap=extract.tap,
+            layers=extract.layers,
+            dtype=extract.dtype,
+            forward_samples=extract.forward_samples,
             probe_samples=probe.n_samples,
-            attributes={"model": job.settings.model.name, "checkpoint": checkpoint.name},
+            attributes={"model": settings.model.name, "checkpoint": checkpoint.name},
             overwrite=True,
             advance=advance,
+            taps=taps,
         )
 
 
-def _check_source(job: Run) -> int:
+def _batch_of_source(settings: config.Settings) -> int:
     """Raise an error if maps from elsewhere cannot be imported; N, samples in a batch, if they can.
 
     Where there are fewer than ``probe.samples``, they are one batch.
     """
-    source, wanted = str(job.settings.extract.source), job.settings.probe.samples
+    source, wanted = str(settings.extract.source), settings.probe.samples
     n_samples = importable_samples(source)
     if n_samples > wanted and n_samples % wanted:
         raise ConfigurationError(
@@ -135,9 +217,9 @@ def _check_source(job: Run) -> int:
     return min(n_samples, wanted)
 
 
-def _import(job: Run, checkpoint: Checkpoint) -> ActivationStore:
+def _import(settings: config.Settings, checkpoint: Checkpoint) -> ActivationStore:
     """Bring in maps from elsewhere."""
-    source, dtype = str(job.settings.extract.source), job.settings.extract.dtype
+    source, dtype = str(settings.extract.source), settings.extract.dtype
     return import_activations(source, checkpoint.maps, dtype=dtype, attributes={"source": source}, overwrite=True)
 
 
@@ -154,17 +236,19 @@ def _forget_damage(maps: Path) -> bool:
     return bool(store.missing_blocks)
 
 
-def _unknown_samples(fits: Fits) -> pd.DataFrame:
-    """Samples of which only the batch is known."""
-    return pd.DataFrame({"batch": np.repeat(np.arange(fits.n_batches), fits.n_samples), "label": pd.NA})
-
-
-def _fits(job: Run, checkpoint: Checkpoint) -> Fits | None:
+def _fits(stage: Stage, settings: config.Settings) -> Fits | None:
     """Fits for the settings in force, None where they are not all there."""
-    record = provenance.read(checkpoint)
-    if not record:
+    record = stage.record
+    if record is None:
         return None
-    return fitting.load_fits(checkpoint.fits, list(record["analysed"]), record["n_samples"], job.settings)
+    return fitting.load_fits(stage.checkpoint.fits, list(record.analysed), record.n_samples, settings)
+
+
+def _are_fitted(stage: Stage, settings: config.Settings) -> bool:
+    record = stage.record
+    if record is None:
+        return False
+    return fitting.find_fits(stage.checkpoint.fits, list(record.analysed), record.n_samples, settings) is not None
 
 
 def require_possible(job: Run) -> None:
@@ -184,8 +268,6 @@ def require_possible(job: Run) -> None:
     EngineError
         The engine does not run on this machine.
     """
-    settings = job.settings
-    mixture_engine(settings.engine.name)
-    if not settings.extract.source:
-        example = job.probe.images[:1]
-        require_analysed(find_taps(job.model, example, tap=settings.extract.tap, layers=settings.extract.layers))
+    mixture_engine(job.settings.engine.name)
+    if not job.settings.extract.source:
+        _taps(job.network(), job.probe(), job.settings.extract)

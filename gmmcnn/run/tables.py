@@ -1,5 +1,7 @@
 """The tables of a run: CSV and Parquet files, and the one on the console."""
 
+from pathlib import Path
+
 import pandas as pd
 from rich import box
 from rich.table import Table
@@ -7,24 +9,37 @@ from rich.table import Table
 from gmmcnn.analysis import Analysis
 from gmmcnn.files import write_table
 from gmmcnn.filters.fits import is_live
-from gmmcnn.run.folder import Checkpoint, Run
+from gmmcnn.run.folder import Checkpoint
 
 
-def write(job: Run, analyses: dict[Checkpoint, Analysis]) -> None:
+def write(folder: Path, analyses: dict[Checkpoint, Analysis], metrics: pd.DataFrame | None) -> pd.DataFrame:
     """Write ``filters.csv`` and ``.parquet``, ``outliers.csv`` and ``metrics.csv``.
 
     Rows of all checkpoints follow each other; ``checkpoint`` and ``epoch`` say which they belong to. The counts of the
     analysed epochs stand in ``metrics.csv`` beside losses and accuracies.
+
+    Parameters
+    ----------
+    folder : Path
+    analyses : dict of Checkpoint to Analysis
+    metrics : DataFrame or None
+        Losses and accuracies by epoch; None for a network that was not trained here.
+
+    Returns
+    -------
+    DataFrame
+        What stands in ``metrics.csv``.
     """
     filters = _joined(analyses, {checkpoint: analysis.filters for checkpoint, analysis in analyses.items()})
-    write_table(job.folder / "filters.csv", filters)
-    write_table(job.folder / "filters.parquet", filters)
+    write_table(folder / "filters.csv", filters)
+    write_table(folder / "filters.parquet", filters)
     outliers = _joined(analyses, {checkpoint: analysis.outliers for checkpoint, analysis in analyses.items()})
-    write_table(job.folder / "outliers.csv", outliers)
+    write_table(folder / "outliers.csv", outliers)
     counts = pd.DataFrame([_counts(checkpoint, analysis) for checkpoint, analysis in analyses.items()])
-    if all(checkpoint.epoch is not None for checkpoint in analyses):
-        counts = job.training_metrics.merge(counts.drop(columns="checkpoint"), on="epoch", how="left")
-    write_table(job.folder / "metrics.csv", counts)
+    if metrics is not None:
+        counts = metrics.merge(counts.drop(columns="checkpoint"), on="epoch", how="left")
+    write_table(folder / "metrics.csv", counts)
+    return counts
 
 
 def layers(analysis: Analysis) -> Table:

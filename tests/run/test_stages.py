@@ -1,0 +1,211 @@
+"""A checkpoint is opened once; screening and the page need the run folder alone."""
+
+import errno
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from gmmcnn import config, data, files, models
+from gmmcnn.errors import ConfigurationError, StoreNotFoundError
+from gmmcnn.featuremaps import find_taps
+from gmmcnn.models import checkpoints, training
+from gmmcnn.run import stages
+from gmmcnn.run.folder import Run
+from gmmcnn.tasks import execute
+
+SMALL = config.Settings(
+    data=config.Data(name="toy_run.images:Images"),
+    model=config.Model(name="toy_run.network:Net"),
+    train=config.Train(epochs=4),
+    probe=config.Probe(samples=20, batches=2),
+    gmm=config.Gmm(k_max=3, n_init=1),
+    screen=config.Screen(ch_ratio=0.0, activation_ratio=0.0),
+    prune=config.Prune(controls=2),
+    engine=config.Engine(threads=1),
+)
+IMAGES = """
+import torch
+class Images(torch.utils.data.Dataset):
+    classes = ["low", "high"]
+    def __init__(self, train):
+        generator = torch.Generator().manual_seed(int(train))
+        self.images = torch.rand(60, 1, 6, 6, generator=generator)
+    def __len__(self):
+        return len(self.images)
+    def __getitem__(self, index):
+        return self.images[index], int(self.images[index].mean() > 0.5)
+"""
+NET = """
+from torch import nn
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+"""
+
+
+@pytest.fixture(scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Counter]:
+    """Package of a user, folder of a finished run, and how often things were read in it."""
+    home = tmp_path_factory.mktemp("user")
+    (home / "toy_run").mkdir()
+    (home / "toy_run" / "images.py").write_text(IMAGES)
+    (home / "toy_run" / "network.py").write_text(NET)
+    sys.path.append(str(home))
+    counted: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        count(patch, counted)
+        execute(replace(SMALL, task="run"), home / "run")
+    return home, home / "run", counted
+
+
+@pytest.fixture
+def finished(_made: tuple[Path, Path, Counter], tmp_path: Path) -> Path:
+    """Folder of a finished run with four checkpoints, to be spoilt."""
+    return shutil.copytree(_made[1], tmp_path / "run")
+
+
+@pytest.fixture
+def counted(_made: tuple[Path, Path, Counter]) -> Counter:
+    """How often things were read in a whole run."""
+    return _made[2]
+
+
+def count(patch: pytest.MonkeyPatch, counted: Counter) -> None:
+    """Count weights loaded and digested, forward passes that look for layers, and files read."""
+
+    def counting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*arguments: Any, **named: Any) -> Any:
+            counted[name] += 1
+            return call(*arguments, **named)
+
+        return counting
+
+    def reading(path: Path, *arguments: Any, **named: Any) -> Any:
+        counted[Path(path).name] += 1
+        return read_json(path, *arguments, **named)
+
+    read_json = files.read_json
+    patch.setattr(checkpoints, "_read", counting("weights", checkpoints._read))
+    patch.setattr(pd, "read_csv", counting("tables", pd.read_csv))
+    for module in [module for name, module in sys.modules.items() if name.startswith("gmmcnn.")]:
+        if getattr(module, "find_taps", None) is find_taps:
+            patch.setattr(module, "find_taps", counting("find_taps", find_taps))
+        if getattr(module, "read_json", None) is read_json:
+            patch.setattr(module, "read_json", reading)
+        if module.__name__ in ("gmmcnn.run.stages", "gmmcnn.featuremaps.stream"):
+            patch.setattr(module, "digest_tensors", counting("digests of weights", files.digest_tensors))
+
+
+def test_what_a_whole_run_of_four_checkpoints_reads(counted):
+    """Each checkpoint once, and the network as it is now once more, to be masked; one look at it before training."""
+    assert counted["weights"] == 4 + 1
+    assert counted["find_taps"] == 1 + 4
+    assert counted["digests of weights"] <= 2 * 4  # the stage's, and the store's own
+    assert counted["taps.json"] == 4
+    assert counted["tables"] <= 5  # metrics of the training twice; counts and masking for the page
+
+
+def test_screening_and_the_page_need_the_run_folder_alone(finished, monkeypatch):
+    before = {name: (finished / name).read_bytes() for name in ("filters.csv", "outliers.csv", "metrics.csv")}
+    execute(replace(SMALL, task="report"), finished)
+    page = (finished / "report.html").read_text()
+    assert "high" in page
+
+    def gone(*_: Any, **__: Any) -> Any:
+        raise AssertionError("asked for what is not in the run folder")
+
+    for module, name in ((data, "load"), (models, "build"), (torch, "load")):
+        monkeypatch.setattr(module, name, gone)
+    for module in ("toy_run.images", "toy_run.network", "toy_run"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for weights in (finished / "checkpoints").glob("*.pt"):
+        weights.unlink()
+    for store in finished.rglob("maps.zarr"):
+        shutil.rmtree(store)
+    execute(replace(SMALL, task="screen"), finished)
+    execute(replace(SMALL, task="report"), finished)
+    assert {name: (finished / name).read_bytes() for name in before} == before
+    assert (finished / "report.html").read_text() == page
+    execute(replace(SMALL, task="screen", screen=config.Screen(ch_ratio=1e9)), finished)
+    assert not pd.read_csv(finished / "filters.csv")["anomalous"].any()
+
+
+def test_weights_that_were_written_over_are_not_taken_for_those_of_the_maps(finished):
+    weights = finished / "checkpoints"
+    shutil.copy(weights / "epoch-0001.pt", weights / "epoch-0004.pt")
+    with pytest.raises(ConfigurationError, match=r"epoch-0004: holds feature maps of other weights; give what they"):
+        execute(replace(SMALL, task="screen"), finished)
+
+
+def test_settings_that_change_nothing_about_the_maps_are_learnt_without_making_them_again(finished):
+    """Three batches are asked for where the training set has two: the same samples."""
+    more = replace(SMALL, probe=config.Probe(samples=20, batches=3))
+    with pytest.raises(ConfigurationError, match=r"other probe samples \(made with probe\.batches=2\)"):
+        execute(replace(more, task="screen"), finished)
+    fits = {path: path.stat().st_mtime_ns for path in finished.rglob("*.npz")}
+    execute(replace(more, task="extract"), finished)
+    execute(replace(more, task="screen"), finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.npz")} == fits
+
+
+@pytest.mark.parametrize("gone", ["probe", "origin"])
+def test_a_folder_of_an_earlier_version_is_completed_without_making_maps_again(finished, gone):
+    """It had no table of the samples, settings of its identity without names, and none of the training."""
+    before = {path: path.read_bytes() for path in finished.rglob("*.npz")}
+    if gone == "probe":
+        shutil.rmtree(finished / "probe")
+    else:
+        for path in finished.rglob("taps.json"):
+            content = json.loads(path.read_text())
+            content["batch_samples"] = content.pop("n_samples")
+            content["identity"]["settings"] = ["post_activation", None, "float32", 20]
+            origin = {name: value for name, value in content["origin"].items() if not name.startswith("train.")}
+            origin["demo.plant"] = origin.pop("probe.plant")
+            path.write_text(json.dumps(content | {"origin": origin}))
+    if gone == "probe":
+        with pytest.raises(StoreNotFoundError, match=r"probe/\w+\.npz: missing; write it: gmmcnn task=extract run="):
+            execute(replace(SMALL, task="screen"), finished)
+        execute(replace(SMALL, task="extract"), finished)
+    execute(replace(SMALL, task="screen"), finished)
+    assert {path: path.read_bytes() for path in finished.rglob("*.npz")} == before
+
+
+def test_a_finished_run_that_cannot_be_written_is_verified_and_reported(finished, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    content = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    replacing = files.replacing
+
+    def read_only(path: Path) -> Any:
+        if finished in Path(path).parents:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return replacing(path)
+
+    monkeypatch.setattr(files, "replacing", read_only)
+    execute(replace(SMALL, task="verify"), finished)
+    execute(replace(SMALL, task="report"), finished)
+    said = capsys.readouterr().out
+    assert "maps.zarr: complete" in said
+    assert f"{finished}: cannot be written (Read-only file system), so nothing is recorded there" in said
+    assert said.splitlines()[-1] == f"Report: {tmp_path / 'run-report.html'}"
+    assert "<html" in (tmp_path / "run-report.html").read_text()[:200]
+    assert {path: path.read_bytes() for path in content} == content
+    with pytest.raises(ConfigurationError, match=r"run: cannot be written .*; expected a run folder that can"):
+        execute(replace(SMALL, task="screen"), finished)
+
+
+def test_a_query_leaves_the_network_as_it_was(finished):
+    job = Run(SMALL, finished)
+    initial = {name: value.clone() for name, value in job.network().state_dict().items()}
+    stage = stages.open_checkpoint(job.checkpoints()[-1])
+    job.network(stage.weights)
+    assert all(torch.equal(value, initial[name]) for name, value in job.network().state_dict().items())
+    assert training.checkpoint_path(finished / "checkpoints", 4) == stage.checkpoint.weights
