@@ -251,7 +251,7 @@ def test_a_failure_nobody_foresaw_says_how_to_see_more(here, monkeypatch):
     code, _, stderr = here("task=train")
     assert code == 1
     (again,) = re.findall(r"^gmmcnn: unexpected KeyError: 'key'; see the traceback with: (.*)$", stderr, re.MULTILINE)
-    assert re.fullmatch(r"gmmcnn task=train run=runs/\S+ debug=true", again)
+    assert re.fullmatch(r"gmmcnn task=train run=\S+/runs/\S+ debug=true", again)
     assert stderr.count("\n") == 1
 
 

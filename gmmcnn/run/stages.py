@@ -111,7 +111,7 @@ def extract(job: Run, stage: Stage) -> Stage:
         record = provenance.Record(identity, origin, n_samples, analysed, tuple(skipped_layers(store)))
     if probe is not None:
         probed.keep(job.folder, probe, job.data().class_names)
-    record = replace(record, identity=identity, origin=origin)
+    record = replace(record, origin=origin)
     if stage.record != record or not checkpoint.taps.exists():
         record.write(checkpoint.taps)
     return replace(stage, record=record, weights=None)

@@ -26,7 +26,7 @@ SMALL = config.Settings(
     data=config.Data(name="toy_run.images:Images"),
     model=config.Model(name="toy_run.network:Net"),
     train=config.Train(epochs=4),
-    probe=config.Probe(samples=20, batches=2),
+    probe=config.Probe(samples=20, batches=3),
     gmm=config.Gmm(k_max=3, n_init=1),
     screen=config.Screen(ch_ratio=0.0, activation_ratio=0.0),
     prune=config.Prune(controls=2),
@@ -147,9 +147,9 @@ def test_weights_that_were_written_over_are_not_taken_for_those_of_the_maps(fini
 
 
 def test_settings_that_change_nothing_about_the_maps_are_learnt_without_making_them_again(finished):
-    """Three batches are asked for where the training set has two: the same samples."""
-    more = replace(SMALL, probe=config.Probe(samples=20, batches=3))
-    with pytest.raises(ConfigurationError, match=r"other probe samples \(made with probe\.batches=2\)"):
+    """Four batches are asked for where the training set has three: the same samples."""
+    more = replace(SMALL, probe=config.Probe(samples=20, batches=4))
+    with pytest.raises(ConfigurationError, match=r"other probe samples \(made with probe\.batches=3\)"):
         execute(replace(more, task="screen"), finished)
     fits = {path: path.stat().st_mtime_ns for path in finished.rglob("*.npz")}
     execute(replace(more, task="extract"), finished)
