@@ -5,7 +5,7 @@ masked, and two things are counted: whether the network still gives the memorise
 training samples' predictions change. An order is good where the one falls long before the others do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,9 @@ from gmmcnn.pruning.masks import Mask, masked
 
 SHARES = (0.02, 0.05, 0.1, 0.2)
 """Of all filters, masked."""
-ORDERS = ("clusters", "gradient", "UnitMem", "random, as active")
+ORDERS = ("agreeing clusters", "small clusters", "gradient", "UnitMem", "random, as active")
+"""By how well the clusters agree with the sample's label; by how small the sample's cluster is; by the norm of the
+gradient of the sample's loss over the filter's weights; by how far its activation exceeds the others'."""
 SAMPLES = 16
 """Memorised samples of a network, at most."""
 OTHERS = 200
@@ -72,7 +74,8 @@ def fallen_labels(
     before = rivals.logits(model, rest).argmax(dim=1)
     active = activations(model, fits, torch.cat([shown.images, rest]))
     scores = {
-        "clusters": -agreement(fits, train.labels.numpy())[:, memorised],
+        "agreeing clusters": -surprise(fits, train.labels.numpy())[:, memorised],
+        "small clusters": -cluster_sizes(fits)[:, memorised],
         "gradient": _gradients(model, fits, shown),
         "UnitMem": selectivity(active, len(shown)),
     }
@@ -81,7 +84,7 @@ def fallen_labels(
     for place, sample in enumerate(memorised):
         orders = {name: np.argsort(-values[:, place], kind="stable") for name, values in scores.items()}
         most = max(1, round(SHARES[-1] * len(filters)))
-        orders["random, as active"] = as_active(orders["clusters"][:most], filters, active[:, place], rng)
+        orders["random, as active"] = as_active(orders["agreeing clusters"][:most], filters, active[:, place], rng)
         for name in ORDERS:
             for share in SHARES:
                 chosen = orders[name][: max(1, round(share * len(filters)))]
@@ -93,16 +96,25 @@ def fallen_labels(
     return pd.DataFrame(rows, columns=columns)
 
 
-def agreement(fits: Fits, labels: NDArray[np.int64]) -> ByFilter:
+def surprise(fits: Fits, labels: NDArray[np.int64]) -> ByFilter:
     """Label surprise of every sample in every filter, mean over its repeats; infinite for filters without clusters."""
+    return _of_clusterings(fits, lambda clusters: label_surprise(clusters, labels))
+
+
+def cluster_sizes(fits: Fits) -> ByFilter:
+    """Log size of every sample's cluster by filter, mean over repeats; infinite for those without clusters."""
+    return _of_clusterings(fits, lambda clusters: np.log([np.bincount(row)[row] for row in clusters]))
+
+
+def _of_clusterings(fits: Fits, measure: Callable[[NDArray], NDArray[np.float64]]) -> ByFilter:
+    """Mean over the live repeats of each filter of what is measured of clusterings (Q, N), as (Q, N)."""
     parts = []
     for layer in fits.layers.values():
-        surprise = np.full((len(layer), len(labels)), np.inf)
-        for index in range(len(layer)):
-            live = layer.live[index, 0]
+        means = np.full((len(layer), layer.labels.shape[-1]), np.inf)
+        for index, live in enumerate(layer.live[:, 0]):
             if live.any():
-                surprise[index] = label_surprise(layer.labels[index, 0][live], labels).mean(axis=0)
-        parts.append(surprise)
+                means[index] = measure(layer.labels[index, 0][live]).mean(axis=0)
+        parts.append(means)
     return np.concatenate(parts)
 
 

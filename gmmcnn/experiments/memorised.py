@@ -10,11 +10,11 @@ above one that nothing is wrong with. Beside the scores from stored clusterings 
 filters single a sample out) and the rivals of :mod:`gmmcnn.experiments.rivals`.
 
 *Where* a sample is memorised shows in two ways: in the AUC of each layer's own surprise, and in what masking filters
-does. The filters that carry a sample are those whose clusters agree with its label best; they are masked, and it is
-counted how many memorised labels fall and how many of the other samples' predictions change, beside as many filters
-chosen by the gradient of the sample's loss (Maini et al., *Can Neural Network Memorization Be Localized?*, 2023), by
-how far the sample's activation exceeds the others' (UnitMem: Wang et al., *Localizing Memorization in SSL Vision
-Encoders*, 2024), and drawn at random among filters that are as active on the sample.
+does (:mod:`gmmcnn.experiments.carriers`). Masked are the filters whose clusters agree with a sample's label best, or put
+it into the smallest clusters, and it is counted how many memorised labels fall and how many other predictions change,
+beside as many filters chosen by the gradient of the sample's loss (after Maini et al., *Can Neural Network Memorization
+Be Localized?*, 2023), by how far the sample's activation exceeds the others' (UnitMem: Wang et al., *Localizing
+Memorization in SSL Vision Encoders*, 2024), and drawn at random among filters that are as active on the sample.
 """
 
 from collections.abc import Iterator
@@ -32,6 +32,7 @@ from gmmcnn import config
 from gmmcnn.analysis import Analysis
 from gmmcnn.data.probe import ProbeSet
 from gmmcnn.data.splits import Images, Splits
+from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import carriers, rivals
 from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
@@ -75,10 +76,20 @@ class PlantedLaboratory(Laboratory):
     """A laboratory whose networks are trained on planted samples, and their twins without them.
 
     Every training sample is in the one probe batch, in the order of the training set.
+
+    Raises
+    ------
+    ConfigurationError
+        Labels are replaced by noise: nobody would know which of the others are right.
     """
 
     def __init__(self, settings: config.Settings, folder: Path) -> None:
         given = settings.experiment
+        if settings.data.label_noise:
+            raise ConfigurationError(
+                f"data.label_noise={settings.data.label_noise}: experiment=memorised plants wrong labels of its own, "
+                "and must know all others to be right; expected 0"
+            )
         rounds, factor = EPOCHS[given.size]
         experiment = replace(given, rounds=given.rounds or rounds, factor=given.factor or factor)
         super().__init__(replace(settings, experiment=experiment), folder)

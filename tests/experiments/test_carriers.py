@@ -78,17 +78,25 @@ def test_a_layer_that_is_used_up_is_drawn_from_the_others():
     assert set(drawn) == {2, 3}
 
 
-def test_agreement_is_infinite_for_filters_without_clusters(trained):
+def test_filters_without_clusters_come_last(trained):
     _, fits, train = trained
-    surprise = carriers.agreement(fits, train.labels.numpy())
     live = np.concatenate([layer.live[:, 0].any(axis=1) for layer in fits.layers.values()])
-    assert (np.isfinite(surprise).all(axis=1) == live).all()
+    for values in (carriers.surprise(fits, train.labels.numpy()), carriers.cluster_sizes(fits)):
+        np.testing.assert_array_equal(np.isfinite(values).all(axis=1), live)
+
+
+def test_sizes_are_those_of_the_clusters(trained):
+    _, fits, _ = trained
+    (layer,) = fits.layers.values()
+    filter = int(np.flatnonzero(layer.live[:, 0].all(axis=1))[0])
+    expected = np.mean([[np.log((row == c).sum()) for c in row] for row in layer.labels[filter, 0]], axis=0)
+    np.testing.assert_allclose(carriers.cluster_sizes(fits)[filter], expected)
 
 
 def test_words_count_by_seed():
     rows = [
-        {"seed": seed, "order": "clusters", "share": 0.1, "fallen": fallen, "others_changed": 0.1}
+        {"seed": seed, "order": "agreeing clusters", "share": 0.1, "fallen": fallen, "others_changed": 0.1}
         for seed, fallen in [(0, 1.0), (0, 0.0), (1, 1.0), (2, 1.0)]
     ]
     (sentence,) = carriers.in_words(pd.DataFrame(rows))
-    assert "by clusters: 83% of the memorised labels fell, 10% of the other predictions changed" in sentence
+    assert "by agreeing clusters: 83% of the memorised labels fell, 10% of the other predictions changed" in sentence

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from gmmcnn import config
+from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import memorised
 from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.memorised import SCORES, TRAINED, TWIN, PlantedLaboratory, aucs, by_layer, summarise
@@ -125,3 +126,9 @@ def test_epochs_follow_the_size_unless_they_are_given(small):
     assert PlantedLaboratory(open_, small.folder).size.rounds == memorised.EPOCHS["smoke"][0]
     assert PlantedLaboratory(given, small.folder).size.rounds == 4
     assert PlantedLaboratory(given, small.folder).settings.probe.samples == 200
+
+
+def test_label_noise_is_refused(small):
+    noisy = replace(small.settings, data=replace(small.settings.data, label_noise=0.2))
+    with pytest.raises(ConfigurationError, match="data.label_noise=0.2: experiment=memorised plants wrong labels"):
+        memorised.run(Laboratory(noisy, small.folder))
