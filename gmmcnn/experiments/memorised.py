@@ -10,11 +10,11 @@ above one that nothing is wrong with. Beside the scores from stored clusterings 
 filters single a sample out) and the rivals of :mod:`gmmcnn.experiments.rivals`.
 
 *Where* a sample is memorised shows in two ways: in the AUC of each layer's own surprise, and in what masking filters
-does (:mod:`gmmcnn.experiments.carriers`). Masked are the filters whose clusters agree with a sample's label best, or put
-it into the smallest clusters, and it is counted how many memorised labels fall and how many other predictions change,
-beside as many filters chosen by the gradient of the sample's loss (after Maini et al., *Can Neural Network Memorization
-Be Localized?*, 2023), by how far the sample's activation exceeds the others' (UnitMem: Wang et al., *Localizing
-Memorization in SSL Vision Encoders*, 2024), and drawn at random among filters that are as active on the sample.
+does (:mod:`gmmcnn.experiments.carriers`). Masked are the filters whose clusters agree with a sample's label best, or
+put it into the smallest clusters, and it is counted how many memorised labels fall and how many other predictions
+change, beside as many filters chosen by the gradient of the sample's loss (after Maini et al., *Can Neural Network
+Memorization Be Localized?*, 2023), by how far the sample's activation exceeds the others' (UnitMem: Wang et al.,
+*Localizing Memorization in SSL Vision Encoders*, 2024), and drawn at random among filters that are as active on it.
 """
 
 from collections.abc import Iterator
@@ -38,14 +38,13 @@ from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.plants import CONTROL, KINDS, Planted, plant
 from gmmcnn.experiments.statistics import auc, over_seeds
-from gmmcnn.filters.surprise import cluster_evidence, label_surprise, memorisation_rank, times_together
+from gmmcnn.filters.samples import PROFILE
 
 TRAINED, TWIN = Condition.OVERFITTING, Condition.CONTROL
 EPOCHS = {"smoke": (4, 3), "quick": (10, 8), "full": (20, 8)}
 """Size → checkpoints, and epochs between two of them, where the settings leave it open."""
 SHARE_OF_A_KIND = 0.008
 """Planted samples of each kind, as a share of the training samples: eight of 1,000."""
-_IN = "surprise in "
 FEWEST = 3
 """Memorised samples of a kind that a seed must have for an AUC of its own."""
 OURS = "clusterings"
@@ -54,6 +53,7 @@ SCORES = {
     "memorisation rank": OURS,
     "label surprise": OURS,
     "cluster evidence": OURS,
+    "density": OURS,
     "paper's rule": OURS,
 } | rivals.NEEDS
 """Score → what it needs."""
@@ -124,7 +124,7 @@ def score(laboratory: Laboratory, network: Network) -> pd.DataFrame:
     DataFrame
         One row per training sample: ``seed``, ``sample``, ``kind`` (empty where nothing was planted), ``fitted`` (the
         network gives its label), ``memorised`` (and the twin does not), a column for each of :data:`SCORES`, and
-        ``surprise in LAYER`` for each layer.
+        ``label_surprise:LAYER`` for each layer.
     """
     assert isinstance(laboratory, PlantedLaboratory)
     planted, last = laboratory.planted(network.seed), laboratory.rounds[-1]
@@ -134,33 +134,29 @@ def score(laboratory: Laboratory, network: Network) -> pd.DataFrame:
     table = pd.DataFrame({"seed": network.seed, "sample": np.arange(len(train)), "kind": planted.kinds})
     table["fitted"] = fitted
     table["memorised"] = fitted & ~_gives_label(twin, train) & ~np.isin(planted.kinds, ["", CONTROL])
-    found = of_clusterings(analysis, train.labels.numpy())
-    found |= rivals.scores(
-        lambda number: laboratory.model(network, number), last, train, layer=list(analysis.fits.layers)[-1]
-    )
-    return table.join(pd.DataFrame(found))
+    layer = list(analysis.fits.layers)[-1]
+    others = rivals.scores(lambda number: laboratory.model(network, number), last, train, layer)
+    return table.join(of_clusterings(analysis)).join(pd.DataFrame(others))
 
 
 def _gives_label(model: nn.Module, samples: Images) -> NDArray[np.bool_]:
     return (rivals.logits(model, samples.images).argmax(dim=1) == samples.labels).numpy()
 
 
-def of_clusterings(analysis: Analysis, labels: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """Scores of the samples of an analysis of one batch, higher for odder ones, from its stored fits alone."""
-    layers = {name: fits.labels[:, 0][fits.live[:, 0]] for name, fits in analysis.fits.layers.items()}
-    surprise = {name: label_surprise(clusters, labels) for name, clusters in layers.items() if len(clusters)}
-    together = np.sum([times_together(clusters) for clusters in layers.values()], axis=0)
-    evidence = np.take_along_axis(cluster_evidence(together, labels), labels[:, None], axis=1)[:, 0]
-    mean_surprise = np.concatenate(list(surprise.values())).mean(axis=0)
-    singled_out = np.zeros(len(labels))
-    singled_out[analysis.outliers["sample"]] = analysis.outliers["n_filters"]
-    scores = {
-        "memorisation rank": memorisation_rank(mean_surprise, evidence),
-        "label surprise": mean_surprise,
-        "cluster evidence": 1 - evidence,
-        "paper's rule": singled_out,
-    }
-    return scores | {f"{_IN}{name}": values.mean(axis=0) for name, values in surprise.items()}
+def of_clusterings(analysis: Analysis) -> pd.DataFrame:
+    """Scores of the samples of an analysis, higher for odder ones, from its stored fits alone."""
+    found = analysis.samples
+    scores = pd.DataFrame(
+        {
+            "memorisation rank": found["memorisation_rank"],
+            "label surprise": found["label_surprise"],
+            "cluster evidence": -found["cluster_evidence"],
+            "density": found["density"],
+            "paper's rule": found["n_filters"],
+        }
+    )
+    profile = found[[column for column in found if column.startswith(PROFILE)]]
+    return scores.join(profile.dropna(axis="columns")).astype(float)
 
 
 def aucs(samples: pd.DataFrame) -> pd.DataFrame:
@@ -241,11 +237,11 @@ def by_layer(samples: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for seed, of_seed in samples.groupby("seed"):
         right = of_seed["kind"].isin(["", CONTROL])
-        for column in (column for column in of_seed if column.startswith(_IN)):
+        for column in (column for column in of_seed if column.startswith(PROFILE)):
             for kind, members in of_seed[of_seed["memorised"]].groupby("kind"):
                 if len(members) >= FEWEST:
                     value = auc(members[column], of_seed.loc[right, column])
-                    rows.append({"seed": seed, "layer": column.removeprefix(_IN), "kind": kind, "auc": value})
+                    rows.append({"seed": seed, "layer": column.removeprefix(PROFILE), "kind": kind, "auc": value})
     return pd.DataFrame(rows, columns=["seed", "layer", "kind", "auc"])
 
 

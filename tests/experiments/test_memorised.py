@@ -12,6 +12,7 @@ from gmmcnn.experiments import memorised
 from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.memorised import SCORES, TRAINED, TWIN, PlantedLaboratory, aucs, by_layer, summarise
 from gmmcnn.experiments.plants import CONTROL, KINDS
+from gmmcnn.filters.samples import PROFILE
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_ties_at_the_cut_count_by_their_share():
 
 
 def test_profile_has_an_auc_for_each_layer():
-    surprise = {"surprise in early": [9, 8, 7, 1, 2], "surprise in late": [0, 0, 0, 1, 2]}
+    surprise = {f"{PROFILE}early": [9, 8, 7, 1, 2], f"{PROFILE}late": [0, 0, 0, 1, 2]}
     samples = samples_of(surprise, ["noise"] * 3 + ["", ""], [True] * 3 + [False] * 2)
     profile = by_layer(samples).set_index("layer")["auc"]
     assert dict(profile) == {"early": 1, "late": 0}
@@ -130,5 +131,5 @@ def test_epochs_follow_the_size_unless_they_are_given(small):
 
 def test_label_noise_is_refused(small):
     noisy = replace(small.settings, data=replace(small.settings.data, label_noise=0.2))
-    with pytest.raises(ConfigurationError, match="data.label_noise=0.2: experiment=memorised plants wrong labels"):
+    with pytest.raises(ConfigurationError, match=r"data.label_noise=0.2: experiment=memorised plants wrong labels"):
         memorised.run(Laboratory(noisy, small.folder))
