@@ -1,9 +1,15 @@
 import os
+import pickle
+import traceback
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gmmcnn.errors import ModelError
@@ -95,3 +101,122 @@ def test_a_truncated_file(tmp_path: Path, n_bytes: int) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nothing\.pt: no such checkpoint"):
         load_checkpoint(network(), tmp_path / "nothing.pt")
+
+
+# ------------------------------------------------------------------------------------------------- other people's files
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+OTHERS = {"criterion.weight": torch.ones(3), "train_accuracy.n": torch.tensor(5)}
+LIGHTNING = {"epoch": 3, "global_step": 7, "pytorch-lightning_version": "2.5", "optimizer_states": [{"state": {}}]}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: LIGHTNING | {"state_dict": prefixed(s, "model.")},
+        lambda s: LIGHTNING | {"state_dict": prefixed(s, "net.") | OTHERS},
+        lambda s: LIGHTNING | {"state_dict": prefixed(s, "model._orig_mod.") | OTHERS},
+        lambda s: LIGHTNING | {"state_dict": prefixed(s, "model.module.backbone.")},
+        lambda s: {"model": {"state_dict": prefixed(s, "network.")}},
+        lambda s: {"module": s},
+        lambda s: prefixed(s, "_orig_mod.module."),
+        lambda s: {key.replace("0.", "0._orig_mod."): value for key, value in s.items()},
+    ],
+)
+def test_weights_of_a_part_of_what_was_saved_are_found(tmp_path: Path, wrap: Callable[[State], object]) -> None:
+    source, target = network(), network()
+    torch.save(wrap(source.state_dict()), tmp_path / "model.ckpt")
+    load_checkpoint(target, tmp_path / "model.ckpt")
+    expected = source.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in target.state_dict().items())
+
+
+def test_a_compiled_model_takes_the_weights_of_a_plain_one(tmp_path: Path) -> None:
+    source, target = network(), network()
+    torch.save(source.state_dict(), tmp_path / "model.pt")
+    load_checkpoint(torch.compile(target, backend="eager"), tmp_path / "model.pt")
+    assert torch.equal(target[0].weight, source[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda s: {"state_dict": prefixed(s, "model.") | prefixed(s, "ema.")},
+            r"fit the model under 'ema\.', 'model\.'; expected one of them: save the state dict of the network that",
+        ),
+        (
+            lambda s: {"state_dict": without(prefixed(s, "model."), "model.0.bias")},
+            r"does not fit the model under 'model\.'; missing: 0\.bias; check",
+        ),
+        (
+            lambda s: {"state_dict": prefixed(s, "model.") | {"model.9.bias": s["0.bias"]}},
+            r"does not fit the model under 'model\.'; unexpected: 9\.bias; check",
+        ),
+        (
+            lambda s: prefixed(s, "net.") | {"net.3.bias": torch.zeros(5)},
+            r"under 'net\.'; of another shape: 3\.bias \(5,\) instead of \(2,\)",
+        ),
+        (lambda s: {1: s["0.bias"]}, r"missing: 0\.weight.*; unexpected: 1;"),
+    ],
+)
+def test_what_fits_nowhere_or_twice_is_told_and_changes_nothing(
+    tmp_path: Path, change: Callable[[State], object], message: str
+) -> None:
+    test_what_does_not_fit_is_named_and_changes_nothing(tmp_path, change, message)
+
+
+def more_than_tensors() -> dict[str, Callable[[Path], None]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(network())
+    return {
+        "a whole model": lambda path: torch.save(network(), path),
+        "TorchScript": lambda path: torch.jit.save(scripted, path),
+        "settings of a class": lambda path: torch.save({"state_dict": {}, "hyper_parameters": Path()}, path),
+        "text": lambda path: path.write_text("weights"),
+        "a pickle": lambda path: path.write_bytes(pickle.dumps({"a": Path()})),
+        "a zip": lambda path: zipfile.ZipFile(path, "w").writestr("a", "b"),
+        "a folder within": lambda path: path.mkdir(),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("kind", list(more_than_tensors()))
+def test_no_message_advises_to_load_with_less_care(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model.pt"
+    more_than_tensors()[kind](path)
+    with pytest.raises(ModelError, match=r"model\.pt: ") as caught:
+        load_checkpoint(network(), path)
+    assert "weights_only" not in "".join(traceback.format_exception(caught.value)).replace("weights_only=True", "")
+    assert len(str(caught.value)) < 700
+
+
+@given(st.data())
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_changed_byte_is_told_or_changes_no_weight(tmp_path_factory: pytest.TempPathFactory, data) -> None:
+    path = tmp_path_factory.mktemp("flip") / "model.pt"
+    torch.manual_seed(0)
+    source = network()
+    torch.save(source.state_dict(), path)
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    target = network()
+    try:
+        load_checkpoint(target, path)
+    except ModelError:
+        return
+    expected = source.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in target.state_dict().items())
+
+
+def test_a_lazy_layer_takes_the_shape_of_its_weights(tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "model.pt")
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
+    load_checkpoint(lazy, tmp_path / "model.pt")
+    assert lazy[0].weight.shape == (4, 1, 3, 3)
