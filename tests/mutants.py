@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -90,8 +91,9 @@ class Mutant:
         return next(ast.unparse(tree) for name in _changed(self.module, tree) if name == self.name)
 
 
+@cache
 def source_of(module: str) -> str:
-    """Text of a module as it is."""
+    """Text of a module as it was when this was first asked for: while the tests run it may be edited."""
     return (ROOT / "gmmcnn" / module).read_text()
 
 
@@ -235,7 +237,7 @@ class Trial:
 
     def undo(self) -> None:
         """Make the copy what it was."""
-        shutil.copy2(ROOT / "gmmcnn" / self.mutant.module, self.copied / "gmmcnn" / self.mutant.module)
+        (self.copied / "gmmcnn" / self.mutant.module).write_text(source_of(self.mutant.module))
 
 
 def _tested(tests: str, copied: Path) -> int:

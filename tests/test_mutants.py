@@ -23,6 +23,7 @@ def of_the_snippet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]
     (tmp_path / "gmmcnn").mkdir()
     (tmp_path / "gmmcnn" / "snippet.py").write_text(SNIPPET)
     monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    mutants.source_of.cache_clear()
     return [name.removeprefix("snippet.py:function: ") for name in mutants.changes("snippet.py")]
 
 
