@@ -10,6 +10,7 @@ import pytest
 import gmmcnn
 
 ROOT = Path(gmmcnn.__file__).parent
+TESTS = Path(__file__).parent
 ROOMS = (
     {"__main__", "earlier"},
     {"cli"},
@@ -69,3 +70,18 @@ def test_no_circle_of_modules_or_of_rooms():
 
 def test_the_root_has_a_file_for_each_way_in_and_the_ground():
     assert len(list(ROOT.glob("*.py"))) <= 15
+
+
+def has_something_to_test(path: Path) -> bool:
+    """Whether a file defines a function or a class: tables of contents and earlier names of modules do not."""
+    body = ast.parse(path.read_text()).body
+    return any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in body)
+
+
+@pytest.mark.parametrize("path", [ROOT / "__init__.py", *filter(has_something_to_test, FILES)], ids=module_of)
+def test_every_module_has_tests_in_the_same_place(path):
+    """The tests of ``gmmcnn/a/b.py`` are ``tests/a/test_b.py``; those of a package's contents are ``test_init.py``."""
+    name = path.stem.strip("_")
+    mirrored = TESTS / path.relative_to(ROOT).parent / f"test_{name}.py"
+    assert mirrored.is_file()
+    assert "\ndef test_" in mirrored.read_text()

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
 from gmmcnn.errors import CaptureError, ConfigurationError, EngineError
-from gmmcnn.principal_components import cpu as pca_cpu
 from gmmcnn.principal_components.pca import pca
 from gmmcnn.principal_components.reference import exact_pca
 
@@ -176,7 +175,3 @@ def test_impossible_requests_are_named(monkeypatch):
     monkeypatch.setattr("gmmcnn.hardware.gpu.why_unavailable", lambda: "no CUDA device is visible")
     with pytest.raises(EngineError, match="no CUDA device is visible"):
         pca(np.zeros((1, 4, 5)), engine="cuda")
-
-
-def test_block_size_is_whole_groups():
-    assert [pca_cpu.block_size(d) for d in (1, 2, 3, 6, 7, 8)] == [4, 4, 8, 8, 12, 12]
