@@ -61,8 +61,9 @@ class _Group:
 class Data(_Group):
     """Where images and labels come from.
 
-    ``name`` is one of the built-in data sets or the dotted name of a map-style data set class, which is called with
-    ``kwargs`` and ``train=True`` or ``train=False``.
+    ``name`` is one of the built-in data sets; ``image_folder``, pictures in ``root``, a subfolder for each class, with
+    ``kwargs`` as in :class:`gmmcnn.data.image_folder.Preparation`; or the dotted name of a map-style data set class,
+    which is called with ``kwargs`` and ``train=True`` or ``train=False``.
     """
 
     name: str = "digits"

@@ -8,9 +8,11 @@ Data set: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Bench
 """
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,8 @@ CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 IMAGE_SIZE = (28, 28)
+N_IMAGES = 60_000
+"""Of the training side, the larger one."""
 REMEDY = (
     "install Debian's package dataset-fashion-mnist, or put {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz] from "
     "github.com/zalandoresearch/fashion-mnist into a folder and set data.root to it, or install gmmcnn[vision] to "
@@ -41,8 +45,8 @@ def source(root: Path | None) -> Source:
     return Source("photographs of clothes", CLASS_NAMES, _read_split(folder, "train"), _read_split(folder, "t10k"))
 
 
-def read_idx(path: Path, n_dimensions: int) -> NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes.
+def read_idx(path: Path, n_dimensions: int, largest: tuple[int, ...] | None = None) -> NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes, and of it no more than its header announces.
 
     Parameters
     ----------
@@ -50,32 +54,49 @@ def read_idx(path: Path, n_dimensions: int) -> NDArray[np.uint8]:
         Gzipped where the name ends in ``.gz``.
     n_dimensions : int
         3 for images, 1 for labels.
+    largest : tuple of int, optional
+        Shape that the header may announce at most: a few bytes of gzip can stand for any number of zeros.
 
     Raises
     ------
     DataError
         The file is truncated, too long, or no such IDX file.
     """
+    packed = path.suffix == ".gz"
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if packed else path.open("rb") as file:
+            shape = _read_header(file, path, n_dimensions, largest)
+            n_values = math.prod(shape)
+            values = file.read(n_values + 1) if packed or path.stat().st_size == file.tell() + n_values else b""
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: truncated or damaged gzip file ({error}); {REMEDY}") from error
-    n_header_bytes = 4 + 4 * n_dimensions
-    magic = bytes([0, 0, _UNSIGNED_BYTES, n_dimensions])
-    if content[:4] != magic:
+    if len(values) != n_values:
+        n_header_bytes = 4 + 4 * n_dimensions
+        n_bytes = n_header_bytes + len(values) if packed else path.stat().st_size
         raise DataError(
-            f"{path}: starts with 0x{content[:4].hex()}; expected 0x{magic.hex()}, an IDX file of unsigned bytes in "
+            f"{path}: {n_bytes} bytes{' or more' if len(values) > n_values else ''}; expected "
+            f"{n_header_bytes + n_values} for the shape {shape} in its header; {REMEDY}"
+        )
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _read_header(
+    file: BinaryIO | gzip.GzipFile, path: Path, n_dimensions: int, largest: tuple[int, ...] | None
+) -> tuple[int, ...]:
+    """Shape that an IDX file announces."""
+    magic, found = bytes([0, 0, _UNSIGNED_BYTES, n_dimensions]), file.read(4)
+    if found != magic:
+        raise DataError(
+            f"{path}: starts with 0x{found.hex()}; expected 0x{magic.hex()}, an IDX file of unsigned bytes in "
             f"{n_dimensions} dimension(s); {REMEDY}"
         )
-    if len(content) < n_header_bytes:
-        raise DataError(f"{path}: {len(content)} bytes; expected a header of {n_header_bytes}; {REMEDY}")
-    shape = struct.unpack(f">{n_dimensions}I", content[4:n_header_bytes])
-    n_bytes = n_header_bytes + int(np.prod(shape, dtype=object))
-    if len(content) != n_bytes:
-        raise DataError(
-            f"{path}: {len(content)} bytes; expected {n_bytes} for the shape {shape} in its header; {REMEDY}"
-        )
-    return np.frombuffer(content, np.uint8, offset=n_header_bytes).reshape(shape)
+    sizes = file.read(4 * n_dimensions)
+    if len(sizes) < 4 * n_dimensions:
+        raise DataError(f"{path}: {4 + len(sizes)} bytes; expected a header of {4 + 4 * n_dimensions}; {REMEDY}")
+    shape = struct.unpack(f">{n_dimensions}I", sizes)
+    if largest is not None and any(size > most for size, most in zip(shape, largest, strict=True)):
+        raise DataError(f"{path}: announces values of shape {shape}; expected {largest} at most; {REMEDY}")
+    return shape
 
 
 def _find(root: Path | None) -> Path:
@@ -95,7 +116,8 @@ def _find(root: Path | None) -> Path:
 
 def _read_split(folder: Path, split: str) -> BytePool:
     image_path, label_path = (_path(folder, name.format(split=split)) for name in _NAMES.values())
-    images, labels = read_idx(image_path, 3), read_idx(label_path, 1)
+    images = read_idx(image_path, 3, (N_IMAGES, *IMAGE_SIZE))
+    labels = read_idx(label_path, 1, (N_IMAGES,))
     if images.shape[1:] != IMAGE_SIZE:
         raise DataError(f"{image_path}: images of {images.shape[1:]} pixels; expected {IMAGE_SIZE}; {REMEDY}")
     if len(images) != len(labels) or not len(images):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from gmmcnn import config
-from gmmcnn.data import cifar, digits, fashion_mnist, map_style
+from gmmcnn.data import cifar, digits, fashion_mnist, image_folder, map_style
 from gmmcnn.data.splits import Images, Source, Splits, hold_out, replace_labels, subset
 from gmmcnn.errors import ConfigurationError, DataError
 from gmmcnn.names import is_dotted, unknown
@@ -50,7 +50,9 @@ def load(settings: config.Data, seed: int) -> Splits:
     indices = subset(available, settings.train_samples, seed)
 
     train, validation = source.train.take(indices), validation_pool.take(held_out)
-    class_names = source.class_names or _numbered_classes(train, validation)
+    class_names = source.class_names
+    if class_names is None:
+        class_names, train, validation = _numbered_from_0(train, validation)
     _check(settings.name, train, validation, len(class_names))
 
     labels, noisy = replace_labels(train.labels, settings.label_noise, len(class_names), seed)
@@ -69,18 +71,24 @@ def load(settings: config.Data, seed: int) -> Splits:
 def _source(settings: config.Data, seed: int) -> Source:
     if is_dotted(settings.name):
         return map_style.source(settings, seed)
+    root = None if settings.root is None else Path(settings.root).expanduser()
+    if settings.name == image_folder.NAME:
+        return image_folder.source(root, settings.kwargs)
     if settings.name not in BUILT_IN:
-        raise unknown("data.name", settings.name, BUILT_IN)
+        raise unknown("data.name", settings.name, [*BUILT_IN, image_folder.NAME])
     if settings.kwargs:
         raise ConfigurationError(
             f"data.kwargs={dict(settings.kwargs)}: the built-in data set {settings.name} takes none; expected {{}}"
         )
-    return BUILT_IN[settings.name](None if settings.root is None else Path(settings.root).expanduser())
+    return BUILT_IN[settings.name](root)
 
 
-def _numbered_classes(train: Images, validation: Images) -> tuple[str, ...]:
-    n_classes = 1 + max(int(train.labels.max()), int(validation.labels.max()))
-    return tuple(str(label) for label in range(n_classes))
+def _numbered_from_0(train: Images, validation: Images) -> tuple[tuple[str, ...], Images, Images]:
+    """Names of classes that have none, their numbers; where these start above 0, as from 1 to 10, labels from 0."""
+    both = torch.cat([train.labels, validation.labels])
+    first, last = max(int(both.min()), 0), int(both.max())
+    names = tuple(str(label) for label in range(first, last + 1))
+    return names, Images(train.images, train.labels - first), Images(validation.images, validation.labels - first)
 
 
 def _check(name: str, train: Images, validation: Images, n_classes: int) -> None:

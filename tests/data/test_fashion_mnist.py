@@ -1,6 +1,7 @@
 import gzip
 import struct
 import sys
+import tracemalloc
 from pathlib import Path
 from types import ModuleType
 
@@ -97,6 +98,20 @@ def test_a_wrong_file_is_named_with_the_remedy(tmp_path: Path, name: str, damage
     assert str(path) in str(caught.value)
     assert "dataset-fashion-mnist" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("announced", [(3, 28, 28), (60_000, 28, 28), (2**32 - 1, 28, 28), (20, 2**31, 28)])
+def test_of_a_gzip_bomb_no_more_is_read_than_the_header_announces(tmp_path: Path, announced: tuple[int, ...]) -> None:
+    """80 MB of zeros in 80 kB: refused with no more in memory than 47 MB grow to, the whole data set's size."""
+    write_files(tmp_path, gzipped=True)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, *announced) + bytes(80_000_000)))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: (\d+ bytes or more; expected|announces values)"):
+        load(settings_for(tmp_path), seed=0)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < (75_000_000 if announced[0] == 60_000 else 1_000_000)
 
 
 def test_a_file_that_is_no_gzip(tmp_path: Path) -> None:

@@ -65,6 +65,10 @@ class Bare(Squares):
     def __getitem__(self, index):
         return self.image(index)
 
+class FromOne(OneSided):
+    def __getitem__(self, index):
+        return np.full((5, 5), index / 40), float(1 + index % 10)
+
 class Unreadable(Squares):
     def __getitem__(self, index):
         raise OSError("no such picture")
@@ -109,6 +113,14 @@ def test_a_data_set_with_one_side_is_split_by_seed() -> None:
     assert data.train.images.shape == (30, 1, 5, 5)
     assert torch.allclose(data.train.images[:, 0, 0, 0], data.train_indices / 40)  # floats keep their values
     assert data.train.images.dtype == torch.float32
+
+
+def test_labels_that_start_at_one_are_as_many_classes() -> None:
+    data = load_by_name("FromOne")
+    assert data.class_names == tuple(str(label) for label in range(1, 11))
+    assert sorted(set(data.train.labels.tolist())) == list(range(10))
+    assert torch.equal(data.train.labels, data.train_indices % 10)
+    assert data.validation.labels.max() < data.n_classes
 
 
 def test_pictures_become_channels_first() -> None:
