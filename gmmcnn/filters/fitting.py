@@ -106,8 +106,11 @@ def n_fits(store: Maps, n_samples: int) -> int:
 def load_fits(folder: Path, layers: list[str], n_samples: int, settings: config.Settings) -> Fits | None:
     """Read the fits that :func:`fit_store` kept for these settings; None where they are not all there."""
     parts = find_fits(folder, layers, n_samples, settings)
-    if parts is None:
-        return None
+    return None if parts is None else read_fits(parts, settings)
+
+
+def read_fits(parts: dict[str, list[Path]], settings: config.Settings) -> Fits:
+    """Read the files that :func:`find_fits` found."""
     return Fits({layer: _gather(files) for layer, files in parts.items()}, settings.gmm.k_min, settings.gmm.k_max)
 
 
@@ -120,6 +123,16 @@ def find_fits(
         if all(parts.values()):
             return parts
     return None
+
+
+def engines_of(parts: dict[str, list[Path]]) -> list[str]:
+    """Names of the engines that made the fits in some files, as :func:`find_fits` returns them, sorted.
+
+    Engines agree within their tolerances, so fits of several may lie together; those of a version that did not record
+    the engine are not named.
+    """
+    made_by = {LayerFits.engine_of(file) for files in parts.values() for file in files}
+    return sorted(made_by - {""})
 
 
 def fit_key(settings: config.Settings, n_samples: int) -> str:
@@ -156,8 +169,7 @@ def _fit_layer(
         fits.save(file, engine=gpu.resolved(settings.engine.name))
         advance(block.n_fits)
     files = [block.file(folder) for block in blocks]
-    parts_made = [str(file.relative_to(folder)) for file in files]
-    write_json(_completion(folder), {"parts": parts_made, "engines": sorted(set(map(LayerFits.engine_of, files)))})
+    write_json(_completion(folder), {"parts": [str(file.relative_to(folder)) for file in files]})
     return _gather(files)
 
 

@@ -20,7 +20,7 @@ def write(job: Run, found: Analysed) -> None:
     """Write the page on a run's network as it is now; beside the caller where the folder cannot be written."""
     page = page_of(
         found.analysis,
-        facts=_settings_as_facts(job.settings),
+        facts=_settings_as_facts(job.settings, found.engines),
         metrics=job.metrics(),
         masking=_masking(job, found.analysis),
         class_names=list(found.class_names) if found.class_names else None,
@@ -44,10 +44,10 @@ def _masking(job: Run, analysis: Analysis) -> pd.DataFrame | None:
     return job.table(masking.name, "prune", ("mask", "n_filters"))
 
 
-def _settings_as_facts(settings: config.Settings) -> dict[str, str]:
-    """Settings that a reader of the report asks for."""
-    train = settings.train
-    facts = {"Seed": str(settings.seed), "Engine": settings.engine.name, "Feature maps": settings.extract.tap}
+def _settings_as_facts(settings: config.Settings, engines: tuple[str, ...]) -> dict[str, str]:
+    """Settings that a reader of the report asks for, and the engines that made the fits."""
+    train, engine = settings.train, ", ".join(engines) or settings.engine.name
+    facts = {"Seed": str(settings.seed), "Engine": engine, "Feature maps": settings.extract.tap}
     if not (settings.model.checkpoint or settings.extract.source):
         facts["Training"] = (
             f"{train.epochs} epochs of {train.optimizer}, "

@@ -22,7 +22,6 @@ from gmmcnn.featuremaps.stream import import_activations, importable_samples, re
 from gmmcnn.featuremaps.taps import Taps
 from gmmcnn.files import digest_tensors
 from gmmcnn.filters import fitting
-from gmmcnn.filters.fits import Fits
 from gmmcnn.mixture.sweep import mixture_engine
 from gmmcnn.names import command
 from gmmcnn.progress import progress
@@ -53,11 +52,21 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Analysed:
-    """A checkpoint's analysis, and the names of the classes for its page."""
+    """A checkpoint's analysis, and what its page says beside it.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+    analysis : Analysis
+    class_names : tuple of str, or None
+    engines : tuple of str
+        Which made the fits; empty where that was not recorded.
+    """
 
     checkpoint: Checkpoint
     analysis: Analysis
     class_names: tuple[str, ...] | None
+    engines: tuple[str, ...] = ()
 
 
 def open_checkpoint(checkpoint: Checkpoint) -> Stage:
@@ -91,7 +100,7 @@ def extract(job: Run, stage: Stage) -> Stage:
     origin = config.behind(settings, "maps")
     others, damaged = provenance.differences(stage.record, identity), _forget_damage(checkpoint.maps)
     record = stage.record
-    if record is None or others or damaged or not _are_fitted(stage, settings):
+    if record is None or others or damaged or _fitted_files(stage, settings) is None:
         if probe is None:
             n_samples = _batch_of_source(settings)
         else:
@@ -128,7 +137,7 @@ def fit(job: Run, stage: Stage) -> None:
         The feature maps are not those of the settings in force.
     """
     record = require_own(job, stage)
-    if _are_fitted(stage, job.settings):
+    if _fitted_files(stage, job.settings) is not None:
         return
     store = ActivationStore.open(stage.checkpoint.maps)
     job.accept()
@@ -150,10 +159,11 @@ def analyse(job: Run, stage: Stage) -> Analysed:
         The feature maps are not those of the settings in force, or there are no fits for these settings yet.
     """
     record, checkpoint = require_own(job, stage), stage.checkpoint
-    fits = _fits(stage, job.settings)
-    if fits is None:
+    files = _fitted_files(stage, job.settings)
+    if files is None:
         again = command("fit", job.folder)
         raise ConfigurationError(f"{checkpoint.folder}: no fits for these settings; fit first: {again}")
+    fits = fitting.read_fits(files, job.settings)
     probe = probed.unknown(fits)
     if checkpoint.weights is not None:
         probe = probed.read(job.folder, record.identity["probe samples"])
@@ -165,7 +175,7 @@ def analyse(job: Run, stage: Stage) -> Analysed:
         skipped=record.skipped,
         name=job.title if checkpoint.epoch is None else f"{job.title}, epoch {checkpoint.epoch}",
     )
-    return Analysed(checkpoint, analysis, probe.class_names)
+    return Analysed(checkpoint, analysis, probe.class_names, tuple(fitting.engines_of(files)))
 
 
 def require_own(job: Run, stage: Stage) -> provenance.Record:
@@ -236,19 +246,12 @@ def _forget_damage(maps: Path) -> bool:
     return bool(store.missing_blocks)
 
 
-def _fits(stage: Stage, settings: config.Settings) -> Fits | None:
-    """Fits for the settings in force, None where they are not all there."""
+def _fitted_files(stage: Stage, settings: config.Settings) -> dict[str, list[Path]] | None:
+    """Files of the fits for the settings in force, by layer; None where they are not all there."""
     record = stage.record
     if record is None:
         return None
-    return fitting.load_fits(stage.checkpoint.fits, list(record.analysed), record.n_samples, settings)
-
-
-def _are_fitted(stage: Stage, settings: config.Settings) -> bool:
-    record = stage.record
-    if record is None:
-        return False
-    return fitting.find_fits(stage.checkpoint.fits, list(record.analysed), record.n_samples, settings) is not None
+    return fitting.find_fits(stage.checkpoint.fits, list(record.analysed), record.n_samples, settings)
 
 
 def require_possible(job: Run) -> None:

@@ -119,6 +119,27 @@ def test_what_is_fitted_is_read_and_other_settings_are_fitted_beside_it(store, t
     assert all_equal(first, loaded)
 
 
+def test_fits_of_one_engine_serve_all_and_say_which_it_was(store, tmp_path, monkeypatch):
+    made_by_cpu = replace(SETTINGS, engine=config.Engine(name="cpu"))
+    first = fitting.fit_store(store, tmp_path, n_samples=N, settings=made_by_cpu)
+    monkeypatch.setattr(fitting, "fit_maps", None)
+    other = replace(SETTINGS, engine=config.Engine(name="reference"))
+    assert all_equal(first, fitting.fit_store(store, tmp_path, n_samples=N, settings=other))
+    parts = fitting.find_fits(tmp_path, list(store.layers), N, other)
+    assert parts is not None
+    assert fitting.engines_of(parts) == ["cpu"]
+
+
+def test_fits_of_an_earlier_version_are_found_whichever_engine_made_them(store, tmp_path):
+    first = fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS)
+    (found,) = tmp_path.iterdir()
+    for earlier in fitting._earlier_keys(SETTINGS, N):
+        found = found.rename(tmp_path / earlier)
+        loaded = fitting.load_fits(tmp_path, list(store.layers), N, SETTINGS)
+        assert loaded is not None
+        assert all_equal(first, loaded)
+
+
 def test_other_starts_for_the_same_maps(store, tmp_path):
     """Only the mixtures may differ: scores and activations do not depend on where EM starts."""
     layers = [
