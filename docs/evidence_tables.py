@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from gmmcnn.experiments.overfitting import COUNTS, at_the_same_fit
-from gmmcnn.experiments.statistics import Estimate, Verdict, judge_over_training
+from gmmcnn.experiments.following import at_the_same_fit, judge_over_training
+from gmmcnn.experiments.overfitting import COUNTS
+from gmmcnn.experiments.statistics import Estimate, Verdict
 
 OVER_TRAINING = "experiments/overfitting-*/table.csv"
 """Counts beside losses, in a run folder."""

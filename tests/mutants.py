@@ -39,7 +39,7 @@ MODULES = (
     "filters/rules.py", "filters/screening.py", "filters/outliers.py", "mixture/sweep.py",
     "mixture/calinski_harabasz.py", "mixture/reference.py", "principal_components/reference.py",
     "principal_components/pca.py", "featuremaps/store.py", "pruning/masks.py", "pruning/following.py",
-    "experiments/statistics.py",
+    "experiments/statistics.py", "experiments/intervals.py", "experiments/associations.py",
 )  # fmt: skip
 """What decides about results and about what is kept of them."""
 

@@ -10,9 +10,9 @@ import pandas as pd
 import plotly.express as px
 
 from gmmcnn.analysis import Analysis
+from gmmcnn.experiments.following import judge_over_training
 from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.outcome import Outcome
-from gmmcnn.experiments.statistics import judge_over_training
 
 CRITERIA = ("unbalanced", "separated", "active")
 COMBINATIONS = {" + ".join(chosen): list(chosen) for n in (1, 2, 3) for chosen in combinations(CRITERIA, n)}
@@ -28,7 +28,7 @@ def run(laboratory: Laboratory) -> Outcome:
         judge_over_training(table, name, f"Filters that are {name} rise with the generalisation gap")
         for name in COMBINATIONS
     )
-    remark = "Seven combinations are judged at once: expect one in forty to look supported by chance alone."
+    remark = "Seven combinations are judged at once, on the same networks: neither independent, nor corrected."
     return Outcome(table, verdicts, (remark,), _figures(table))
 
 

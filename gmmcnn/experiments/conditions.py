@@ -21,9 +21,10 @@ from gmmcnn import config
 from gmmcnn.analysis import Analysis
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import gradients, overfitting, pruning
+from gmmcnn.experiments.following import judge_over_training
 from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
-from gmmcnn.experiments.statistics import SUPPORTED, Verdict, estimates_table, judge_over_training
+from gmmcnn.experiments.statistics import RULE, SUPPORTED, Verdict, estimates_table
 from gmmcnn.files import name_of, write_table
 from gmmcnn.filters.fits import is_live
 from gmmcnn.filters.screening import cluster_sizes
@@ -127,8 +128,8 @@ def explore(laboratory: Laboratory, claims: dict[str, list[str]], *, held_out: b
 
 
 def _name(laboratory: Laboratory) -> str:
-    """Name of everything that the verdicts on a cell depend on."""
-    return name_of(laboratory.behind(laboratory.settings))
+    """Name of everything that the verdicts on a cell depend on, the rule among it."""
+    return name_of([RULE, laboratory.behind(laboratory.settings)])
 
 
 def _judge_counts(laboratory: Laboratory) -> Iterator[tuple[str, Verdict]]:

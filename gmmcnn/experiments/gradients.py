@@ -20,9 +20,10 @@ from torch import Tensor
 
 from gmmcnn.analysis import Analysis
 from gmmcnn.constants import Stream
+from gmmcnn.experiments.associations import auc, bootstrap_interval
 from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
-from gmmcnn.experiments.statistics import Verdict, auc, bootstrap_interval, judge, over_seeds
+from gmmcnn.experiments.statistics import Verdict, judge, over_seeds
 from gmmcnn.filters.fits import is_live
 from gmmcnn.filters.outliers import small_members
 from gmmcnn.filters.screening import cluster_sizes
@@ -33,6 +34,8 @@ MEASURES = {
     "per_error": "the gradient per unit error",
     "own_filter": "the gradient of the filter that singles them out",
 }
+SMALLEST_AUC = 0.05
+"""Smallest difference of an AUC of interest: 0.55 where outliers and normal samples do not differ in 0.5."""
 NETWORKS = {Condition.OVERFITTING: "overfitted", Condition.CONTROL: "well-trained"}
 
 
@@ -63,9 +66,15 @@ def verdict_on(table: pd.DataFrame, measure: str) -> Verdict:
     effects, checks = [], []
     for condition, name in NETWORKS.items():
         own = rows[rows["condition"] == condition]
-        effects.append(over_seeds(f"AUC in {name} networks", own["auc"], null=0.5, possible=(0, 1)))
+        effects.append(
+            over_seeds(f"AUC in {name} networks", own["auc"], null=0.5, smallest=SMALLEST_AUC, possible=(0, 1))
+        )
         beyond = own["auc"] - own["auc_random"]
-        checks.append(over_seeds(f"AUC beyond random filters' in {name} networks", beyond, possible=(-1, 1)))
+        checks.append(
+            over_seeds(
+                f"AUC beyond random filters' in {name} networks", beyond, smallest=SMALLEST_AUC, possible=(-1, 1)
+            )
+        )
     return judge(f"H2, outliers exceed normal samples in {MEASURES[measure]}", effects, checks)
 
 

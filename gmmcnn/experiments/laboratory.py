@@ -66,8 +66,8 @@ class Size:
 
 SIZES = {
     "smoke": Size(seeds=3, train_samples=200, factor=3, rounds=4, validation_samples=200, controls=5),
-    "quick": Size(seeds=3, train_samples=1000, factor=10, rounds=6, validation_samples=2000, controls=20),
-    "full": Size(seeds=5, train_samples=2000, factor=10, rounds=8, validation_samples=5000, controls=100),
+    "quick": Size(seeds=6, train_samples=1000, factor=10, rounds=6, validation_samples=2000, controls=20),
+    "full": Size(seeds=16, train_samples=2000, factor=10, rounds=8, validation_samples=5000, controls=100),
 }
 
 

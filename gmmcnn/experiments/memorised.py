@@ -34,10 +34,11 @@ from gmmcnn.data.probe import ProbeSet
 from gmmcnn.data.splits import Images, Splits
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import carriers, rivals
+from gmmcnn.experiments.associations import auc
 from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.plants import CONTROL, KINDS, Planted, plant
-from gmmcnn.experiments.statistics import auc, over_seeds
+from gmmcnn.experiments.statistics import over_seeds
 from gmmcnn.filters.samples import PROFILE
 
 TRAINED, TWIN = Condition.OVERFITTING, Condition.CONTROL

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from gmmcnn.constants import Stream
 from gmmcnn.errors import ModelError
+from gmmcnn.experiments.associations import permutation_p
 from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
-from gmmcnn.experiments.statistics import Estimate, Verdict, judge, over_seeds, permutation_p
+from gmmcnn.experiments.statistics import Estimate, Verdict, judge, over_seeds
 from gmmcnn.filters.fits import is_live
 from gmmcnn.filters.screening import Screening
 from gmmcnn.models.training import accuracies
@@ -41,6 +42,8 @@ RULES: dict[str, dict[str, float]] = {
     "lenient": {"min_frequency": 0.2},
 }
 """Rule → thresholds that differ from those in force."""
+SMALLEST_CHANGE = 0.01
+"""Smallest change of accuracy of interest: one point."""
 CONTROLS = ("random", "l1", "fpgm")
 FINETUNED = ("none", "chosen", *CONTROLS)
 FINETUNED_DRAWS = 3
@@ -81,8 +84,8 @@ def verdict_on(table: pd.DataFrame, rule: str) -> Verdict:
     """Judge the claim for the filters that a rule chooses."""
     validation = _changes(table, rule, "change_validation_accuracy")
     effects = [
-        over_seeds("validation accuracy", validation["chosen"]),
-        over_seeds("loss of training accuracy", -_changes(table, rule, "change_train_accuracy")["chosen"]),
+        _accuracy("validation accuracy", validation["chosen"]),
+        _accuracy("loss of training accuracy", -_changes(table, rule, "change_train_accuracy")["chosen"]),
     ]
     claim = f"H3, masking {_named(rule)} raises validation and lowers training accuracy"
     return judge(claim, effects, _beyond_controls(validation))
@@ -92,7 +95,7 @@ def finetuned_verdict_on(table: pd.DataFrame, rule: str, epochs: int) -> Verdict
     """Judge whether a network is better off without the filters that a rule chooses, once both are fine-tuned."""
     validation = _changes(table, rule, "change_finetuned_validation_accuracy")
     claim = f"H3, after {epochs} epochs of fine-tuning validation accuracy is higher without {_named(rule)} than with"
-    return judge(claim, [over_seeds("validation accuracy", validation["chosen"])], _beyond_controls(validation))
+    return judge(claim, [_accuracy("validation accuracy", validation["chosen"])], _beyond_controls(validation))
 
 
 def _changes(table: pd.DataFrame, rule: str, column: str) -> dict[str, pd.Series]:
@@ -103,9 +106,13 @@ def _changes(table: pd.DataFrame, rule: str, column: str) -> dict[str, pd.Series
 
 def _beyond_controls(validation: dict[str, pd.Series]) -> list[Estimate]:
     return [
-        over_seeds(f"validation accuracy beyond {mask} masks'", validation["chosen"] - validation[mask])
+        _accuracy(f"validation accuracy beyond {mask} masks'", validation["chosen"] - validation[mask])
         for mask in CONTROLS
     ]
+
+
+def _accuracy(name: str, changes: pd.Series) -> Estimate:
+    return over_seeds(name, changes, smallest=SMALLEST_CHANGE, possible=(-1, 1))
 
 
 def _named(rule: str) -> str:

@@ -25,9 +25,9 @@ from scipy import stats
 
 from gmmcnn import config, data
 from gmmcnn.experiments.costs import MEMORY_FLOOR_BYTES, Cell, Isolated, measure_cell
+from gmmcnn.experiments.intervals import CONFIDENCE
 from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.outcome import Outcome
-from gmmcnn.experiments.statistics import CONFIDENCE
 from gmmcnn.files import name_of, write_json
 from gmmcnn.progress import progress
 

@@ -20,16 +20,10 @@ import plotly.express as px
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import thresholds
+from gmmcnn.experiments.following import judge_over_training
 from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
-from gmmcnn.experiments.statistics import (
-    MIN_SEEDS,
-    NOT_SPECIFIC,
-    NOT_SUPPORTED,
-    SUPPORTED,
-    Verdict,
-    judge_over_training,
-)
+from gmmcnn.experiments.statistics import WORDS, Verdict
 from gmmcnn.experiments.thresholds import Choice, choose, count_by_thresholds, point, thresholds_over_training
 from gmmcnn.featuremaps import find_taps
 from gmmcnn.featuremaps.capture import TAPS
@@ -54,7 +48,13 @@ VALUES: dict[str, tuple] = {
 """Setting → values; the one in force is among the variants in any case."""
 SATURATION = "saturation"
 IN_FORCE = "in force"
-LABELS = (SUPPORTED, NOT_SPECIFIC, NOT_SUPPORTED)
+ESTIMATES = {
+    "effect": "Spearman with the gap",
+    "given_epoch": "given the epoch",
+    "beyond_control": "rise beyond control",
+    "given_fit": "given the epoch and the training loss",
+}
+"""What a verdict rests on, in its order → in words."""
 FACTORS = (*(key.partition(".")[2] for key in VALUES), SATURATION)
 """What can be varied: settings by their names without the group, and λ·K_max/N."""
 
@@ -197,8 +197,8 @@ def summarise(table: pd.DataFrame, chosen: list[Variant], verdicts: dict[str, Ve
     -------
     DataFrame
         ``factor, value, in_force, again`` (whether it is the count in force, or that of an earlier row), ``ratio``
-        (λ·K_max/N), mean ``count`` of the overfitting networks, ``verdict``, and for the ``effect`` and each check,
-        ``given_epoch`` and ``beyond_control``, the mean over seeds with ``_low`` and ``_high``.
+        (λ·K_max/N), mean ``count`` of the overfitting networks, ``verdict``, and for each of the :data:`ESTIMATES`
+        the mean over seeds with ``_low`` and ``_high``.
     """
     overfitting = table[table["condition"] == Condition.OVERFITTING]
     seen = {repr((variant.settings, False)) for variant in chosen if variant.in_force}
@@ -211,7 +211,7 @@ def summarise(table: pd.DataFrame, chosen: list[Variant], verdicts: dict[str, Ve
         }  # fmt: skip
         seen.add(count)
         estimates = (*verdict.effects, *verdict.checks)
-        for name, found in zip(("effect", "given_epoch", "beyond_control"), estimates, strict=True):
+        for name, found in zip(ESTIMATES, estimates, strict=True):
             row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -222,10 +222,10 @@ def moves(summary: pd.DataFrame, in_force: Verdict) -> Iterator[str]:
     moved = [str(factor) for factor, rows in summary.groupby("factor", sort=False) if rows["verdict"].nunique() > 1]
     steady = [str(factor) for factor in summary["factor"].unique() if factor not in moved]
     distinct = summary[~summary["again"]]
-    counted = ", ".join(f"{(distinct['verdict'] == label).sum()} {label}" for label in LABELS)
+    counted = ", ".join(f"{(distinct['verdict'] == label).sum()} {label}" for label in WORDS)
     yield (
-        f"{len(distinct)} variants around the settings in force ({in_force.label}): {counted}. One in forty may "
-        "look like an effect by chance."
+        f"{len(distinct)} variants around the settings in force ({in_force.label}): {counted}. They are variants "
+        "of one count on the same networks: neither independent, nor corrected for their number."
     )
     yield (
         f"The verdict changes with {', '.join(moved) or 'none of the settings'}; "
@@ -250,30 +250,21 @@ def _value(row: Any) -> str:
 
 
 def choose_thresholds(laboratory: Laboratory) -> Choice:
-    """Choose on the seeds of the experiment, judge on the :data:`MIN_SEEDS` that come after them."""
+    """Choose on the seeds of the experiment, judge on as many that come after them."""
     settings = laboratory.settings
-    others = replace(
-        settings,
-        seed=settings.seed + laboratory.size.seeds,
-        experiment=replace(settings.experiment, seeds=MIN_SEEDS),
-    )
+    others = replace(settings, seed=settings.seed + laboratory.size.seeds)
     held_out = thresholds_over_training(Laboratory(others, laboratory.folder))
     return choose(thresholds_over_training(laboratory), held_out, list(thresholds.points()))
 
 
 def _figures(summary: pd.DataFrame, choice: Choice) -> dict[str, object]:
-    measures = {
-        "effect": "Spearman with the gap",
-        "given_epoch": "given the epoch",
-        "beyond_control": "rise beyond control",
-    }
     named = summary.assign(variant=summary["factor"] + " = " + summary["value"].astype(str))
     long = pd.concat(
         named[["variant", "verdict", "count", "ratio"]].assign(
             measure=words, mean=named[name], above=named[f"{name}_high"] - named[name],
             below=named[name] - named[f"{name}_low"],
         )
-        for name, words in measures.items()
+        for name, words in ESTIMATES.items()
     )  # fmt: skip
     dots = px.scatter(
         long, x="mean", y="variant", color="verdict", facet_col="measure", error_x="above", error_x_minus="below",

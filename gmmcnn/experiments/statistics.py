@@ -1,32 +1,40 @@
-"""From a table of one experiment to a verdict: effect sizes, intervals over seeds, tests.
+"""From one number a seed to a verdict: intervals over seeds, and the five words that may be said about a claim.
 
 The unit of every test is the seed, a network trained from its own initial weights. The epochs of one training are no
 independent observations: count and generalisation gap both drift with time, so within one run almost any two curves
 correlate, and the number of epochs says nothing about how sure one may be. Each seed therefore gives one number (an
 association, a difference, an AUC), and the interval and the test are about the mean of these numbers over seeds.
 
-An effect is *specific* where a control does not show it too; which controls an experiment has, it says itself.
+=========================  ==========================================================================================
+*supported*                every effect is there, and so is every check: the whole interval lies on the claimed side
+*refuted*                  it is certainly the other way round
+*no effect larger than X*  what there may be is certainly smaller than the smallest effect of interest
+*not specific*             the effect is there, and a control shows as much: what goes beyond it is certainly smaller
+*undecided*                anything else: too few seeds, too wide intervals, a check that could not be made
+=========================  ==========================================================================================
+
+Each estimate says how large an effect has to be to be found (:attr:`Estimate.detectable`): *undecided* with a large one
+says little about the claim and much about the experiment.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from numpy.typing import ArrayLike
 
-from gmmcnn.constants import Stream
-
-MIN_SEEDS = 3
-"""Fewer seeds support nothing: an interval from two of them is as good as none."""
-
-CONFIDENCE = 0.95
+from gmmcnn.experiments.intervals import CONFIDENCE, MIN_SEEDS, detectable, limits, p_value
 
 SUPPORTED = "supported"
-NOT_SUPPORTED = "not supported"
-NOT_SPECIFIC = "not specific to overfitting"
+REFUTED = "refuted"
+NO_EFFECT = "no effect larger than X"
+NOT_SPECIFIC = "not specific"
+UNDECIDED = "undecided"
+WORDS = (SUPPORTED, REFUTED, NO_EFFECT, NOT_SPECIFIC, UNDECIDED)
+
+RULE = 2
+"""Version of the rule by which verdicts are reached: one that is stored is of one rule only."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,11 @@ class Estimate:
         Seeds that gave a number.
     null : float
         Value without an effect.
+    smallest : float
+        Smallest effect of interest, as a difference from ``null``; NaN where none is stated.
+    detectable : float
+        Difference from ``null`` that as many seeds with this spread find with a probability of 80 %; NaN where there
+        is none, for want of seeds, or where all seeds gave the same number.
     """
 
     name: str
@@ -56,6 +69,8 @@ class Estimate:
     p: float
     n: int
     null: float = 0.0
+    smallest: float = np.nan
+    detectable: float = np.nan
 
     @property
     def made(self) -> bool:
@@ -64,25 +79,41 @@ class Estimate:
 
     @property
     def positive(self) -> bool:
-        """Whether the effect is there, in the direction of the claim: the whole interval lies above ``null``."""
-        return self.made and self.low > self.null
+        """Whether the effect is there, in the direction of the claim."""
+        return self.made and self.p <= 1 - CONFIDENCE and self.value > self.null
+
+    @property
+    def small(self) -> bool:
+        """Whether the effect is certainly smaller than the smallest one of interest, or none, or a reversed one."""
+        return self.made and self.high < self.null + self.smallest
+
+    def reversed(self, among: int = 1) -> bool:
+        """Whether the effect is there in the other direction, where any of so many estimates would count."""
+        return self.made and self.p <= (1 - CONFIDENCE) / among and self.value < self.null
 
     def __str__(self) -> str:
         if self.n == 0:
             return f"{self.name} undefined"
         interval = "without interval" if np.isnan(self.low) else f"[{self.low:+.3g}, {self.high:+.3g}]"
-        return f"{self.name} {self.value:+.3g} {interval} over {self.n} seed{'s' if self.n > 1 else ''}" + (
-            "" if np.isnan(self.p) else f", p = {self.p:.2g}"
-        )
+        parts = [f"{self.name} {self.value:+.3g} {interval} over {self.n} seed{'s' if self.n > 1 else ''}"]
+        parts += [] if np.isnan(self.p) else [f"p = {self.p:.2g}"]
+        parts += [] if np.isnan(self.detectable) else [f"detectable {self.detectable:.2g}"]
+        return ", ".join(parts)
 
 
 def over_seeds(
-    name: str, values: ArrayLike, null: float = 0.0, *, possible: tuple[float, float] = (-np.inf, np.inf)
+    name: str,
+    values: ArrayLike,
+    null: float = 0.0,
+    *,
+    smallest: float = np.nan,
+    possible: tuple[float, float] = (-np.inf, np.inf),
 ) -> Estimate:
-    """Estimate a mean over seeds, with Student's interval and test.
+    """Estimate a mean over seeds.
 
-    Where all seeds give the very same number, as rank correlations of few rounds do when all are 1, the interval has no
-    width: agreement must not count for less than near-agreement does. The test has no answer then (p is NaN).
+    Where all seeds give the very same number, as rank correlations of few rounds do when all are 1, that does not show
+    that others would. A share of seeds as large as 95 % confidence leaves open (Clopper and Pearson, 1934) may then
+    give anything possible; where that has no bounds there is a test and no interval.
 
     Parameters
     ----------
@@ -92,22 +123,26 @@ def over_seeds(
         One number a seed; NaN where a seed gives none.
     null : float
         Value without an effect.
+    smallest : float
+        Smallest effect of interest, as a difference from ``null``.
     possible : (low, high)
-        Values that the mean can have; the interval ends there.
+        Values that a seed, and so the mean, can have; the interval ends there.
     """
     known = np.asarray(values, float)
     known = known[np.isfinite(known)]
     n = len(known)
     mean = float(known.mean()) if n else np.nan
     if n < 2:
-        return Estimate(name, mean, np.nan, np.nan, np.nan, n, null)
-    error = float(known.std(ddof=1)) / np.sqrt(n)
-    if error <= 1e-12 * max(1.0, abs(mean)):
-        return Estimate(name, mean, mean, mean, 1.0 if np.isclose(mean, null, atol=1e-12) else np.nan, n, null)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    p = float(2 * stats.t.sf(abs(mean - null) / error, n - 1))
-    low, high = np.clip([mean - half, mean + half], *possible)
-    return Estimate(name, mean, float(low), float(high), p, n, null)
+        return Estimate(name, mean, np.nan, np.nan, np.nan, n, null, smallest)
+    spread = float(known.std(ddof=1))
+    p = float(p_value(known, null))
+    if spread <= 1e-12 * max(1.0, abs(mean)):
+        others = 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
+        ends = [mean + others * (end - mean) for end in possible] if n >= MIN_SEEDS else [np.nan] * 2
+        low, high = (end if np.isfinite(end) else np.nan for end in ends)
+        return Estimate(name, mean, low, high, p, n, null, smallest)
+    low, high = (float(np.clip(end, *possible)) for end in limits(known))
+    return Estimate(name, mean, low, high, p, n, null, smallest, spread * detectable(n))
 
 
 @dataclass(frozen=True)
@@ -119,11 +154,11 @@ class Verdict:
     claim : str
         The claim, in words.
     label : str
-        Exactly one of :data:`SUPPORTED`, :data:`NOT_SUPPORTED`, :data:`NOT_SPECIFIC`.
+        Exactly one of :data:`WORDS`.
     effects : tuple of Estimate
         What the claim says must be there.
     checks : tuple of Estimate
-        What must be there besides, if the effect is to be specific.
+        What must be there besides, if the effect is to be what the claim says it is.
     """
 
     claim: str
@@ -131,168 +166,80 @@ class Verdict:
     effects: tuple[Estimate, ...]
     checks: tuple[Estimate, ...]
 
+    @property
+    def words(self) -> str:
+        """The label, with the sizes that it speaks of."""
+        if self.label != NO_EFFECT:
+            return self.label
+        sizes = [f"{e.smallest:.2g} ({e.name})" for e in (*self.effects, *self.checks) if e.small]
+        return "no effect larger than " + ", ".join(sizes)
+
     def __str__(self) -> str:
         parts = [str(estimate) for estimate in self.effects]
         parts += [f"{check} ({_outcome(check)})" for check in self.checks]
-        return f"{self.claim}: {self.label}. " + "; ".join(parts)
+        return f"{self.claim}: {self.words}. " + "; ".join(parts)
 
 
 def _outcome(check: Estimate) -> str:
     if not check.made:
         return "too few seeds to judge"
-    return "holds" if check.positive else "not shown"
+    if check.positive:
+        return "holds"
+    if check.reversed():
+        return "reversed"
+    return f"smaller than {check.smallest:.2g}" if check.small else "not shown"
 
 
-def judge(claim: str, effects: Sequence[Estimate], checks: Sequence[Estimate]) -> Verdict:
+def judge(
+    claim: str,
+    effects: Sequence[Estimate],
+    controls: Sequence[Estimate],
+    *,
+    besides: Sequence[Estimate] = (),
+    confounded: bool = False,
+) -> Verdict:
     """Reach a verdict.
 
-    *Not supported* unless every effect is positive. Then *supported* if all checks that could be made are positive,
-    and at least one could; else *not specific to overfitting*. A check that fewer than :data:`MIN_SEEDS` seeds answer
-    could not be made.
-    """
-    made = [check for check in checks if check.made]
-    if not effects or not all(effect.positive for effect in effects):
-        label = NOT_SUPPORTED
-    elif made and all(check.positive for check in made):
-        label = SUPPORTED
-    else:
-        label = NOT_SPECIFIC
-    return Verdict(claim, label, tuple(effects), tuple(checks))
-
-
-def spearman(x: ArrayLike, y: ArrayLike) -> Any:
-    """Rank correlation; 0 where either does not vary, NaN for fewer than three pairs.
-
     Parameters
     ----------
-    x : (R,) or (R, G)
-        One variable, or G of them.
-    y : (R,)
-
-    Returns
-    -------
-    float or (G,) float64
-    """
-    return _correlation(stats.rankdata(x, axis=0), stats.rankdata(y))
-
-
-def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> Any:
-    """Rank correlation of ``x`` and ``y`` given a third variable: that of the residuals of linear fits between ranks.
-
-    NaN for fewer than four triples, and where ``given`` determines the ranks of ``y``: then nothing can be said about
-    ``y`` apart from it. 0 where it determines those of ``x``.
-
-    Parameters
-    ----------
-    x : (R,) or (R, G)
-        One variable, or G of them.
-    y, given : (R,)
-
-    Returns
-    -------
-    float or (G,) float64
-    """
-    ranks_x, ranks_y, ranks_given = (stats.rankdata(values, axis=0) for values in (x, y, given))
-    residual_x, residual_y = _residual(ranks_x, ranks_given), _residual(ranks_y, ranks_given)
-    if len(ranks_x) < 4 or _constant(residual_y):
-        return np.full(ranks_x.shape[1:], np.nan)[()]
-    return _correlation(residual_x, residual_y)
-
-
-def _residual(values: NDArray, given: NDArray) -> NDArray:
-    centred, direction = values - values.mean(axis=0), given - given.mean()
-    norm = direction @ direction
-    return centred - np.multiply.outer(direction, direction @ centred / norm) if norm > 0 else centred
-
-
-def _constant(values: NDArray) -> Any:
-    return np.ptp(values, axis=0) <= 1e-9 * len(values)
-
-
-def _correlation(x: NDArray, y: NDArray) -> Any:
-    """Pearson coefficients of (R,) or (R, G) with (R,)."""
-    if len(x) < 3:
-        return np.full(x.shape[1:], np.nan)[()]
-    varies = ~(_constant(x) | _constant(y))
-    x, y = x - x.mean(axis=0), y - y.mean()
-    scale = np.sqrt((x**2).sum(axis=0) * (y @ y))
-    return np.clip(np.where(varies, y @ x, 0) / np.where(varies, scale, 1), -1, 1)
-
-
-def by_seed(table: pd.DataFrame, measure: Callable[[pd.DataFrame], float]) -> NDArray[np.float64]:
-    """Measure the rows of each seed on their own: (S,) numbers, by ascending seed."""
-    return np.array([measure(rows) for _, rows in table.groupby("seed", sort=True)], float)
-
-
-def rise(table: pd.DataFrame, column: str | list[str]) -> Any:
-    """Difference between the means of a column, or several, over the last and the first third of the rows, by epoch."""
-    values = table.sort_values("epoch")[column].to_numpy(float)
-    third = max(1, len(values) // 3)
-    return values[-third:].mean(axis=0) - values[:third].mean(axis=0)
-
-
-def judge_over_training(table: pd.DataFrame, column: str, claim: str) -> Verdict:
-    """Judge whether a count follows the generalisation gap over training, and follows it for what it is.
-
-    Parameters
-    ----------
-    table : DataFrame
-        One row per network and epoch: ``seed``, ``condition`` (``overfitting`` or ``control``: the same network
-        trained for as many updates without overfitting), ``epoch`` (comparable between the conditions), ``gap``
-        (validation minus training loss), and the count.
-    column : str
-        Column of the count.
     claim : str
         In words.
+    effects : sequence of Estimate
+        What the claim says: all of them must be positive.
+    controls : sequence of Estimate
+        What the effect is beyond a control: all must be positive as well. One that is certainly small says that the
+        control shows as much.
+    besides : sequence of Estimate
+        What must be positive too, but says nothing of a control where it is small: it may be so for want of
+        information.
+    confounded : bool
+        Whether something else than what is claimed, as time, moves the effects too. Then a reversed effect refutes
+        only together with all checks, and only a control can show that there is no larger one.
 
-    Returns
-    -------
-    Verdict
-        Its effect is the association within seeds (mean Spearman coefficient of count and gap). The checks are the
-        association *given the epoch*, over both networks of a seed: does the one with the wider gap have the higher
-        count at the same epoch? And the rise of the count beyond that of the control of the same seed.
+    Notes
+    -----
+    The first word that applies, in this order. *Supported*: all effects and all checks are positive, at least one
+    check among them; one that could not be made is not. *Refuted*: an effect is reversed, or, if confounded, all
+    effects and checks are. *Not specific*: all effects are positive and a control is small. *No effect larger than
+    X*: an effect is small, or, if confounded, a control. Else *undecided*.
     """
-    overfitting = table[table["condition"] == "overfitting"]
-    control = table[table["condition"] == "control"]
-    association = by_seed(overfitting, lambda rows: spearman(rows[column], rows["gap"]))
-    given_epoch = by_seed(table, lambda rows: partial_spearman(rows[column], rows["gap"], rows["epoch"]))
-    checks = [over_seeds("given the epoch", given_epoch, possible=(-1, 1))]
-    paired = sorted(set(overfitting["seed"]) & set(control["seed"]))
-    excess = [
-        rise(overfitting[overfitting["seed"] == seed], column) - rise(control[control["seed"] == seed], column)
-        for seed in paired
-    ]
-    checks.append(over_seeds("rise beyond the control's", excess))
-    effect = over_seeds("Spearman with the gap within seeds", association, possible=(-1, 1))
-    return judge(claim, [effect], checks)
-
-
-def auc(values: ArrayLike, others: ArrayLike) -> float:
-    """Probability that one of ``values`` exceeds one of ``others``, ties counted half (Mann-Whitney); NaN if empty."""
-    values, others = np.asarray(values, float), np.asarray(others, float)
-    if not len(values) or not len(others):
-        return np.nan
-    ranks = stats.rankdata(np.concatenate([values, others]))[: len(values)]
-    return float((ranks.sum() - len(values) * (len(values) + 1) / 2) / (len(values) * len(others)))
-
-
-def bootstrap_interval(
-    values: ArrayLike, others: ArrayLike, *, n_resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile interval of :func:`auc` when both groups of samples are drawn again (NaN if one is empty)."""
-    values, others = np.asarray(values, float), np.asarray(others, float)
-    if not len(values) or not len(others):
-        return np.nan, np.nan
-    rng = np.random.default_rng([seed, Stream.BOOTSTRAP])
-    drawn = [auc(rng.choice(values, len(values)), rng.choice(others, len(others))) for _ in range(n_resamples)]
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
-
-
-def permutation_p(observed: float, controls: ArrayLike) -> float:
-    """Share of random controls that do at least as well, the observed one counted among them; NaN without controls."""
-    controls = np.asarray(controls, float)
-    return float((1 + (controls >= observed).sum()) / (1 + len(controls))) if len(controls) else np.nan
+    checks = (*controls, *besides)
+    there = bool(effects) and all(effect.positive for effect in effects)
+    if confounded:
+        refuted = bool(effects and checks) and all(estimate.reversed() for estimate in (*effects, *checks))
+    else:
+        refuted = any(effect.reversed(among=len(effects)) for effect in effects)
+    if there and checks and all(check.positive for check in checks):
+        label = SUPPORTED
+    elif refuted:
+        label = REFUTED
+    elif there and any(control.small for control in controls):
+        label = NOT_SPECIFIC
+    elif not there and any(estimate.small for estimate in (controls if confounded else effects)):
+        label = NO_EFFECT
+    else:
+        label = UNDECIDED
+    return Verdict(claim, label, tuple(effects), checks)
 
 
 def estimates_table(verdict: Verdict) -> pd.DataFrame:
@@ -301,8 +248,8 @@ def estimates_table(verdict: Verdict) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "role": role, "name": e.name, "value": e.value, "low": e.low, "high": e.high, "p": e.p,
-                "seeds": e.n, "null": e.null, "positive": e.positive,
+                "role": role, "name": e.name, "value": e.value, "low": e.low, "high": e.high, "p": e.p, "seeds": e.n,
+                "null": e.null, "smallest": e.smallest, "detectable": e.detectable, "positive": e.positive,
             }
             for e, role in rows
         ]

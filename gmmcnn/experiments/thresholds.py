@@ -1,8 +1,9 @@
 """Thresholds chosen by data: many tried on the networks of some seeds, the best of them judged on those of others.
 
-Stored fits are screened by every point of a grid. The *score* of a point is that of the weakest of the three things a
+Stored fits are screened by every point of a grid. The *score* of a point is that of the weakest of three things that a
 verdict on H1 needs, all without a unit: association of the count with the generalisation gap within seeds, the same
-given the epoch, and the rise of the count beyond that of the control network, as a share of the count's range. The
+given the epoch, and the rise of the count beyond that of the control network, as a share of the count's range. (Given
+the training loss too, a few seeds are too few to choose by.) The
 point with the highest mean score is chosen. Among thousands the best looks good by chance; only seeds that had no part
 in the choice can say whether it is.
 """
@@ -17,8 +18,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gmmcnn import config
+from gmmcnn.experiments.associations import partial_spearman, rise, spearman
+from gmmcnn.experiments.following import judge_over_training
 from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
-from gmmcnn.experiments.statistics import Verdict, judge_over_training, partial_spearman, rise, spearman
+from gmmcnn.experiments.statistics import Verdict
 from gmmcnn.filters.fits import Fits, is_live
 from gmmcnn.filters.rules import Active, Separated, Unbalanced
 from gmmcnn.filters.screening import measure, usual_status
@@ -105,7 +108,7 @@ def scores(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     Parameters
     ----------
     table : DataFrame
-        As for :func:`gmmcnn.experiments.statistics.judge_over_training`.
+        As for :func:`gmmcnn.experiments.following.judge_over_training`.
     columns : list of str
         Counts.
 
@@ -167,7 +170,7 @@ def choose(tuning: pd.DataFrame, held_out: pd.DataFrame, columns: list[str]) -> 
     Parameters
     ----------
     tuning, held_out : DataFrame
-        As for :func:`gmmcnn.experiments.statistics.judge_over_training`, with no seed in common.
+        As for :func:`gmmcnn.experiments.following.judge_over_training`, with no seed in common.
     columns : list of str
         Counts to choose from.
     """

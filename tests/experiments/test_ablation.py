@@ -6,8 +6,6 @@ import pytest
 from gmmcnn.experiments import ablation, overfitting
 from gmmcnn.experiments.ablation import COMBINATIONS
 from gmmcnn.experiments.laboratory import Network
-from gmmcnn.filters.rules import rules_of
-from gmmcnn.filters.screening import screen
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +21,14 @@ def test_there_are_seven_combinations():
 def test_counts_are_those_of_a_screening_by_these_criteria_alone(laboratory):
     analysis = laboratory.analysis(Network(0, "overfitting"), 3)
     counted = ablation.count_by_combinations(analysis)
+    always = {
+        "unbalanced": {"small_cluster": analysis.fits.n_samples},
+        "separated": {"ch_ratio": 0},
+        "active": {"activation_ratio": 0},
+    }
     for name, columns in COMBINATIONS.items():
-        rules = [rule for rule in rules_of(analysis.settings) if rule.name in columns]
-        assert counted[name] == screen(analysis.fits, analysis.settings, rules).flagged_per_batch
+        others = {key: value for rule in set(always) - set(columns) for key, value in always[rule].items()}
+        assert counted[name] == analysis.with_thresholds(**others).screening.flagged_per_batch
 
 
 def test_criteria_together_flag_no_more_than_apart(outcome):

@@ -9,7 +9,7 @@ import pytest
 from gmmcnn.experiments import gradients
 from gmmcnn.experiments.gradients import NETWORKS, Selection, smallest_cluster, verdict_on
 from gmmcnn.experiments.laboratory import Laboratory, Network
-from gmmcnn.experiments.statistics import NOT_SPECIFIC, NOT_SUPPORTED, SUPPORTED
+from gmmcnn.experiments.statistics import NO_EFFECT, NOT_SPECIFIC, REFUTED, SUPPORTED, UNDECIDED
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def table_of(auc: dict[str, float], random: float) -> pd.DataFrame:
                 "seed": seed, "condition": condition, "measure": "norm",
                 "auc": auc[condition] + 0.01 * rng.normal(), "auc_random": random + 0.01 * rng.normal(),
             }
-            for seed in range(5)
+            for seed in range(8)
             for condition in NETWORKS
         ]
     )  # fmt: skip
@@ -102,8 +102,9 @@ def table_of(auc: dict[str, float], random: float) -> pd.DataFrame:
     [
         ({"overfitting": 0.7, "control": 0.65}, 0.5, SUPPORTED),
         ({"overfitting": 0.7, "control": 0.65}, 0.7, NOT_SPECIFIC),
-        ({"overfitting": 0.7, "control": 0.4}, 0.5, NOT_SUPPORTED),
-        ({"overfitting": 0.5, "control": 0.5}, 0.3, NOT_SUPPORTED),
+        ({"overfitting": 0.7, "control": 0.4}, 0.5, REFUTED),
+        ({"overfitting": 0.7, "control": 0.5}, 0.3, NO_EFFECT),
+        ({"overfitting": 0.5, "control": 0.5}, 0.3, NO_EFFECT),
     ],
 )
 def test_the_verdict_asks_for_both_networks_and_for_more_than_random_filters_show(auc, random, label):
@@ -115,14 +116,14 @@ def test_a_seed_without_outliers_says_nothing():
     table.loc[table["seed"] > 1, "auc"] = np.nan
     verdict = verdict_on(table, "norm")
     assert verdict.effects[0].n == 2
-    assert verdict.label == NOT_SUPPORTED
+    assert verdict.label == UNDECIDED
 
 
 def test_networks_without_outliers_end_in_a_verdict_too(laboratory, tmp_path):
     screen = replace(laboratory.settings.screen, ch_ratio=1e9)
     found = gradients.run(Laboratory(replace(laboratory.settings, screen=screen), laboratory.folder))
     found.write(tmp_path)
-    assert {verdict.label for verdict in found.verdicts} == {NOT_SUPPORTED}
+    assert {verdict.label for verdict in found.verdicts} == {UNDECIDED}
 
 
 def test_everything_is_written(outcome, tmp_path):

@@ -22,7 +22,7 @@ from gmmcnn.experiments.pruning import (
     masks,
     verdict_on,
 )
-from gmmcnn.experiments.statistics import NOT_SPECIFIC, NOT_SUPPORTED, SUPPORTED
+from gmmcnn.experiments.statistics import NOT_SPECIFIC, REFUTED, SUPPORTED, UNDECIDED
 from gmmcnn.models import training
 from gmmcnn.models.training import evaluate, train
 from gmmcnn.pruning.structural import remove_filters
@@ -178,7 +178,7 @@ def test_a_finished_finetuning_is_not_repeated(finetuned, trained_on, monkeypatc
     [
         (0.02, {}, SUPPORTED),
         (0.02, {"fpgm": 0.02}, NOT_SPECIFIC),
-        (-0.01, {}, NOT_SUPPORTED),
+        (-0.01, {}, REFUTED),
     ],
     ids=["true", "FPGM helps as much", "the unmasked network does better"],
 )
@@ -199,7 +199,7 @@ def table_of(chosen: float, controls: dict[str, float], train: float = -0.02) ->
     rows = [
         {"seed": seed, "rule": "anomalous", "mask": mask, "change_train_accuracy": train + 0.001 * rng.normal(),
          "change_validation_accuracy": change + 0.001 * rng.normal()}
-        for seed in range(5)
+        for seed in range(8)
         for mask, change in ({"chosen": chosen} | controls).items()
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -214,8 +214,8 @@ NO_HELP = dict.fromkeys(CONTROLS, -0.01)
         (table_of(0.02, NO_HELP), SUPPORTED),
         (table_of(0.02, NO_HELP | {"random": 0.02}), NOT_SPECIFIC),
         (table_of(0.02, NO_HELP | {"l1": 0.03}), NOT_SPECIFIC),
-        (table_of(-0.005, NO_HELP), NOT_SUPPORTED),
-        (table_of(0.02, NO_HELP, train=0.01), NOT_SUPPORTED),
+        (table_of(-0.005, NO_HELP), REFUTED),
+        (table_of(0.02, NO_HELP, train=0.01), REFUTED),
     ],
     ids=["true", "random masks help as much", "magnitude helps more", "masking hurts", "training accuracy rises"],
 )
@@ -223,16 +223,16 @@ def test_the_verdict_asks_for_both_effects_and_for_more_than_every_control_shows
     assert verdict_on(table, "anomalous").label == label
 
 
-def test_a_rule_that_chooses_nothing_is_not_supported():
+def test_a_rule_that_chooses_nothing_decides_nothing():
     table = table_of(0.02, NO_HELP)
-    assert verdict_on(table, "strict").label == NOT_SUPPORTED
+    assert verdict_on(table, "strict").label == UNDECIDED
 
 
 def test_networks_without_anomaly_filters_end_in_a_verdict_too(laboratory, tmp_path):
     screen = replace(laboratory.settings.screen, ch_ratio=1e9)
     found = pruning.run(Laboratory(replace(laboratory.settings, screen=screen), laboratory.folder))
     found.write(tmp_path)
-    assert {verdict.label for verdict in found.verdicts} == {NOT_SUPPORTED}
+    assert {verdict.label for verdict in found.verdicts} == {UNDECIDED}
     assert "seed 2: no anomaly filter" in (tmp_path / "verdict.txt").read_text()
 
 

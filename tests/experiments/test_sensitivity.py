@@ -8,6 +8,7 @@ import pytest
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import overfitting, sensitivity
+from gmmcnn.experiments.following import judge_over_training
 from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.sensitivity import (
     FACTORS,
@@ -18,7 +19,7 @@ from gmmcnn.experiments.sensitivity import (
     variants,
     variants_over_training,
 )
-from gmmcnn.experiments.statistics import NOT_SPECIFIC, NOT_SUPPORTED, SUPPORTED, judge, judge_over_training
+from gmmcnn.experiments.statistics import NOT_SPECIFIC, SUPPORTED, UNDECIDED, judge
 
 
 def varied(laboratory, *factors: str) -> Laboratory:
@@ -125,7 +126,7 @@ def test_a_count_that_stands_in_several_rows_is_one_variant(laboratory):
 
 
 def measure_nothing(chosen):
-    rows = [{"seed": seed, "condition": "overfitting", "epoch": 1, "gap": 0.0} for seed in range(3)]
+    rows = [{"seed": seed, "condition": "overfitting", "epoch": 1, "gap": 0.0, "train_loss": 1.0} for seed in range(3)]
     return pd.DataFrame(rows).assign(**{variant.name: 0.0 for variant in chosen})
 
 
@@ -158,7 +159,7 @@ def test_a_plain_network_has_two_taps_and_a_residual_one_three(laboratory, tmp_p
 
 
 def test_it_says_between_which_values_the_verdict_changes():
-    labels = {2: NOT_SUPPORTED, 3: NOT_SUPPORTED, 5: NOT_SPECIFIC, 10: SUPPORTED}
+    labels = {2: UNDECIDED, 3: UNDECIDED, 5: NOT_SPECIFIC, 10: SUPPORTED}
     rows = [
         {"factor": "small_cluster", "value": v, "in_force": v == 5, "ratio": v / 20, "verdict": label}
         for v, label in labels.items()
@@ -171,24 +172,24 @@ def test_it_says_between_which_values_the_verdict_changes():
     table["again"] = table["in_force"]
     counted, first, by_size, by_scope = moves(table, replace(judge("", [], []), label=NOT_SPECIFIC))
     assert counted.startswith(
-        "4 variants around the settings in force (not specific to overfitting): "
-        "1 supported, 1 not specific to overfitting, 2 not supported."
+        "4 variants around the settings in force (not specific): "
+        "1 supported, 0 refuted, 0 no effect larger than X, 1 not specific, 2 undecided."
     )
     assert first == "The verdict changes with small_cluster; it stays with scope."
     assert by_size == (
-        "small_cluster: not supported, the count falls, at 2; not supported at 3; "
-        "not specific to overfitting at 5 (in force); supported at 10."
+        "small_cluster: undecided, the count falls, at 2; undecided at 3; "
+        "not specific at 5 (in force); supported at 10."
     )
-    assert by_scope == "scope: not specific to overfitting at layer (in force), network."
+    assert by_scope == "scope: not specific at layer (in force), network."
 
 
 def test_the_ratio_orders_what_is_varied_together():
     rows = [
         {"factor": "saturation", "value": v, "in_force": False, "ratio": ratio, "verdict": label}
-        for v, ratio, label in [("20·10/200", 1.0, SUPPORTED), ("2·10/200", 0.1, NOT_SUPPORTED)]
+        for v, ratio, label in [("20·10/200", 1.0, SUPPORTED), ("2·10/200", 0.1, UNDECIDED)]
     ]
     assert list(moves(pd.DataFrame(rows).assign(effect_high=0.9, again=False), judge("", [], [])))[2] == (
-        "saturation: not supported at 2·10/200 = 0.10; supported at 20·10/200 = 1.00."
+        "saturation: undecided at 2·10/200 = 0.10; supported at 20·10/200 = 1.00."
     )
 
 

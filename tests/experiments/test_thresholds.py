@@ -56,7 +56,7 @@ def test_points_are_named_in_the_order_of_their_counts(analysis):
 
 
 def test_the_grid_holds_the_thresholds_in_force():
-    screen = config.Screen()
+    screen = config.Screen(small_cluster=config.Screen().small_cluster_for(n_samples=200, k_max=10))
     assert all(getattr(screen, key) in values for key, values in GRID.items())
 
 
@@ -67,7 +67,8 @@ def training(seeds, count_of) -> pd.DataFrame:
         rng = np.random.default_rng([seed, slope > 0])
         gap = slope * EPOCHS + 0.3 * rng.normal(size=len(EPOCHS))
         made = {name: count_of(name, condition, gap, rng) for name in NAMES}
-        parts.append(pd.DataFrame({"seed": seed, "condition": condition, "epoch": EPOCHS, "gap": gap} | made))
+        place = {"seed": seed, "condition": condition, "epoch": EPOCHS, "gap": gap}
+        parts.append(pd.DataFrame(place | {"train_loss": 2 - 0.1 * EPOCHS + 0.05 * rng.normal(size=8)} | made))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -81,7 +82,7 @@ def test_a_threshold_that_works_is_found_and_confirmed():
             5 + 4 * gap + 0.2 * rng.normal(size=len(EPOCHS)) if name == NAMES[41] else walk(name, condition, gap, rng)
         )
 
-    choice = choose(training(range(4), works), training(range(4, 8), works), NAMES)
+    choice = choose(training(range(8), works), training(range(8, 16), works), NAMES)
     assert choice.thresholds == NAMES[41]
     assert choice.verdict.label == SUPPORTED
     assert choice.scores.loc[NAMES[41], "held_out"] > 0.4
@@ -104,7 +105,7 @@ def test_what_rises_in_the_control_too_is_not_confirmed():
     def drift(name, condition, gap, rng):
         return EPOCHS + 0.3 * rng.normal(size=len(EPOCHS))
 
-    choice = choose(training(range(4), drift), training(range(4, 8), drift), NAMES)
+    choice = choose(training(range(4), drift), training(range(4, 12), drift), NAMES)
     assert choice.verdict.label == NOT_SPECIFIC
     assert choice.scores["score"].max() < 0.5
 
