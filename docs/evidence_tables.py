@@ -16,6 +16,7 @@ import pandas as pd
 
 from gmmcnn.experiments.following import at_the_same_fit, judge_over_training
 from gmmcnn.experiments.overfitting import COUNTS
+from gmmcnn.experiments.sensitivity import ESTIMATES
 from gmmcnn.experiments.statistics import Estimate, Verdict
 
 OVER_TRAINING = "experiments/overfitting-*/table.csv"
@@ -118,16 +119,17 @@ def tables_of(runs: dict[str, pd.DataFrame]) -> Iterator[str]:
 
 def table_of_variants(variants: pd.DataFrame) -> Iterator[str]:
     """Lines of a Markdown table: a row for each variant, the value in force in bold."""
-    measures = {"effect": "effect", "given_epoch": "given the epoch", "beyond_control": "rise beyond the control's"}
-    yield row(["setting", "value", "λ·K_max/N", "filters", *measures.values(), "verdict"])
-    yield row(["---"] * 8)
+    yield row(["setting", "value", "λ·K_max/N", "filters", *ESTIMATES.values(), "verdict"])
+    yield row(["---"] * (5 + len(ESTIMATES)))
     for _, variant in variants.iterrows():
         value = f"**{variant['value']}**" if variant["in_force"] else str(variant["value"])
         estimates = [
             in_numbers(
-                pd.Series({key: variant[place] for key, place in zip(("value", "low", "high"), places, strict=True)})
+                pd.Series(
+                    {key: variant.get(place) for key, place in zip(("value", "low", "high"), places, strict=True)}
+                )
             )
-            for places in ((name, f"{name}_low", f"{name}_high") for name in measures)
+            for places in ((name, f"{name}_low", f"{name}_high") for name in ESTIMATES)
         ]
         numbers = [f"{variant['ratio']:.2f}", f"{variant['count']:.1f}"]
         yield row([variant["factor"], value, *numbers, *estimates, variant["verdict"]])
