@@ -12,6 +12,7 @@ Each change is tried in a process of its own, forked from one that has loaded th
 
 import ast
 import compileall
+import gc
 import importlib
 import os
 import random
@@ -33,7 +34,10 @@ A_MODULE = 8
 LEAST_KILLED = 0.9
 SECONDS = 240
 """A change that makes the tests run for so long is noticed: they would have ended."""
-LIBRARIES = ("numba", "pandas", "plotly.graph_objects", "scipy.stats", "sklearn.mixture", "torch")
+LIBRARIES = (
+    "hydra", "hypothesis", "numba", "pandas", "plotly.graph_objects", "scipy.stats", "sklearn.datasets",
+    "sklearn.mixture", "torch", "zarr",
+)  # fmt: skip
 
 MODULES = (
     "filters/rules.py", "filters/screening.py", "filters/outliers.py", "mixture/sweep.py",
@@ -54,6 +58,10 @@ EQUIVALENT: dict[str, str] = {
 }
 """Name of a change → why it changes no result."""
 
+OPTIONS = (
+    "-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow",
+    "-W", "ignore::pytest.PytestAssertRewriteWarning",  # of plugins among the libraries
+)  # fmt: skip
 UNCHANGED, SAID = "unchanged", "said.txt"
 
 _SWAPS: dict[type, type] = {
@@ -250,7 +258,7 @@ def _tested(tests: str, copied: Path) -> int:
     os.dup2(said, 2)
     try:
         exec(_FINDER, {})
-        return int(pytest.main(["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow", tests]))
+        return int(pytest.main([*OPTIONS, tests]))
     except BaseException:
         traceback.print_exc()
         return int(pytest.ExitCode.INTERNAL_ERROR)
@@ -286,6 +294,7 @@ def main(chosen: list[str]) -> int:
     sys.dont_write_bytecode = True  # two changes of one second and one size would pass for each other
     for library in LIBRARIES:
         importlib.import_module(library)
+    gc.freeze()  # what is there now is not looked at again in any of the processes
     n_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     survivors = number = 0
     for mutant, noticed in trials([*unchanged, *work], n_workers):
