@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,14 @@ def analyze(
     if "batches" not in settings and len(source) % probe.samples:
         left_out = f"the last {len(source) % probe.samples} of {len(source)} images are left out"
         warnings.warn(f"samples={probe.samples}: {left_out}; expected a divisor", DataWarning, stacklevel=2)
+    n_batches, n_samples = probe.divide(len(source))
     with torch.random.fork_rng(devices=[]):  # a data set may draw from it
-        pixels, beside = source.take(range(probe.batches * probe.samples))
-    small_cluster = chosen.screen.small_cluster_for(probe.samples, chosen.gmm.k_max)
-    found = saturation(probe.samples, chosen.gmm.k_max, small_cluster)
+        pixels, beside = source.take(range(n_batches * n_samples))
+    small_cluster = chosen.screen.small_cluster_for(n_samples, chosen.gmm.k_max)
+    found = saturation(n_samples, chosen.gmm.k_max, small_cluster)
     if found.is_saturated:
         warnings.warn(found.comment, SaturationWarning, stacklevel=2)
-    samples = pd.DataFrame({"batch": np.repeat(np.arange(probe.batches), probe.samples), "label": pd.NA})
+    samples = pd.DataFrame({"batch": np.repeat(np.arange(n_batches), n_samples), "label": pd.NA})
     if labels is not None:
         samples["label"] = class_numbers(labels, len(source))[: len(samples)]
     elif beside is not None:
@@ -116,12 +118,13 @@ def analyze_samples(
     model : nn.Module
     pixels : (B * N, C, H, W) float Tensor
     samples : DataFrame
-        What is known about each of them; at least ``batch``.
+        What is known about each of them; at least ``batch``, which says what N is.
     settings : config.Settings
-        Its ``probe.samples`` (N), ``extract``, ``pca``, ``gmm``, ``screen``, ``engine`` and ``seed``.
+        Its ``extract``, ``pca``, ``gmm``, ``screen``, ``engine`` and ``seed``.
     layers : list of str, optional
         Dotted names of the Conv2d layers to analyse; None takes all.
     """
+    settings = replace(settings, probe=replace(settings.probe, samples=int((samples["batch"] == 0).sum())))
     taps = find_taps(model, pixels[:1], tap=settings.extract.tap, layers=layers)
     require_analysed(taps)
     fit = _fit_in_memory if bytes_of(taps, len(pixels)) <= memory.BYTES_IN_MEMORY else _fit_by_store

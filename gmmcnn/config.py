@@ -15,7 +15,7 @@ from gmmcnn.constants import MAX_COMPONENTS, MAX_DIMS, MAX_STARTS, SMALL_SHARE
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.names import did_you_mean
 
-TASKS = ("run", "train", "extract", "fit", "screen", "prune", "report", "verify", "experiment", "doctor")
+TASKS = ("run", "train", "extract", "fit", "screen", "samples", "prune", "report", "verify", "experiment", "doctor")
 EXPERIMENTS = (
     "overfitting", "gradients", "pruning", "ablation", "sensitivity", "scalability", "planted", "conditions",
     "memorised",
@@ -23,6 +23,7 @@ EXPERIMENTS = (
 SIZES = ("smoke", "quick", "full")
 ENGINES = ("auto", "cpu", "cuda", "reference")
 
+ALL = "all"
 MAX_SEED = 2**63 - 1
 """Of the run, and of ``gmm.random_state``: their sum names random streams of 64 bits."""
 MAX_THREADS = 2**16
@@ -75,6 +76,12 @@ class Data(_Group):
     """Share of the training images held out for validation where the data set has no split of its own."""
     label_noise: float = 0.0
     """Share of training labels replaced by another class."""
+    plant_wrong_labels: int = 0
+    """Training samples that get the label of another class, to see whether they are found; ``samples.csv`` says which
+    they are."""
+    plant_foreign: int = 0
+    """Training images replaced by their inverse or by uniform noise, in turns, within the range of the pixels; they
+    keep their labels."""
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,6 +91,8 @@ class Data(_Group):
         )
         _require(0 < self.validation_share < 1, "data.validation_share", self.validation_share, "a number in (0, 1)")
         _require(0 <= self.label_noise <= 1, "data.label_noise", self.label_noise, "a number in [0, 1]")
+        for key in ("plant_wrong_labels", "plant_foreign"):
+            _require(getattr(self, key) >= 0, f"data.{key}", getattr(self, key), ">= 0")
 
 
 @dataclass
@@ -144,19 +153,34 @@ class Probe(_Group):
     """The training samples whose feature maps are clustered: ``batches`` disjoint batches of ``samples`` each."""
 
     samples: int = 200
-    batches: int = 10
-    """At most; fewer where the training set is too small."""
+    batches: int | str = 10
+    """At most; fewer where the training set is too small. ``all``: as many as take up the whole training set, all but
+    a few samples, in batches of ``samples`` or up to a tenth more or fewer, whichever leaves the fewest out."""
     plant: int = 0
     """Probe images replaced by Gaussian noise: outliers planted on purpose, to see the check catch something."""
     plant_strength: float = 5.0
     """Standard deviation of the noise, in standard deviations of the probe images' pixels."""
+    plant_clipped: bool = True
+    """Clip the noise to the range of the training images' pixels: what lies beyond it no camera gives."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.samples >= 3, "probe.samples", self.samples, ">= 3")
-        _require(self.batches >= 1, "probe.batches", self.batches, ">= 1")
+        whole = isinstance(self.batches, Integral) and not isinstance(self.batches, bool)
+        possible = self.batches == ALL or (whole and int(self.batches) >= 1)
+        _require(possible, "probe.batches", self.batches, f"a whole number >= 1, or {ALL}")
+        self.batches = ALL if self.batches == ALL else int(self.batches)
         _require(self.plant >= 0, "probe.plant", self.plant, ">= 0")
         _require(self.plant_strength > 0, "probe.plant_strength", self.plant_strength, "> 0")
+
+    def divide(self, available: int) -> tuple[int, int]:
+        """Number of batches, and of samples in each, that so many samples suffice for; no batches if for none."""
+        if isinstance(self.batches, int):
+            return min(self.batches, available // self.samples), self.samples
+        near = range(max(3, math.ceil(0.9 * self.samples)), math.floor(1.1 * self.samples) + 1)
+        sizes = [size for size in near if size <= available] or [self.samples]
+        best = min(sizes, key=lambda size: (available % size, abs(size - self.samples)))
+        return available // best, best
 
 
 @dataclass
@@ -391,11 +415,12 @@ them."""
 DECIDED_BY: dict[str, tuple[str, ...]] = {
     "weights": (
         "seed", "data.name", "data.train_samples", "data.validation_share", "data.label_noise", "data.kwargs",
+        "data.plant_wrong_labels", "data.plant_foreign",
         "model.name", "model.checkpoint", "model.kwargs", "train.epochs", "train.batch_size", "train.optimizer",
         "train.learning_rate", "train.momentum", "train.weight_decay", "train.checkpoint_epochs", "train.evaluate",
     ),
     "maps": (
-        "seed", "probe.samples", "probe.batches", "probe.plant", "probe.plant_strength",
+        "seed", "probe.samples", "probe.batches", "probe.plant", "probe.plant_strength", "probe.plant_clipped",
         "extract.tap", "extract.layers", "extract.dtype", "extract.source",
     ),
     "fits": (
@@ -456,8 +481,9 @@ def setting_names() -> list[str]:
 
 _SECTIONS = ("probe", "extract", "pca", "gmm", "screen")
 
-_UNREAD = ("layers", "source", "keep_maps")
-"""Of the settings of these groups: what says where maps come from and what is kept of them in a run folder."""
+_UNREAD = ("layers", "source", "keep_maps", "plant", "plant_strength", "plant_clipped")
+"""Of the settings of these groups: what says where maps come from, what is kept of them in a run folder, and what is
+planted among samples of a data set."""
 
 _RENAMED = {
     "random_state": "seed",
@@ -489,7 +515,8 @@ def settings_from(given: Mapping[str, Any], *, n_samples: int) -> Settings:
         values[section][key] = value
     built = {section: GROUPS[section](**values[section]) for section in (*sections, "engine")}
     probe = built["probe"]
-    if probe.samples > n_samples:
+    n_batches, batch_size = probe.divide(n_samples)
+    if not n_batches:
         raise ConfigurationError(f"samples={probe.samples}: there are {n_samples} images; expected at most those")
-    probe.batches = min(probe.batches, n_samples // probe.samples)
+    probe.batches, probe.samples = n_batches, batch_size
     return Settings(**built, **values[""])

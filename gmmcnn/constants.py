@@ -17,6 +17,7 @@ class Stream(IntEnum):
     HOLD_OUT = 0
     TRAINING_SUBSET = 1
     WRONG_LABELS = 2
+    PLANTED = 3
     PROBE = 100
     PROBE_NOISE = 101
     MONITORED = 103

@@ -231,7 +231,8 @@ def _prepare(probe: Any, samples: int | None, batches: int, given: dict[str, Any
         warnings.warn(found.comment, SaturationWarning, stacklevel=3)
     chosen.engine.name = gpu.resolved(chosen.engine.name)  # now: to look for a device in every step takes a millisecond
     order = np.random.default_rng([chosen.seed, Stream.MONITORED]).permutation(available)
-    return source.take(order[: chosen.probe.batches * samples])[0], chosen
+    n_batches, n_samples = chosen.probe.divide(available)
+    return source.take(order[: n_batches * n_samples])[0], chosen
 
 
 @contextmanager

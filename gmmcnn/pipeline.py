@@ -8,6 +8,7 @@ them, go on later, or start over from any of them with other settings::
     RUN/activations/epoch-0030/maps.zarr            extract: feature maps
     RUN/activations/epoch-0030/fits/KEY/LAYER/      fit: PCA, a mixture for every K, CH index, K
     RUN/filters.csv, outliers.csv, metrics.csv      screen: anomaly filters, outlier samples
+    RUN/samples.csv                                 screen, samples: scores of every probe sample
     RUN/mask.json, masking.csv                      prune: accuracies without the anomaly filters
 
 Screening, and the page, need nothing but the run folder.
@@ -79,6 +80,14 @@ def fit(job: Run) -> None:
 def screen(job: Run) -> None:
     """Apply the criteria to the stored fits of every checkpoint, and tell what was found."""
     _screen(job, [stages.analyse(job, stages.open_checkpoint(checkpoint)) for checkpoint in job.checkpoints()])
+
+
+def samples(job: Run) -> None:
+    """Score every probe sample by the stored fits of every checkpoint, and tell whose labels surprise most."""
+    analysed = [stages.analyse(job, stages.open_checkpoint(checkpoint)) for checkpoint in job.checkpoints()]
+    job.accept()
+    tables.write_samples(job.folder, {found.checkpoint: found.analysis for found in analysed})
+    say(tables.surprising(analysed[-1].analysis))
 
 
 def prune(job: Run) -> None:

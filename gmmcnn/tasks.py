@@ -98,6 +98,7 @@ TASKS: dict[str, Callable[[Run], None]] = {
     "extract": pipeline.extract,
     "fit": pipeline.fit,
     "screen": pipeline.screen,
+    "samples": pipeline.samples,
     "prune": pipeline.prune,
     "report": report,
     "verify": verify,

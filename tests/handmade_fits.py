@@ -25,6 +25,7 @@ def layer_of(sizes: list[list[int]], ch: list[float], activation: list[float], *
             row[k - K_MIN] = value
     shape = (n_filters, 1)
     clusterings = (*shape, 1)
+    used = (np.arange(K_MAX) < chosen[..., None])[..., None]
     fits = LayerFits(
         scores=np.zeros((*shape, N, 2), np.float32),
         explained_variance=np.ones((*shape, 2)),
@@ -37,9 +38,9 @@ def layer_of(sizes: list[list[int]], ch: list[float], activation: list[float], *
         lower_bound=np.zeros(index.shape),
         n_iter=np.ones(index.shape, np.int64),
         converged=np.ones(index.shape, bool),
-        weights=np.full((*clusterings, K_MAX), np.nan),
-        means=np.full((*clusterings, K_MAX, 2), np.nan),
-        covariances=np.full((*clusterings, K_MAX, 2, 2), np.nan),
+        weights=np.where(used[..., 0], 1 / np.maximum(chosen, 1)[..., None], np.nan),
+        means=np.where(used, np.zeros((*clusterings, K_MAX, 2)), np.nan),
+        covariances=np.where(used[..., None], np.eye(2), np.nan),
     )
     return replace(fits, **changes)
 

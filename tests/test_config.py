@@ -91,6 +91,9 @@ def test_the_method_defaults_stand_as_published_or_as_documented():
         ("train.checkpoint_epochs=[3,31]", r"train\.checkpoint_epochs=31: expected epochs from 1 to train\.epochs=30"),
         ("train.momentum=1", r"train\.momentum"),
         ("probe.samples=2", r"probe\.samples=2"),
+        ("probe.batches=0", r"probe\.batches=0: expected a whole number >= 1, or all"),
+        ("probe.batches=some", r"probe\.batches=some: expected a whole number >= 1, or all"),
+        ("data.plant_foreign=-1", r"data\.plant_foreign=-1: expected >= 0"),
         ("extract.tap=after", r"extract\.tap=after: expected one of post_activation, branch, pre_activation"),
         ("extract.dtype=bfloat16", r"extract\.dtype"),
         ("extract.keep_maps=first", r"extract\.keep_maps"),
@@ -185,3 +188,19 @@ def test_epochs_are_compared_by_what_they_stand_for():
     spelled_out = config.Settings(train=config.Train(epochs=3, checkpoint_epochs=[3, 2, 1]))
     left_open = config.Settings(train=config.Train(epochs=3))
     assert config.behind(spelled_out, "weights") == config.behind(left_open, "weights")
+
+
+@pytest.mark.parametrize(
+    ("batches", "available", "divided"),
+    [
+        (10, 1438, (7, 200)),
+        (3, 1438, (3, 200)),
+        (10, 199, (0, 200)),
+        ("all", 2000, (10, 200)),
+        ("all", 1438, (7, 205)),  # 3 left out; 38 with 200
+        ("all", 199, (1, 199)),
+        ("all", 170, (0, 200)),
+    ],
+)
+def test_batches_that_so_many_samples_suffice_for(batches, available, divided):
+    assert config.Probe(samples=200, batches=batches).divide(available) == divided

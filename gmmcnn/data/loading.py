@@ -8,6 +8,7 @@ import torch
 
 from gmmcnn import config
 from gmmcnn.data import cifar, digits, fashion_mnist, image_folder, map_style
+from gmmcnn.data.planting import plant
 from gmmcnn.data.splits import Images, Source, Splits, hold_out, replace_labels, subset
 from gmmcnn.errors import ConfigurationError, DataError
 from gmmcnn.names import is_dotted, unknown
@@ -31,7 +32,7 @@ def load(settings: config.Data, seed: int) -> Splits:
     ----------
     settings : config.Data
     seed : int
-        Of the held-out images, the subset and the label noise.
+        Of the held-out images, the subset, the label noise and what is planted.
 
     Raises
     ------
@@ -55,16 +56,28 @@ def load(settings: config.Data, seed: int) -> Splits:
         class_names, train, validation = _numbered_from_0(train, validation)
     _check(settings.name, train, validation, len(class_names))
 
-    labels, noisy = replace_labels(train.labels, settings.label_noise, len(class_names), seed)
+    labels, replaced = replace_labels(train.labels, settings.label_noise, len(class_names), seed)
+    trained_on, planted = plant(
+        Images(train.images, labels),
+        settings.plant_wrong_labels,
+        settings.plant_foreign,
+        len(class_names),
+        seed,
+        spared=replaced,
+    )
+    noisy = (trained_on.labels != train.labels).nonzero().flatten()
     return Splits(
         name=settings.name,
-        description=_describe(settings.name, source, train, validation, len(class_names), len(noisy)),
+        description=_describe(
+            settings.name, source, trained_on, validation, len(class_names), len(noisy), len(planted)
+        ),
         class_names=class_names,
-        train=Images(train.images, labels),
+        train=trained_on,
         validation=validation,
         train_indices=torch.from_numpy(indices),
         noisy=noisy,
         original_labels=train.labels[noisy],
+        planted=planted,
     )
 
 
@@ -107,9 +120,12 @@ def _check(name: str, train: Images, validation: Images, n_classes: int) -> None
             )
 
 
-def _describe(name: str, source: Source, train: Images, validation: Images, n_classes: int, n_noisy: int) -> str:
+def _describe(
+    name: str, source: Source, train: Images, validation: Images, n_classes: int, n_noisy: int, n_planted: int
+) -> str:
     channels, height, width = train.images.shape[1:]
     noise = f", {n_noisy:,} of them with a wrong label" if n_noisy else ""
+    noise += f", {n_planted:,} planted" if n_planted else ""
     return (
         f"{name}: {source.description}, {channels} × {height} × {width} pixels, {n_classes} classes; "
         f"{len(train):,} for training{noise}, {len(validation):,} for validation"

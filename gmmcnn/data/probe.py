@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gmmcnn import config
 from gmmcnn.constants import Stream
+from gmmcnn.data.planting import NOISE
 from gmmcnn.data.splits import Splits
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.files import digest_arrays
@@ -26,7 +27,8 @@ class ProbeSet:
     images : (B * N, C, H, W) float32
     samples : DataFrame
         One row per sample: ``batch``, ``dataset_index`` (in the data set's own training images), ``label`` (the one
-        trained with), ``noisy_label`` and ``planted`` (bool).
+        trained with), ``noisy_label`` (bool) and ``planted``: the kind of a planted sample, as
+        :mod:`gmmcnn.data.planting` names it, empty where it is none.
     n_batches : int
         B.
     """
@@ -65,12 +67,12 @@ def draw_probe(data: Splits, settings: config.Probe, *, seed: int) -> ProbeSet:
         The training set is smaller than one batch, or more samples are to be planted than there are.
     """
     n_training = len(data.train)
-    n_batches = min(settings.batches, n_training // settings.samples)
+    n_batches, batch_size = settings.divide(n_training)
     if n_batches == 0:
         raise ConfigurationError(
             f"probe.samples={settings.samples}: the training set has {n_training} samples; expected at most as many"
         )
-    n_samples = n_batches * settings.samples
+    n_samples = n_batches * batch_size
     if settings.plant > n_samples:
         raise ConfigurationError(
             f"probe.plant={settings.plant}: the probe set has {n_samples} samples; expected at most as many"
@@ -78,26 +80,29 @@ def draw_probe(data: Splits, settings: config.Probe, *, seed: int) -> ProbeSet:
 
     chosen = np.random.default_rng([seed, Stream.PROBE]).permutation(n_training)[:n_samples]
     images = data.train.images[torch.from_numpy(chosen)].clone()
-    planted = _plant_noise(images, settings, seed)
+    planted = np.array([data.planted.get(position, "") for position in chosen.tolist()], object)
+    planted[_plant_noise(images, data.train.images, settings, seed)] = NOISE
 
     samples = pd.DataFrame(
         {
-            "batch": np.arange(n_samples) // settings.samples,
+            "batch": np.arange(n_samples) // batch_size,
             "dataset_index": data.train_indices.numpy()[chosen],
             "label": data.train.labels.numpy()[chosen],
             "noisy_label": np.isin(chosen, data.noisy.numpy()),
-            "planted": np.isin(np.arange(n_samples), planted),
+            "planted": planted,
         }
     )
     return ProbeSet(images, samples, n_batches)
 
 
-def _plant_noise(images: Tensor, settings: config.Probe, seed: int) -> np.ndarray:
+def _plant_noise(images: Tensor, training: Tensor, settings: config.Probe, seed: int) -> np.ndarray:
     """Replace some images by noise, in place; return which."""
     rng = np.random.default_rng([seed, Stream.PROBE_NOISE])
     planted = rng.permutation(len(images))[: settings.plant]
     deviation = settings.plant_strength * float(images.std())
     noise = rng.normal(float(images.mean()), deviation, size=(len(planted), *images.shape[1:]))
+    if settings.plant_clipped:
+        noise = noise.clip(float(training.min()), float(training.max()))
     images[torch.from_numpy(planted)] = torch.from_numpy(noise.astype(np.float32))
     return planted
 

@@ -4,7 +4,8 @@ Every draw has its own random stream, keyed by (seed, purpose). So the same seed
 size of the training set, and a smaller training set is part of a larger one.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -108,6 +109,8 @@ class Splits:
         Positions in ``train`` of the samples whose label was replaced by another, ascending.
     original_labels : (M,) int64
         The labels that the ``noisy`` samples had.
+    planted : mapping of int to str
+        Position in ``train`` of every sample that was planted there → its kind, as in :mod:`gmmcnn.data.planting`.
     """
 
     name: str
@@ -118,6 +121,7 @@ class Splits:
     train_indices: Tensor
     noisy: Tensor
     original_labels: Tensor
+    planted: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def n_classes(self) -> int:

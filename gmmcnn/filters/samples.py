@@ -5,6 +5,9 @@ clusterings of a sample's probe batch: those of filters that are neither dead no
 label is not known have none of them, and do not count among the members of a cluster.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -58,6 +61,42 @@ def score_samples(fits: Fits, labels: pd.Series, min_active_share: float) -> pd.
             for name, values in found.items():
                 scores.iloc[np.arange(rows.start, rows.stop)[known], scores.columns.get_loc(name)] = values
     return scores
+
+
+def most_surprising(samples: pd.DataFrame, number: int) -> pd.DataFrame:
+    """Rows of the samples that stand first by memorisation rank, then by label surprise; those without a label never.
+
+    Parameters
+    ----------
+    samples : DataFrame
+        With the columns of :func:`score_samples`.
+    number : int
+        At most.
+    """
+    ranked = samples.dropna(subset="memorisation_rank")
+    return ranked.sort_values(["memorisation_rank", "label_surprise"], ascending=False, kind="stable").head(number)
+
+
+def surprising_layers(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
+    """Where a sample's label surprises, and from where on it is memorised.
+
+    Parameters
+    ----------
+    row : mapping
+        A row of the samples' scores.
+
+    Returns
+    -------
+    surprising : list of str
+        Layers whose clusters speak against the label, by more than its frequency would: a surprise above 0.
+    memorised_from : str or None
+        The layer from which on all clusters speak for the label, though an earlier layer's spoke against it.
+    """
+    profile = {name.removeprefix(PROFILE): value for name, value in row.items() if name.startswith(PROFILE)}
+    judged = [(layer, value > 0) for layer, value in profile.items() if np.isfinite(value)]
+    surprising = [layer for layer, surprises in judged if surprises]
+    last = max((place for place, (_, surprises) in enumerate(judged) if surprises), default=len(judged))
+    return surprising, judged[last + 1][0] if last + 1 < len(judged) else None
 
 
 class _Live:

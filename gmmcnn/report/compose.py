@@ -53,6 +53,7 @@ def page_of(
         class_names=class_names,
         masking=masking,
         skipped=list(analysis.skipped),
+        samples=analysis.samples,
         targets={sample: int(label) for sample, label in labels.dropna().items()},
     )
     return render(content)

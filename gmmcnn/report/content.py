@@ -39,7 +39,8 @@ class ReportContent:
     filters: pd.DataFrame
     """One row per filter of the checkpoint shown; the columns of ``filters.csv``."""
     outliers: pd.DataFrame
-    """``sample, label, n_filters, filters`` and, optionally, ``planted, noisy_label`` (bool)."""
+    """``sample, label, n_filters, filters`` and, optionally, ``planted`` (kind of a planted sample, else empty) and
+    ``noisy_label`` (bool)."""
     clusters: list[ClusterPlot]
     images: dict[int, NDArray]
     """Probe sample → (H, W) or (H, W, 3) uint8; those that the page shows go into it."""
@@ -51,3 +52,5 @@ class ReportContent:
     """Layers not analysed, each with its reason."""
     targets: dict[int, int] = field(default_factory=dict)
     """Probe sample → class number, where known."""
+    samples: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """One row per probe sample; the columns of ``samples.csv``."""

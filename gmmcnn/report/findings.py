@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from gmmcnn.constants import Status
+from gmmcnn.data.planting import NOISE
 from gmmcnn.filters.outcome import Outcome
+from gmmcnn.filters.samples import most_surprising
 
 
 def findings(analysis: Outcome, metrics: pd.DataFrame | None = None, masking: pd.DataFrame | None = None) -> list[str]:
@@ -26,6 +28,7 @@ def findings(analysis: Outcome, metrics: pd.DataFrame | None = None, masking: pd
         _headline(analysis),
         *_outliers(analysis),
         *_planted(analysis),
+        *_surprising(analysis),
         *_over_training(metrics),
         *_masking(masking),
     ]
@@ -66,17 +69,41 @@ def _outliers(analysis: Outcome) -> Iterator[str]:
 
 
 def _planted(analysis: Outcome) -> Iterator[str]:
-    if "planted" not in analysis.known or not analysis.known["planted"].any():
+    if "planted" not in analysis.known:
         return
-    planted = analysis.known.index[analysis.known["planted"]]
-    found = analysis.outliers[analysis.outliers["planted"]]
-    others = len(analysis.outliers) - len(found)
-    filters = dict.fromkeys(name for names in found["filters"] for name in names.split(", "))
-    by = f" by {', '.join(filters)}" if filters else ""
-    yield (
-        f"{_count(len(planted), 'noise image')} planted in the probe set (samples {', '.join(map(str, planted))}): "
-        f"{len(found)} of {len(planted)} found{by}; {_count(others, 'other sample')} reported."
-    )
+    kinds = analysis.known["planted"]
+    in_probe, in_training = kinds.index[kinds == NOISE], kinds.index[~kinds.isin(["", NOISE])]
+    outliers = analysis.outliers
+    if len(in_probe):
+        found = outliers[outliers["sample"].isin(in_probe)]
+        filters = dict.fromkeys(name for names in found["filters"] for name in names.split(", "))
+        by = f" by {', '.join(filters)}" if filters else ""
+        yield (
+            f"{_count(len(in_probe), 'noise image')} planted in the probe set (samples "
+            f"{', '.join(map(str, in_probe))}): {len(found)} of {len(in_probe)} found{by}; "
+            f"{_count(len(outliers) - len(found), 'other sample')} reported."
+        )
+    if len(in_training):
+        of_kinds = kinds[in_training].value_counts(sort=False)
+        listed = ", ".join(f"{number} {str(kind).replace('_', ' ')}" for kind, number in of_kinds.items())
+        first = most_surprising(analysis.samples, 2 * len(in_training))["sample"]
+        singled_out = outliers["sample"].isin(in_training).sum()
+        yield (
+            f"{_count(len(in_training), 'sample')} planted in the training set ({listed}): "
+            f"{first.isin(in_training).sum()} of {len(in_training)} are among the {len(first)} of {len(kinds):,} that "
+            f"stand first by memorisation rank (chance {len(in_training) * len(first) / len(kinds):.1f}); the criteria "
+            f"of anomaly filters single out {singled_out} of them, and {_count(len(outliers) - singled_out, 'other')}."
+        )
+
+
+def _surprising(analysis: Outcome) -> Iterator[str]:
+    first = most_surprising(analysis.samples, 1)
+    if len(first):
+        [row] = first.itertuples()
+        yield (
+            f"Sample {row.sample} stands first by memorisation rank: labelled {row.label}, its clusters say "
+            f"{row.cluster_label} (label surprise {row.label_surprise:.2f} nats)."
+        )
 
 
 def _over_training(metrics: pd.DataFrame | None) -> Iterator[str]:

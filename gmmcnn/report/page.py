@@ -38,13 +38,15 @@ def render(content: ReportContent) -> str:
     known = views.verdicts(content.filters)
     masking = views.masking(content.masking)
     gallery = views.gallery(content.outliers)
-    shown = {card["sample"] for card in gallery} | {int(s) for plot in plots for s in plot.samples}
+    surprising = views.surprising(content.samples, content.class_names)
+    shown = {card["sample"] for card in [*gallery, *surprising]} | {int(s) for plot in plots for s in plot.samples}
     return _template().render(
         content=content,
         tiles=views.tiles(content),
         layers=views.layers(content.filters),
         figures=[views.figure(plot, known) for plot in plots],
         gallery=gallery,
+        surprising=surprising,
         masking=masking,
         image_uris={sample: data_uri(content.images[sample]) for sample in sorted(shown & content.images.keys())},
         data={

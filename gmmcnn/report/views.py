@@ -7,11 +7,14 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from gmmcnn.filters.fits import is_live
+from gmmcnn.filters.samples import most_surprising, surprising_layers
 from gmmcnn.report.content import ClusterPlot, ReportContent
 
 MOST_PLOTS = 40
 MOST_OUTLIERS = 400
 """Outlier samples in the gallery; ``outliers.csv`` holds all of them."""
+MOST_SURPRISING = 24
+"""Samples with surprising labels in theirs; ``samples.csv`` holds all."""
 SIGNIFICANCE = 0.05
 """Level of the one-sided rank tests against random masks."""
 FILTER_COLUMNS = [
@@ -159,11 +162,52 @@ def gallery(outliers: pd.DataFrame) -> list[dict[str, Any]]:
             "label": None if pd.isna(row["label"]) else int(row["label"]),
             "n_filters": int(row["n_filters"]),
             "filters": row["filters"],
-            "planted": row.get("planted", False) == True,  # noqa: E712 - NaN and None are not True
-            "noisy_label": row.get("noisy_label", False) == True,  # noqa: E712
+            **_badges(row),
         }
         for row in ranked.to_dict("records")
     ]
+
+
+def _badges(row: dict[str, Any]) -> dict[str, Any]:
+    """What is known to be odd about a sample: the kind that was planted, empty if none; whether its label is wrong."""
+    kind = row.get("planted")
+    return {
+        "planted": kind.replace("_", " ") if isinstance(kind, str) else "",
+        "noisy_label": row.get("noisy_label", False) == True,  # noqa: E712 - NaN and None are not True
+    }
+
+
+def surprising(samples: pd.DataFrame, names: list[str] | None) -> list[dict[str, Any]]:
+    """Samples whose labels their clusters speak against, by memorisation rank, each with a sentence."""
+    if samples.empty:
+        return []
+    first = most_surprising(samples, MOST_SURPRISING).query("label_surprise > 0")
+    return [
+        {
+            "sample": int(row["sample"]),
+            "label": int(row["label"]),
+            "sentence": in_words(row, names),
+            "rank": row["memorisation_rank"],
+            **_badges(row),
+        }
+        for row in first.to_dict("records")
+    ]
+
+
+def in_words(row: dict[str, Any], names: list[str] | None) -> str:
+    """Say it in a sentence: "labelled shirt, clusters say bag; surprising in conv1, memorised from conv2"."""
+    own, said = int(row["label"]), int(row["cluster_label"])
+    clusters = "clusters agree in the end" if own == said else f"clusters say {class_name(said, names)}"
+    where, memorised_from = surprising_layers(row)
+    text = f"labelled {class_name(own, names)}, {clusters}; surprising in {_span(where)}"
+    return f"{text}, memorised from {memorised_from}" if memorised_from else text
+
+
+def _span(layers: list[str]) -> str:
+    """A list of layers, or its two ends."""
+    if len(layers) > 3:
+        return f"{len(layers)} layers from {layers[0]} to {layers[-1]}"
+    return ", ".join(layers) or "no layer alone"
 
 
 def masking(masks: pd.DataFrame | None) -> dict[str, Any] | None:

@@ -9,11 +9,15 @@ from rich.table import Table
 from gmmcnn.analysis import Analysis
 from gmmcnn.files import write_table
 from gmmcnn.filters.fits import is_live
+from gmmcnn.filters.samples import most_surprising, surprising_layers
 from gmmcnn.run.folder import Checkpoint
+
+SHOWN = 16
+"""Samples in the table for the console; ``samples.csv`` holds all of them."""
 
 
 def write(folder: Path, analyses: dict[Checkpoint, Analysis], metrics: pd.DataFrame | None) -> pd.DataFrame:
-    """Write ``filters.csv`` and ``.parquet``, ``outliers.csv`` and ``metrics.csv``.
+    """Write ``filters.csv`` and ``.parquet``, ``outliers.csv``, ``samples.csv`` and ``metrics.csv``.
 
     Rows of all checkpoints follow each other; ``checkpoint`` and ``epoch`` say which they belong to. The counts of the
     analysed epochs stand in ``metrics.csv`` beside losses and accuracies.
@@ -35,11 +39,31 @@ def write(folder: Path, analyses: dict[Checkpoint, Analysis], metrics: pd.DataFr
     write_table(folder / "filters.parquet", filters)
     outliers = _joined(analyses, {checkpoint: analysis.outliers for checkpoint, analysis in analyses.items()})
     write_table(folder / "outliers.csv", outliers)
+    write_samples(folder, analyses)
     counts = pd.DataFrame([_counts(checkpoint, analysis) for checkpoint, analysis in analyses.items()])
     if metrics is not None:
         counts = metrics.merge(counts.drop(columns="checkpoint"), on="epoch", how="left")
     write_table(folder / "metrics.csv", counts)
     return counts
+
+
+def write_samples(folder: Path, analyses: dict[Checkpoint, Analysis]) -> None:
+    """Write ``samples.csv``, the scores of every probe sample at every checkpoint."""
+    samples = _joined(analyses, {checkpoint: analysis.samples for checkpoint, analysis in analyses.items()})
+    write_table(folder / "samples.csv", samples)
+
+
+def surprising(analysis: Analysis) -> Table:
+    """Table for the console: the samples whose labels surprise most."""
+    title = f"{analysis.name}: labels that surprise most, by memorisation rank"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("sample", "label", "clusters say", "surprise", "rank", "surprising in", "memorised from"):
+        table.add_column(column, justify="left" if column.endswith(("in", "from")) else "right")
+    for row in most_surprising(analysis.samples, SHOWN).to_dict("records"):
+        where, memorised_from = surprising_layers(row)
+        numbers = (row["sample"], row["label"], row["cluster_label"], f"{row['label_surprise']:.2f}")
+        table.add_row(*map(str, numbers), f"{row['memorisation_rank']:.3f}", ", ".join(where), memorised_from or "")
+    return table
 
 
 def layers(analysis: Analysis) -> Table:

@@ -38,15 +38,36 @@ def test_there_are_as_many_batches_as_the_training_set_gives(digits):
 def test_planted_samples_are_noise_of_the_strength_asked_for_and_the_others_stay(digits):
     settings = config.Probe(samples=500, batches=1)
     plain = draw_probe(digits, settings, seed=0)
-    planted = draw_probe(digits, replace(settings, plant=50, plant_strength=3.0), seed=0)
-    at = torch.tensor(planted.samples["planted"].tolist())
+    unclipped = replace(settings, plant=50, plant_strength=3.0, plant_clipped=False)
+    planted = draw_probe(digits, unclipped, seed=0)
+    at = torch.tensor((planted.samples["planted"] == "noise").tolist())
     assert int(at.sum()) == 50
     assert torch.equal(planted.images[~at], plain.images[~at])
     noise = planted.images[at]
     assert float(noise.std()) == pytest.approx(
         3.0 * float(plain.images.std()), rel=0.05
     )  # 3200 pixels: 1.3 % standard error
-    assert not plain.samples["planted"].any()
+    assert set(plain.samples["planted"]) == {""}
+    clipped = draw_probe(digits, replace(unclipped, plant_clipped=True), seed=0).images
+    assert torch.equal(clipped, planted.images.clamp(digits.train.images.min(), digits.train.images.max()))
+    assert config.Probe().plant_clipped
+
+
+def test_samples_planted_in_training_are_known(digits):
+    planted = replace(digits, planted={7: "inverted", 9: "wrong_label"})
+    probe = draw_probe(planted, config.Probe(samples=len(digits.train), batches=1), seed=0)
+    kinds = probe.samples.set_index("dataset_index")["planted"]
+    assert kinds[int(digits.train_indices[7])] == "inverted"
+    assert kinds[int(digits.train_indices[9])] == "wrong_label"
+    assert (kinds == "").sum() == len(digits.train) - 2
+
+
+def test_all_batches_together_are_the_training_set(digits):
+    probe = draw_probe(digits, config.Probe(samples=200, batches="all"), seed=0)
+    assert probe.n_batches * probe.n_samples == len(probe.samples)
+    assert len(digits.train) - len(probe.samples) <= 3
+    assert 180 <= probe.n_samples <= 220
+    assert probe.samples["dataset_index"].is_unique
 
 
 def test_samples_with_a_wrong_label_are_marked(digits):

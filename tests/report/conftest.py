@@ -100,7 +100,26 @@ def outlier_table(plots: list[ClusterPlot], rng: np.random.Generator) -> pd.Data
             "filters": [", ".join(names) for names in singled_out.values()],
         }
     )
-    return table.assign(planted=table.index < 4, noisy_label=table.index % 5 == 4)
+    return table.assign(planted=np.where(table.index < 4, "uniform_noise", ""), noisy_label=table.index % 5 == 4)
+
+
+def sample_table(targets: dict[int, int], rng: np.random.Generator) -> pd.DataFrame:
+    """Scores of all samples; the first thirty surprise, less and less, and the first is planted."""
+    number = np.arange(len(targets))
+    surprise = np.where(number < 30, 3.0 - number / 20, -1.0)
+    return pd.DataFrame(
+        {
+            "sample": number,
+            "label": list(targets.values()),
+            "cluster_label": (np.array(list(targets.values())) + (number < 30)) % 10,
+            "label_surprise": surprise,
+            "memorisation_rank": 1 - number / len(targets),
+            "label_surprise:conv1": surprise,
+            "label_surprise:conv2": -rng.random(len(targets)),
+            "planted": np.where(number == 0, "wrong_label", ""),
+            "noisy_label": number == 0,
+        }
+    )
 
 
 @pytest.fixture
@@ -126,6 +145,7 @@ def bare(content: ReportContent) -> ReportContent:
         masking=None,
         skipped=[],
         targets={},
+        samples=content.samples.iloc[:0],
     )
 
 
@@ -138,6 +158,7 @@ def realistic_content() -> ReportContent:
         for batch, (layer, index) in enumerate(zip(flagged["layer"], flagged["filter"], strict=True))
     ]
     n_images = 3 * SAMPLES_PER_BATCH
+    targets = {sample: int(rng.integers(0, 10)) for sample in range(n_images)}
     return ReportContent(
         title="LeNet-5 on Fashion-MNIST",
         facts={
@@ -163,5 +184,6 @@ def realistic_content() -> ReportContent:
         class_names=CLASSES,
         masking=masking_table(20, rng),
         skipped=[("shortcut.0", "called twice in one forward pass"), ("head<&>", "never called")],
-        targets={sample: int(rng.integers(0, 10)) for sample in range(n_images)},
+        targets=targets,
+        samples=sample_table(targets, rng),
     )

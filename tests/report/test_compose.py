@@ -41,7 +41,7 @@ def layer(smallest: list[int], n_batches: int = 1) -> LayerFits:
         converged=np.ones(index, bool),
         weights=np.full((*clusterings, K), 0.5),
         means=np.zeros((*clusterings, K, 2)),
-        covariances=np.zeros((*clusterings, K, 2, 2)),
+        covariances=np.tile(np.eye(2), (*clusterings, K, 1, 1)),
     )
 
 
@@ -94,11 +94,11 @@ def test_facts_of_the_analysis_come_before_those_given():
 
 
 def test_findings_name_the_filter_its_sample_and_the_planted_one():
-    planted = np.arange(N) == N - 1
+    planted = np.where(np.arange(N) == N - 1, "noise", "")
     text = text_of(page_of(analysed([1, 10], planted=planted), class_names=["cat"]))
     assert "1 of 2 filters is anomalous: conv1:0." in text
     assert "1 noise image planted in the probe set (samples 19): 1 of 1 found by conv1:0; 0 other samples" in text
-    assert "sample 19 cat planted 1 filter: conv1:0" in text
+    assert "sample 19 cat planted: noise 1 filter: conv1:0" in text
 
 
 def test_an_anomaly_filter_is_plotted_in_the_first_batch_that_flags_it():
@@ -166,3 +166,23 @@ def test_a_real_network_gets_its_page(digits_cnn: nn.Module, digits: Splits, tmp
     assert len(figures_of(page)) == anomalous > 0
     assert f"{anomalous} of {len(analysis.filters)} filters" in text_of(page)
     assert images_of(page) == list(range(60))
+
+
+def test_samples_planted_in_training_stand_beside_what_the_criteria_single_out():
+    label = np.where(np.arange(N) < 9, 0, 1)
+    planted = np.where(np.arange(N) == 9, "wrong_label", "")  # among nine others of cluster 0 with label 0
+    analysis = analysed([10, 10], label=label, planted=planted)
+    assert analysis.samples["memorisation_rank"].idxmax() == 9
+    text = text_of(page_of(analysis, class_names=["shirt", "bag"]))
+    assert (
+        "1 sample planted in the training set (1 wrong label): 1 of 1 are among the 2 of 20 that stand first by "
+        "memorisation rank (chance 0.1); the criteria of anomaly filters single out 0 of them, and 0 others."
+    ) in text
+    assert "Sample 9 stands first by memorisation rank: labelled 1, its clusters say 0" in text
+    assert "labelled bag, clusters say shirt; surprising in conv1" in text
+
+
+def test_without_labels_the_page_says_so():
+    text = text_of(page_of(analysed([10, 10], label=pd.NA)))
+    assert "The labels of the samples are not known." in text
+    assert "stands first" not in text

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
+from gmmcnn.report import views
 from gmmcnn.report.page import ClusterPlot, ReportContent, render
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -79,9 +80,10 @@ def test_page_shows_what_it_was_given(content: ReportContent) -> None:
     for layer, reason in content.skipped:
         assert layer in page.text
         assert reason in page.text
-    assert page.count("outlier") == len(content.outliers)
-    assert page.count("planted") == content.outliers["planted"].sum() == 4
-    assert page.count("wrong") == content.outliers["noisy_label"].sum()
+    assert page.count("surprising") == views.MOST_SURPRISING
+    assert page.count("outlier") == len(content.outliers) + views.MOST_SURPRISING
+    assert page.count("planted") == (content.outliers["planted"] != "").sum() + 1 == 5
+    assert page.count("wrong") == content.outliers["noisy_label"].sum() + 1
     assert page.count("cluster") == len(content.clusters)
     assert "The same as a table" in page.text
     assert "contested" in page.text
@@ -113,6 +115,7 @@ def test_every_figure_has_its_place_and_a_word_for_those_without_javascript(cont
 
 def test_each_image_stands_in_the_page_once_and_only_if_used(content: ReportContent) -> None:
     used = {int(sample) for plot in content.clusters for sample in plot.samples} | set(content.outliers["sample"])
+    used |= set(range(views.MOST_SURPRISING))
     page = Page(render(replace(content, images=content.images | {9999: np.zeros((2, 2), np.uint8)})))
     rules = [int(sample) for sample in re.findall(r"\.i(\d+)\{", page.styles)]
     assert rules == sorted(used)
@@ -126,7 +129,8 @@ def test_every_text_is_escaped(content: ReportContent) -> None:
         findings=[HOSTILE, HOSTILE],
         warnings=[HOSTILE],
         filters=content.filters.assign(layer=HOSTILE, status=HOSTILE, reason=HOSTILE),
-        outliers=content.outliers.assign(filters=HOSTILE),
+        outliers=content.outliers.assign(filters=HOSTILE, planted=HOSTILE),
+        samples=content.samples.rename(columns={"label_surprise:conv1": f"label_surprise:{HOSTILE}"}),
         clusters=[replace(plot, layer=HOSTILE) for plot in content.clusters],
         class_names=[HOSTILE] * 10,
         skipped=[(HOSTILE, HOSTILE)],

@@ -116,11 +116,51 @@ def test_gallery_is_ranked_and_reads_missing_badges_as_none() -> None:
             "label": [1, np.nan, 0],
             "n_filters": [1, 4, 1],
             "filters": "c:0",
-            "planted": [None, True, False],
+            "planted": [None, "wrong_label", ""],
         }
     )
     cards = views.gallery(table)
     assert [card["sample"] for card in cards] == [1, 3, 2]
-    assert [card["planted"] for card in cards] == [True, False, False]
+    assert [card["planted"] for card in cards] == ["wrong label", "", ""]
     assert [card["label"] for card in cards] == [None, 1, 0]
     assert not any(card["noisy_label"] for card in cards)
+
+
+def scored(profile: list[float], *, label: int = 1, says: int = 2, **more) -> dict:
+    """A row of the samples' scores, with a label surprise in each of several layers."""
+    layers = {f"label_surprise:conv{number}": value for number, value in enumerate(profile, 1)}
+    return {"sample": 5, "label": label, "cluster_label": says, "label_surprise": 1.0, "memorisation_rank": 0.9} | (
+        layers | more
+    )
+
+
+@pytest.mark.parametrize(
+    ("profile", "says", "sentence"),
+    [
+        ([2, 1, 1, -1], 2, "labelled shirt, clusters say bag; surprising in conv1, conv2, conv3, memorised from conv4"),
+        ([2, -1, 1, -1], 2, "labelled shirt, clusters say bag; surprising in conv1, conv3, memorised from conv4"),
+        ([1, 1], 2, "labelled shirt, clusters say bag; surprising in conv1, conv2"),
+        ([1, np.nan, -1], 2, "labelled shirt, clusters say bag; surprising in conv1, memorised from conv3"),
+        ([-1, 1, 1, 1, 1], 2, "labelled shirt, clusters say bag; surprising in 4 layers from conv2 to conv5"),
+        ([-1, -0.5], 2, "labelled shirt, clusters say bag; surprising in no layer alone"),
+        ([-1, 0.5], 1, "labelled shirt, clusters agree in the end; surprising in conv2"),
+    ],
+)
+def test_a_sample_is_put_into_words(profile: list[float], says: int, sentence: str) -> None:
+    assert views.in_words(scored(profile, says=says), ["coat", "shirt", "bag"]) == sentence
+
+
+def test_samples_are_shown_by_rank_if_their_label_surprises() -> None:
+    rows = [
+        scored([1, 1], memorisation_rank=0.7, label_surprise=0.2, sample=0),
+        scored([1, 1], memorisation_rank=0.9, label_surprise=0.1, sample=1, planted="inverted", noisy_label=True),
+        scored([1, 1], memorisation_rank=0.8, label_surprise=-0.1, sample=2),
+        scored([1, 1], memorisation_rank=np.nan, label_surprise=np.nan, sample=3),
+    ]
+    cards = views.surprising(pd.DataFrame(rows), None)
+    assert [(card["sample"], card["planted"], card["noisy_label"]) for card in cards] == [
+        (1, "inverted", True),
+        (0, "", False),
+    ]
+    assert cards[0]["sentence"].startswith("labelled class 1, clusters say class 2")
+    assert views.surprising(pd.DataFrame(), None) == []
