@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from gmmcnn import config
-from gmmcnn.cli import CONFIG_MODULE, settings_of
+from gmmcnn.cli import CONFIG_MODULE
 from gmmcnn.constants import MAX_STARTS, SMALL_SHARE, STRICT
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
+from gmmcnn.run.record import settings_of
 
 CONF = Path(str(files(CONFIG_MODULE)))
 OPTIONS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))

@@ -21,9 +21,11 @@ def outcome(small_cluster: int | None = None, **about) -> Outcome:
 
 
 def test_the_headline_counts_anomaly_filters():
-    headline, outliers, course = findings(outcome(), METRICS)
+    headline, outliers, first, course = findings(outcome(), METRICS)
     assert headline == "1 of 5 filters is anomalous: conv1:0; 1 filter (near-)dead and left out."
     assert outliers == "3 outlier samples of 40; sample 37 stands out most, in 1 filter."
+    assert first.startswith("Sample ")
+    assert "stands first by memorisation rank: labelled " in first
     assert course.startswith("Filters flagged per probe batch: 1.0 after epoch 1, 3.0 after epoch 9.")
 
 
@@ -37,7 +39,7 @@ def test_where_chance_makes_small_clusters_the_headline_says_so_and_nothing_is_c
 
 
 def test_what_was_planted_is_told_beside_what_else_was_reported():
-    planted = findings(outcome(small_cluster=5, planted=np.arange(N) == 38))[1]
+    planted = findings(outcome(small_cluster=5, planted=np.where(np.arange(N) == 38, "noise", "")))[1]
     assert planted == (
         "1 noise image planted in the probe set (samples 38): 1 of 1 found by conv1:0; 2 other samples reported."
     )

@@ -175,7 +175,8 @@ def test_a_single_epoch_has_a_table_but_no_curve(content: ReportContent) -> None
 def test_one_dimension_and_no_images_or_labels(content: ReportContent) -> None:
     flat = [replace(plot, scores=plot.scores[:, :1]) for plot in content.clusters]
     unlabelled = content.outliers.assign(label=pd.NA)
-    page = Page(render(replace(content, clusters=flat, images={}, targets={}, class_names=None, outliers=unlabelled)))
+    about = {"images": {}, "targets": {}, "class_names": None, "samples": content.samples.iloc[:0]}
+    page = Page(render(replace(content, clusters=flat, outliers=unlabelled, **about)))
     assert all(hover == "" for trace in page.data["figures"]["clusters-0"]["data"] for hover in trace["hovertext"])
     assert "to see its" not in page.text
     assert not re.search(r"\.i\d+\{", page.styles)
