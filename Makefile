@@ -15,7 +15,7 @@ ARGS ?=
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-demo: .venv/run ## Train on digits with four noise images planted, find them, write a report. ARGS="probe.plant=0" leaves them out.
+demo: .venv/run ## Train on digits with four wrong labels and four foreign images planted, look for them, write a report.
 	$(BIN)/gmmcnn demo=digits $(ARGS)
 
 test: .venv/dev ## Run all tests and ask for the coverage in pyproject.toml; ARGS="tests/filters" runs some and does not ask.
