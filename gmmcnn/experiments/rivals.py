@@ -166,7 +166,7 @@ def left_out_probabilities(features: NDArray, labels: NDArray) -> NDArray[np.flo
     if features.shape[1] > len(features):  # the same fit, in the space that the samples span
         directions, lengths, _ = np.linalg.svd(features, full_matrices=False)
         features = directions * lengths
-    features /= np.sqrt((features**2).sum(axis=1).mean())
+    features /= max(np.sqrt((features**2).sum(axis=1).mean()), np.finfo(np.float64).tiny)  # 0 where all maps are dead
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     model = LogisticRegression(C=PENALTY, max_iter=500)
     return cross_val_predict(model, features, labels, cv=folds, method="predict_proba")

@@ -85,3 +85,9 @@ def test_every_score_is_made_and_belongs_to_a_need():
     np.testing.assert_allclose(
         found["mean loss"], np.mean([rivals.loss(Fixed(float(n)), samples) for n in range(1, 11)], axis=0)
     )
+
+
+def test_features_that_do_not_vary_say_nothing():
+    labels = np.arange(30) % 3
+    probabilities = rivals.left_out_probabilities(np.zeros((30, 4)), labels)
+    np.testing.assert_allclose(probabilities, 1 / 3, atol=1e-3)
