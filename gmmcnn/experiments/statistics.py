@@ -97,7 +97,10 @@ class Estimate:
         interval = "without interval" if np.isnan(self.low) else f"[{self.low:+.3g}, {self.high:+.3g}]"
         parts = [f"{self.name} {self.value:+.3g} {interval} over {self.n} seed{'s' if self.n > 1 else ''}"]
         parts += [] if np.isnan(self.p) else [f"p = {self.p:.2g}"]
-        parts += [] if np.isnan(self.detectable) else [f"detectable {self.detectable:.2g}"]
+        if not self.made:
+            parts.append(f"nothing detectable with fewer than {MIN_SEEDS}")
+        elif not np.isnan(self.detectable):
+            parts.append(f"detectable {self.detectable:.2g}")
         return ", ".join(parts)
 
 

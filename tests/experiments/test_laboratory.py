@@ -1,9 +1,13 @@
 """The networks under comparison: as many updates on the same images, trained and analysed no more than once."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
 
+from gmmcnn import config
+from gmmcnn.experiments import conditions
 from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.models import training
 
@@ -120,3 +124,19 @@ def test_checkpoints_can_be_those_of_some_rounds(laboratory):
     places = list(laboratory.checkpoints([2, 4]))
     assert len(places) == 2 * 3 * 2
     assert {number for _, number in places} == {2, 4}
+
+
+def test_what_decides_no_result_renames_nothing(laboratory):
+    settings = laboratory.settings
+    others = replace(
+        settings, debug=True, task="run", estimate=True,
+        engine=config.Engine(name="reference", threads=2), extract=replace(settings.extract, forward_samples=17),
+    )  # fmt: skip
+    one, other = laboratory, Laboratory(others, laboratory.folder)
+    for network in one.networks():
+        assert one._folder(network) == other._folder(network)
+        assert one._fits_name(one.settings_of(network)) == other._fits_name(other.settings_of(network))
+    assert one.behind(one.settings) == other.behind(other.settings)
+    assert conditions._name(one) == conditions._name(other)
+    renamed = Laboratory(replace(settings, screen=config.Screen(ch_ratio=2)), laboratory.folder)
+    assert conditions._name(one) != conditions._name(renamed)

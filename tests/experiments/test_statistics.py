@@ -138,5 +138,5 @@ def test_an_interval_ends_where_values_do():
 
 def test_an_estimate_says_what_it_does_not_know():
     assert str(over_seeds("x", [np.nan])) == "x undefined"
-    assert "without interval" in str(over_seeds("x", [1.0]))
+    assert str(over_seeds("x", [1.0])) == "x +1 without interval over 1 seed, nothing detectable with fewer than 6"
     assert np.isnan(over_seeds("x", []).value)
