@@ -1,5 +1,6 @@
 """Screening on hand-made fits whose verdicts can be told by hand."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,16 @@ from gmmcnn import config
 from gmmcnn.experiments import thresholds
 from gmmcnn.filters.fits import Fits
 from gmmcnn.filters.fitting import fit_maps
-from gmmcnn.filters.screening import cluster_sizes, saturation, wilson_interval
+from gmmcnn.filters.screening import (
+    SATURATED,
+    STRICT,
+    cluster_sizes,
+    counts,
+    measure,
+    saturation,
+    usual_status,
+    wilson_interval,
+)  # fmt: skip
 
 
 def test_a_filter_is_anomalous_when_all_three_criteria_hold():
@@ -210,3 +220,111 @@ def test_thousands_of_filters_are_screened_at_once():
     pd.testing.assert_series_equal(
         filters["anomalous"], filters[["unbalanced", "separated", "active"]].all(axis=1), check_names=False
     )
+
+
+THREE_BATCHES = batches_of(
+    layer_of([[37, 3], [20, 20]], ch=[10, 30], activation=[1, 1], active_share=np.array([[1.0], [1.0]])),
+    layer_of([[38, 2], [14, 13, 13]], ch=[20, 20], activation=[2, 6], active_share=np.array([[0.5], [1.0]])),
+    layer_of([[16, 4, 20], [14, 13, 13]], ch=[60, 20], activation=[6, 2], active_share=np.array([[0.3], [0.7]])),
+)
+
+
+def test_a_filter_is_summed_up_over_its_batches():
+    filters = screened(THREE_BATCHES).filters
+    assert filters["calinski_harabasz"].tolist() == [20, 20]  # median of 10, 20, 60
+    assert filters["smallest_cluster"].tolist() == [3, 13]  # median of 3, 2, 4
+    assert filters["ch_over_average"].tolist() == [1.0, 1.0]  # median of 1/2, 1, 3/2
+    assert filters["activation_over_average"].tolist() == [1.0, 1.0]  # median of 1, 1/2, 3/2
+    assert filters["mean_activation"].tolist() == [3, 3]  # mean of 1, 2, 6
+    assert filters["active_share"].tolist() == pytest.approx([0.6, 0.9])
+    assert filters["n_components"].tolist() == [2, 3]
+    assert filters["n_components_share"].tolist() == pytest.approx([2 / 3, 2 / 3])
+    assert filters["n_small_clusters"].tolist() == [1, 0]
+    mixed = batches_of(*[layer_of([sizes], ch=[10], activation=[1]) for sizes in ([37, 3], [20, 20], [36, 2, 2])])
+    assert screened(mixed).filters["n_small_clusters"].tolist() == [1]  # mean of 1, 0, 2
+    uneven = batches_of(*[layer_of([sizes], ch=[10], activation=[1]) for sizes in ([20, 20], [20, 20], [36, 2, 2])])
+    assert screened(uneven).filters["n_small_clusters"].tolist() == pytest.approx([2 / 3])
+
+
+def test_of_equally_frequent_values_the_smallest_counts():
+    two = layer_of([[37, 3]], ch=[10], activation=[1])
+    three = layer_of([[14, 13, 13]], ch=[10], activation=[1])
+    dead = layer_of([[]], ch=[0], activation=[0])
+    assert screened(batches_of(three, two)).filters["n_components"].tolist() == [2]
+    assert screened(batches_of(two, dead)).filters["status"].tolist() == ["dead"]
+    status = np.array([[["ok", "dead"], ["ok", "dead"]], [["ok", "ok"], ["near_dead", "dead"]]])
+    assert usual_status(status).tolist() == ["dead", "ok"]
+
+
+def test_filters_are_counted_in_a_batch_on_average():
+    dead = layer_of([[37, 3], []], ch=[10, 0], activation=[1, 0])
+    near_dead = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[1, 1], active_share=np.array([[1.0], [0.01]]))
+    both = layer_of([[37, 3], [20, 20]], ch=[10, 1], activation=[1, 1])
+    fits = Fits({"a": batches_of(dead, near_dead, both, both), "b": batches_of(*[both] * 4)}, K_MIN, K_MAX)
+    found = counts(fits, config.Screen())
+    assert found == {
+        "flagged": 2.0, "unbalanced": 2.0, "separated": 2.0, "active": 3.5, "live": 3.5, "near_dead": 0.25,
+        "dead": 0.25,
+    }  # fmt: skip
+    repeated = Fits({"a": repeats_of(dead, both)}, K_MIN, K_MAX)
+    assert counts(repeated, config.Screen())["live"] == 1.5
+
+
+def test_measures_of_a_filter_that_was_not_clustered_are_undefined_and_of_others_their_own():
+    measured = measure(Fits({"a": ONE_OF_EACH}, K_MIN, K_MAX), config.Screen())
+    assert measured["calinski_harabasz"].ravel()[:4].tolist() == [100, 100, 10, 100]
+    assert measured["smallest_cluster"].ravel()[:4].tolist() == [3, 20, 3, 3]
+    for name in ("calinski_harabasz", "smallest_cluster", "ch_over_average"):
+        assert np.isnan(measured[name].ravel()[4])
+    assert measured["n_small_clusters"].ravel().tolist() == [1, 0, 1, 1, 0]
+    assert measured["calinski_harabasz"].shape == (5, 1, 1)
+
+
+def test_a_layer_without_a_live_filter_has_no_average():
+    silent = layer_of([[37, 3]], ch=[10], activation=[1], active_share=np.array([[0.0]]))
+    measured = measure(Fits({"a": silent}, K_MIN, K_MAX), config.Screen())
+    assert np.isnan(measured["ch_over_average"]).all()
+    assert np.isnan(measured["activation_over_average"]).all()
+
+
+def test_rows_are_named_by_layer_filter_batch_and_repeat():
+    small = layer_of([[37, 3]], ch=[10], activation=[1])
+    large = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[1, 1])
+    pair = [batches_of(repeats_of(one, one), repeats_of(one, one)) for one in (small, large)]
+    table = screened(*pair).batches
+    named = table[["layer", "filter", "batch", "repeat"]].itertuples(index=False, name=None)
+    assert list(named) == [
+        (layer, number, batch, repeat)
+        for layer, n_filters in (("conv1", 1), ("conv2", 2))
+        for number in range(n_filters) for batch in range(2) for repeat in range(2)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("small_cluster", "ratio", "saturated", "word"),
+    [(2, 0.08, False, "strict"), (5, 0.2, False, "informative"), (10, 0.4, True, "saturated")],
+)
+def test_a_saturated_criterion_comes_with_what_would_mend_it(small_cluster, ratio, saturated, word):
+    found = saturation(250, k_max=10, small_cluster=small_cluster)
+    assert found.ratio == pytest.approx(ratio)
+    assert found.is_saturated == saturated
+    assert word in found.comment
+    if saturated:
+        n_samples, largest = (
+            int(text) for text in re.findall(r"samples to (\d+).*small_cluster=(\d+)", found.comment)[0]
+        )
+        assert not saturation(n_samples, 10, small_cluster).is_saturated
+        assert saturation(n_samples - 1, 10, small_cluster).is_saturated
+        assert not saturation(250, 10, largest).is_saturated
+        assert saturation(250, 10, largest + 1).is_saturated
+
+
+@pytest.mark.parametrize(("ratio", "word"), [(SATURATED, "informative"), (STRICT, "informative")])
+def test_the_ends_of_the_informative_range_belong_to_it(ratio, word):
+    assert word in saturation(1000, k_max=10, small_cluster=round(ratio * 100)).comment
+
+
+def test_where_no_small_cluster_would_do_only_more_samples_are_proposed():
+    comment = saturation(30, k_max=10, small_cluster=1).comment
+    assert "raise probe.samples" in comment
+    assert "small_cluster=" not in comment

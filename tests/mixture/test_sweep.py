@@ -229,6 +229,14 @@ def test_not_converging_is_a_warning_and_a_flag(engine):
     assert (sweep.n_iter_ == 2).all()
 
 
+def test_defaults_are_those_of_a_plain_sweep():
+    assert GaussianMixtureSweep()._settings() == MixtureSettings()
+    assert GaussianMixtureSweep().get_params() == {
+        "k_min": 2, "k_max": 10, "n_init": 1, "tol": 1e-3, "max_iter": 100, "reg_covar": 1e-6, "random_state": 0,
+        "engine": "auto", "threads": None, "dtype": "float32",
+    }  # fmt: skip
+
+
 def test_behaves_as_a_scikit_learn_estimator():
     sweep = GaussianMixtureSweep(k_max=4, n_init=2)
     assert clone(sweep.set_params(tol=1e-2)).get_params() == sweep.get_params()
