@@ -230,7 +230,7 @@ THREE_BATCHES = batches_of(
 
 
 def test_a_filter_is_summed_up_over_its_batches():
-    filters = screened(THREE_BATCHES).filters
+    filters = screened(THREE_BATCHES, small_cluster=5).filters
     assert filters["calinski_harabasz"].tolist() == [20, 20]  # median of 10, 20, 60
     assert filters["smallest_cluster"].tolist() == [3, 13]  # median of 3, 2, 4
     assert filters["ch_over_average"].tolist() == [1.0, 1.0]  # median of 1/2, 1, 3/2
