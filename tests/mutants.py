@@ -303,6 +303,8 @@ def main(chosen: list[str]) -> int:
         number += 1
         print(f"{number:4}/{len(work)}  {'killed  ' if noticed else 'SURVIVED'}  {mutant.name}", flush=True)
         survivors += not noticed
+    for name in EQUIVALENT.keys() - {name for module in MODULES for name in changes(module)}:
+        print(f"EQUIVALENT names a change that there is not any more: {name}")
     n_killed = len(work) - survivors
     score = n_killed / len(work)
     print(f"{n_killed} of {len(work)} changes noticed ({score:.0%}); at least {LEAST_KILLED:.0%} wanted")

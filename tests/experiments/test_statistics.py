@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gmmcnn.experiments.intervals import limits
+from gmmcnn.experiments.intervals import detectable, limits
 from gmmcnn.experiments.statistics import (
     NO_EFFECT,
     NOT_SPECIFIC,
@@ -140,3 +140,16 @@ def test_an_estimate_says_what_it_does_not_know():
     assert str(over_seeds("x", [np.nan])) == "x undefined"
     assert str(over_seeds("x", [1.0])) == "x +1 without interval over 1 seed, nothing detectable with fewer than 6"
     assert np.isnan(over_seeds("x", []).value)
+
+
+def test_seeds_that_differ_by_rounding_agree_and_others_do_not():
+    rounding = 1e-7 * np.array([0, 1, -1, 1, -1, 0])
+    assert np.isnan(over_seeds("x", 1e6 + rounding).detectable)
+    assert not np.isnan(over_seeds("x", 1.0 + rounding).detectable)
+    assert np.isnan(over_seeds("x", 1e-6 * rounding).detectable)
+
+
+def test_what_is_detectable_goes_with_the_spread_of_the_seeds():
+    values = np.array([0.3, 0.1, 0.4, 0.1, 0.5, 0.9])
+    assert over_seeds("x", values).detectable == pytest.approx(values.std(ddof=1) * detectable(6))
+    assert over_seeds("x", 10 * values + 3).detectable == pytest.approx(10 * values.std(ddof=1) * detectable(6))
