@@ -140,6 +140,8 @@ def test_an_estimate_says_what_it_does_not_know():
     assert str(over_seeds("x", [np.nan])) == "x undefined"
     assert str(over_seeds("x", [1.0])) == "x +1 without interval over 1 seed, nothing detectable with fewer than 6"
     assert np.isnan(over_seeds("x", []).value)
+    assert np.isnan(over_seeds("x", [1.0]).p)
+    assert over_seeds("x", [1.0, 2.0]).p == 0.5  # of four patterns of signs two are as far out
 
 
 def test_seeds_that_differ_by_rounding_agree_and_others_do_not():
