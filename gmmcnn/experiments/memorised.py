@@ -81,16 +81,17 @@ class PlantedLaboratory(Laboratory):
     Raises
     ------
     ConfigurationError
-        Labels are replaced by noise: nobody would know which of the others are right.
+        The data set has wrong labels or foreign images already: nobody would know which of the others are right.
     """
 
     def __init__(self, settings: config.Settings, folder: Path) -> None:
         given = settings.experiment
-        if settings.data.label_noise:
-            raise ConfigurationError(
-                f"data.label_noise={settings.data.label_noise}: experiment=memorised plants wrong labels of its own, "
-                "and must know all others to be right; expected 0"
-            )
+        for key in ("label_noise", "plant_wrong_labels", "plant_foreign"):
+            if value := getattr(settings.data, key):
+                raise ConfigurationError(
+                    f"data.{key}={value}: experiment=memorised plants samples of its own, "
+                    "and must know that nothing is wrong with the others; expected 0"
+                )
         rounds, factor = EPOCHS[given.size]
         experiment = replace(given, rounds=given.rounds or rounds, factor=given.factor or factor)
         super().__init__(replace(settings, experiment=experiment), folder)

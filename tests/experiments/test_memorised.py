@@ -129,7 +129,9 @@ def test_epochs_follow_the_size_unless_they_are_given(small):
     assert PlantedLaboratory(given, small.folder).settings.probe.samples == 200
 
 
-def test_label_noise_is_refused(small):
-    noisy = replace(small.settings, data=replace(small.settings.data, label_noise=0.2))
-    with pytest.raises(ConfigurationError, match=r"data.label_noise=0.2: experiment=memorised plants wrong labels"):
-        memorised.run(Laboratory(noisy, small.folder))
+@pytest.mark.parametrize("setting", [{"label_noise": 0.2}, {"plant_wrong_labels": 4}, {"plant_foreign": 4}])
+def test_a_data_set_with_odd_samples_of_its_own_is_refused(small, setting):
+    odd = replace(small.settings, data=replace(small.settings.data, **setting))
+    ((key, value),) = setting.items()
+    with pytest.raises(ConfigurationError, match=rf"data.{key}={value}: experiment=memorised plants samples"):
+        memorised.run(Laboratory(odd, small.folder))
