@@ -120,6 +120,14 @@ def test_any_layer_name(path: Path, names: list[str]) -> None:
     assert not [file for file in path.parent.iterdir() if file != path]
 
 
+def test_an_empty_folder_is_as_good_as_none_and_any_other_is_refused(path: Path) -> None:
+    path.mkdir()
+    fill(ActivationStore.create(path, [CONV1], N_SAMPLES, block_samples=BLOCK))
+    assert ActivationStore.open(path).verify() == []
+    with pytest.raises(StoreError, match="already exists"):
+        ActivationStore.create(path, [CONV1], N_SAMPLES, block_samples=BLOCK)
+
+
 # ----------------------------------------------------------------------------------------------------- refused to write
 
 

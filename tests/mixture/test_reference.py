@@ -207,6 +207,21 @@ def test_as_many_components_as_distinct_points_are_fitted_and_no_more():
     assert four.n_iter[0, 0] == 0
 
 
+def test_a_filter_that_does_not_vary_is_not_fitted_and_its_neighbours_are():
+    scores = np.stack([POINTS, np.full_like(POINTS, 3.0), POINTS])
+    result = reference.fit_mixtures(scores, np.zeros(3, np.uint64), MixtureSettings(k_min=2, k_max=3), {})
+    assert result.n_components[1] == 0
+    assert (result.labels[1] == -1).all()
+    assert not result.n_iter[1].any()
+    for name in ("calinski_harabasz", "lower_bound", "weights", "means", "covariances"):
+        assert np.isnan(getattr(result, name)[1]).all(), name
+    np.testing.assert_array_equal(result.labels[0], result.labels[2])
+    assert result.labels[0].min() == 0
+    k = result.n_components[0]
+    assert np.isfinite(result.weights[0, :k]).all()
+    assert np.isnan(result.weights[0, k:]).all()
+
+
 def test_each_filter_has_its_own_random_stream_and_its_own_given_start():
     rng = np.random.default_rng(1)
     scores = np.repeat(rng.normal(size=(1, 60, 2)), 3, axis=0)

@@ -175,3 +175,13 @@ def test_impossible_requests_are_named(monkeypatch):
     monkeypatch.setattr("gmmcnn.hardware.gpu.why_unavailable", lambda: "no CUDA device is visible")
     with pytest.raises(EngineError, match="no CUDA device is visible"):
         pca(np.zeros((1, 4, 5)), engine="cuda")
+
+
+@pytest.mark.parametrize(("engine", "n_exact"), [("cpu", 0), ("reference", 3)])
+def test_the_reference_decomposes_every_filter_in_full_and_the_compiled_engine_none_that_converges(
+    monkeypatch, engine, n_exact
+):
+    calls = []
+    monkeypatch.setattr("gmmcnn.principal_components.pca.exact_pca", lambda *a: calls.append(1) or exact_pca(*a))
+    pca(feature_maps(3, 200, 150), engine=engine, threads=1)
+    assert len(calls) == n_exact
