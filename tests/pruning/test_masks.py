@@ -353,6 +353,7 @@ def test_masks_are_compared_with_the_whole_model_and_with_controls():
 
     table = compare_masks(model, {"conv": [0, 1]}, [{"conv": [1, 2]}, {"conv": [2, 3]}], evaluate)
     assert table["mask"].tolist() == ["none", "anomalous", "random", "random"]
+    assert table["control"].tolist() == [0, 0, 0, 1]
     assert table["n_filters"].tolist() == [0, 2, 2, 2]
     alive = table["zero_channels"][0]
     assert (table["zero_channels"][1:] >= 2).all()
