@@ -17,7 +17,7 @@ from gmmcnn.analysis import Analysis
 from gmmcnn.config import settings_from
 from gmmcnn.data.probe import thumbnails
 from gmmcnn.data.samples import Given, Samples, class_numbers
-from gmmcnn.errors import DataWarning, SaturationWarning
+from gmmcnn.errors import ConfigurationError, DataWarning, SaturationWarning
 from gmmcnn.featuremaps import memory
 from gmmcnn.featuremaps.capture import find_taps
 from gmmcnn.featuremaps.memory import bytes_of
@@ -84,6 +84,8 @@ def analyze(
     >>> analysis.filters.query("anomalous")                    # doctest: +SKIP
     >>> analysis.to_html("report.html")                        # doctest: +SKIP
     """
+    if layers is not None and (not isinstance(layers, list | tuple) or not all(isinstance(n, str) for n in layers)):
+        raise ConfigurationError(f"layers={layers!r}: expected a list of dotted names, such as ['features.conv1']")
     source = Samples(images, "images")
     chosen = settings_from(settings, n_samples=len(source))
     probe = chosen.probe

@@ -151,6 +151,8 @@ def test_the_reference_engine_finds_the_same(digits_cnn, images):
         ({"labels": [1, 2]}, r"labels have shape \(2,\) and type int64; expected \(120,\) whole numbers"),
         ({"labels": ["cat"] * 120}, r"labels have shape \(120,\) and type <U3; expected \(120,\) whole numbers"),
         ({"labels": torch.eye(10)[[0] * 120]}, r"labels have shape \(120, 10\)"),
+        ({"layers": "features.conv1"}, r"layers='features\.conv1': expected a list of dotted names"),
+        ({"layers": 0}, "layers=0: expected a list of dotted names"),
         ({"source": "nope.npy"}, "source: no such setting"),
         ({"keep_maps": "all"}, "keep_maps: no such setting"),
         ({"batches": 0}, "probe.batches=0"),

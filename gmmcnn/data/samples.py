@@ -123,7 +123,7 @@ class Samples:
         if self._collate is not None:
             try:
                 batch = self._collate(samples)
-            except Exception as error:  # whatever the user's function raises
+            except (Exception, SystemExit) as error:  # whatever the user's function raises
                 raise DataError(f"{self._name}: the loader's collate function fails ({one_line(error)})") from error
             images, beside = _parted(batch)
             return self._as_batch(images), beside
@@ -145,7 +145,7 @@ def read_sample(data: Any, index: int, name: str) -> Any:
     """Get a sample of a user's data set. DataError if its class cannot."""
     try:
         return data[index]
-    except Exception as error:  # whatever the user's class raises
+    except (Exception, SystemExit) as error:  # whatever the user's class raises
         raise DataError(f"{name}: sample {index} cannot be read ({one_line(error)})") from error
 
 
@@ -247,7 +247,7 @@ def _plain(tensor: Tensor, where: str) -> Tensor:
     """A tensor without gradients; DataError if it is sparse, quantised, nested, or without values."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
         raise DataError(f"{where}: a tensor of layout {tensor.layout} on {tensor.device}; expected a plain one")
-    return tensor.detach()
+    return tensor.detach().resolve_neg()
 
 
 def _must_be_copied(array: NDArray) -> bool:

@@ -159,6 +159,16 @@ def test_pictures_of_a_data_set_are_taken():
     assert as_image(Image.new("L", (4, 3), 255), "it").tolist() == [[[1.0] * 4] * 3]
 
 
+def test_a_view_of_negated_values_has_them():
+    images, _ = Samples(torch.ones(3, 1, 2, 2)._neg_view(), "images").take(range(3))
+    assert images.numpy().tolist() == (-np.ones((3, 1, 2, 2))).tolist()
+
+
+class Leaving(Items):
+    def __getitem__(self, index):
+        raise SystemExit(3)
+
+
 def failing(samples):
     raise RuntimeError("no batch")
 
@@ -185,6 +195,7 @@ def failing(samples):
         ([Image.new("P", (2, 2))], "images: sample 0 is a PIL image of mode P; expected L or RGB"),
         ([()], "images: sample 0 is a NoneType"),
         (DataLoader(DATA, collate_fn=failing), r"images: the loader's collate function fails \(no batch\)"),
+        (Leaving(PIXELS), r"images: sample 0 cannot be read \(3\)"),
         (np.array(1.0), "images: a ndarray without a length"),
     ],
 )
