@@ -187,12 +187,13 @@ class Probe(_Group):
 class Extract(_Group):
     """Which feature maps are stored, and how."""
 
-    tap: str = "post_activation"
-    """Where the maps of a convolution are taken: ``post_activation``, after the first activation that follows it;
+    tap: str = "auto"
+    """Where the maps of a convolution are taken: ``auto``, after the first activation that follows it, else after its
+    normalisation, else its own output; ``post_activation``, after the activation, and layers without one are left out;
     ``branch``, the same, but before its maps are added to others (a residual stream); ``pre_activation``, its own
     output."""
     layers: list[str] | None = None
-    """Dotted names of Conv2d layers; None takes all."""
+    """Dotted names of convolutions; None takes all."""
     dtype: str = "float32"
     """``float32`` or ``float16``."""
     forward_samples: int = 256
@@ -205,7 +206,7 @@ class Extract(_Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_one_of("extract.tap", self.tap, ("post_activation", "branch", "pre_activation"))
+        _require_one_of("extract.tap", self.tap, ("auto", "post_activation", "branch", "pre_activation"))
         _require_one_of("extract.dtype", self.dtype, ("float32", "float16"))
         _require_one_of("extract.keep_maps", self.keep_maps, ("all", "last", "none"))
         _require(self.forward_samples >= 1, "extract.forward_samples", self.forward_samples, ">= 1")

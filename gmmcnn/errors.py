@@ -33,6 +33,10 @@ class CaptureError(GmmcnnError, ValueError):
     """Feature maps cannot be taken from a model, or hold NaN or infinite values."""
 
 
+class ForwardError(CaptureError, RuntimeError):
+    """A model's own forward pass raised an error."""
+
+
 class LayerError(CaptureError, ConfigurationError):
     """A layer asked for is not one of the model's, or none is asked for."""
 
@@ -55,6 +59,10 @@ class DataWarning(UserWarning):
 
 class SaturationWarning(DataWarning):
     """So few samples, or so large a λ, that chance alone makes small clusters: nothing can be concluded from them."""
+
+
+class CouplingWarning(UserWarning):
+    """The feature maps of a sample depend on the other samples in its forward pass."""
 
 
 class ConvergenceWarning(UserWarning):

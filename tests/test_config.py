@@ -95,7 +95,7 @@ def test_the_method_defaults_stand_as_published_or_as_documented():
         ("probe.batches=0", r"probe\.batches=0: expected a whole number >= 1, or all"),
         ("probe.batches=some", r"probe\.batches=some: expected a whole number >= 1, or all"),
         ("data.plant_foreign=-1", r"data\.plant_foreign=-1: expected >= 0"),
-        ("extract.tap=after", r"extract\.tap=after: expected one of post_activation, branch, pre_activation"),
+        ("extract.tap=after", r"extract\.tap=after: expected one of auto, post_activation, branch, pre_activation"),
         ("extract.dtype=bfloat16", r"extract\.dtype"),
         ("extract.keep_maps=first", r"extract\.keep_maps"),
         ("pca.dims=9", r"pca\.dims=9: expected a whole number from 1 to 8"),

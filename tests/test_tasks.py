@@ -75,7 +75,7 @@ def content(folder: Path) -> dict[str, bytes]:
         ({"data__label_noise": 0.5}, "probe samples", "data.label_noise=0.0"),
         ({"probe__plant": 4}, "probe samples", "probe.plant=0"),
         ({"probe__batches": 1}, "probe samples", "probe.batches=2"),
-        ({"extract__tap": "pre_activation"}, "settings", "extract.tap=post_activation"),
+        ({"extract__tap": "pre_activation"}, "settings", "extract.tap=auto"),
         ({"extract__layers": ["features.conv1"]}, "settings", "extract.layers=null"),
     ],
     ids=str,

@@ -1,67 +1,39 @@
-"""Feature maps of every Conv2d of any module, taken while the forward pass runs.
+"""Feature maps of every convolution of any module, taken while the forward pass runs.
 
-Where a convolution's activation is cannot be read off the module tree: it may be a module, a function call, a tensor
-method, in place, shared between layers, or stand behind a normalisation and a residual addition. So nothing is
-guessed from the tree. Forward hooks tell which tensor a convolution has just made, and a
-:class:`~torch.overrides.TorchFunctionMode` follows that tensor through the operations that keep its channels apart
-(:data:`FOLLOWED`) to the first activation function (:data:`ACTIVATIONS`), whose output is handed to the consumer at
-once, before any later operation can overwrite it. The same tracer finds the taps and captures them, so that the two
-cannot disagree.
+Maps are handed to the consumer at once where they are computed, before any later operation can overwrite them. The
+same tracer (:mod:`gmmcnn.featuremaps.tracing`) finds the taps and captures them: a tap is known by the way that leads
+to it, in words, so that the two cannot disagree.
 
-Two convolutions can end in one activation: a residual block's last one and its shortcut's. The sum is analysed once,
-as the maps of the convolution with the longer chain of convolutions behind it, and the other is listed as skipped.
-With the tap ``branch`` nothing is followed through an addition: each convolution's maps are taken as they enter it.
+With the tap ``auto`` a convolution's maps are taken after its activation; where none follows (a linear bottleneck, a
+block that is normalised first, a shortcut), after its normalisation; where there is none either, they are its own
+output. With ``branch`` nothing is followed through an addition: each convolution's maps are taken as they enter it.
 """
 
 import math
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from gmmcnn.errors import CaptureError, LayerError, one_line
+from gmmcnn.errors import CaptureError, CouplingWarning, ForwardError, LayerError
 from gmmcnn.featuremaps.taps import Skipped, Tap, Taps
-from gmmcnn.models.foreign import eager, runnable, undisturbed, unwrapped
+from gmmcnn.featuremaps.tracing import Tracer, Trail, by_filter
+from gmmcnn.models.foreign import CONVOLUTIONS, eager, outcome, runnable, undisturbed, unwrapped
 
-TAPS = ("post_activation", "branch", "pre_activation")
+TAPS = ("auto", "post_activation", "branch", "pre_activation")
 
-# fmt: off
-ACTIVATIONS = frozenset((
-    "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid",
-    "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "log_sigmoid", "logsigmoid", "tanhshrink",
-    "hardshrink", "softshrink", "threshold", "clamp", "clamp_min", "clip",
-))
-"""Functions that count as an activation, by name; in-place forms have the same name."""
-
-FOLLOWED = frozenset((
-    "batch_norm", "instance_norm", "group_norm", "layer_norm", "local_response_norm", "rms_norm",
-    "add", "sub", "mul", "div", "truediv",
-    "max_pool2d", "avg_pool2d", "lp_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d", "interpolate", "pad",
-    "dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_alpha_dropout",
-    "contiguous", "clone", "detach", "to", "float", "half", "bfloat16", "double",
-))
-# fmt: on
-"""Functions that may stand between a convolution and its activation: each channel still belongs to one filter."""
-
-ADDITIONS = frozenset(("add", "sub"))
-"""Functions that join the maps of two branches."""
+COUPLING = 1e-3
+"""A sample's maps that differ by more than this share of their largest value, with another sample beside it, depend on
+that sample; rounding makes differences of 1e-6."""
 
 Consume = Callable[[str, Tensor], None]
 """``consume(layer, maps)`` with maps (N, C, H, W); later operations may overwrite them."""
 
 
-def find_taps(
-    model: nn.Module, example: Tensor, *, tap: str = "post_activation", layers: Iterable[str] | None = None
-) -> Taps:
+def find_taps(model: nn.Module, example: Tensor, *, tap: str = "auto", layers: Iterable[str] | None = None) -> Taps:
     """Run a small batch through the model and see where each convolution's maps can be taken.
 
     Parameters
@@ -70,9 +42,9 @@ def find_taps(
         Any module; wrappers of ``torch.compile`` and ``DataParallel`` are looked through. Comes back as it was.
     example : (N, …) Tensor
         At least one image, of the size to be analysed.
-    tap : {"post_activation", "branch", "pre_activation"}
-        Take the output of the first activation after each convolution; the same, but before its maps are added to
-        others; or the convolution's own output.
+    tap : {"auto", "post_activation", "branch", "pre_activation"}
+        Take the output of the first activation after each convolution, or the best place there is (``auto``); that of
+        the activation or nothing; the same, but before its maps are added to others; or the convolution's own output.
     layers : names, optional
         Dotted names of the convolutions to analyse; None takes all.
 
@@ -81,32 +53,34 @@ def find_taps(
     LayerError
         There is no layer of that name, or none is asked for.
     CaptureError
-        There is no convolution at all, or the model does not run on the example.
+        There is no convolution at all, or the model does not run on the example, or not on two images at once.
+
+    Warns
+    -----
+    CouplingWarning
+        A sample's maps depend on the other samples in its forward pass.
     """
     if tap not in TAPS:
         raise CaptureError(f"tap={tap!r}: expected one of {', '.join(TAPS)}")
     model = runnable(model, CaptureError)
     wanted = _wanted(_convolutions(model), layers)
-    found: dict[str, Tap] = {}
+    places: dict[str, _Places] = {}
 
-    def note(layer: str, maps: Tensor, description: str) -> None:
-        found.setdefault(layer, Tap(layer, *_map_shape(maps), description))
+    def note(trail: Trail, maps: Tensor, place: str) -> None:
+        places.setdefault(trail.layer, _Places()).note(trail, maps, place)
 
-    tracer = _Tracer(model, len(example), tap, note)
-    try:
-        _forward(model, example, tracer)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        shape = tuple(example.shape)
-        raise CaptureError(f"the model does not run on images of shape {shape}: {one_line(error)}") from error
-    reasons = {layer: reason for layer in wanted if (reason := tracer.reason_to_skip(layer, found))}
-    return Taps(
+    tracer = Tracer(model, len(example), note, branch=tap == "branch")
+    _forward(model, example, tracer, CaptureError)
+    found = {layer: at for layer, known in places.items() if (at := known.chosen(tap))}
+    reasons = {layer: reason for layer in wanted if (reason := _reason_to_skip(tracer, layer, found))}
+    functional = [] if layers is not None else _functions(tracer, reasons)
+    taps = Taps(
         tap=tap,
         analysed=tuple(found[layer] for layer in wanted if layer not in reasons),
-        skipped=tuple(Skipped(layer, reason) for layer, reason in reasons.items()),
+        skipped=tuple(Skipped(layer, reason) for layer, reason in [*reasons.items(), *functional]),
         peak_bytes_per_sample=tracer.peak_bytes // len(example),
     )
+    return replace(taps, analysed=_with_couplings(model, example, taps))
 
 
 def capture(model: nn.Module, images: Tensor, taps: Taps, consume: Consume, *, sample_offset: int = 0) -> None:
@@ -122,7 +96,8 @@ def capture(model: nn.Module, images: Tensor, taps: Taps, consume: Consume, *, s
         What :func:`find_taps` found for this model.
     consume : callable
         Called as ``consume(layer, maps)`` with maps (N, C, H, W) on the model's device, once for each analysed layer,
-        in the order of computation. The tensor may be overwritten afterwards: copy what is to be kept.
+        in the order of computation; maps of one dimension are one row, of three their slices one below the other. The
+        tensor may be overwritten afterwards: copy what is to be kept. What it raises is not touched.
     sample_offset : int
         Index of the first image among all samples, for error messages.
 
@@ -130,22 +105,32 @@ def capture(model: nn.Module, images: Tensor, taps: Taps, consume: Consume, *, s
     ------
     CaptureError
         Maps hold NaN or infinite values, or this pass takes another way than the one that found the taps.
+    ForwardError
+        The model's own forward pass raised something.
     """
     expected = {tap.layer: tap for tap in taps.analysed}
     received: set[str] = set()
 
-    def hand_over(layer: str, maps: Tensor, _: str) -> None:
-        if layer not in expected:
+    def hand_over(trail: Trail, maps: Tensor, _: str) -> None:
+        layer = trail.layer
+        if layer not in expected or layer in received or str(trail) != expected[layer].description:
             return
-        if layer in received or _map_shape(maps) != expected[layer].shape:
+        maps = by_filter(maps, trail.axis)
+        if _map_shape(maps) != expected[layer].shape:
             raise _changed_its_way(layer)
         require_finite(layer, maps, sample_offset)
         received.add(layer)
-        consume(layer, maps)
+        try:
+            consume(layer, maps)
+        except Exception as error:
+            raise _ConsumerFailed(error) from error
 
     model = unwrapped(model)
-    tracer = _Tracer(model, len(images), taps.tap, hand_over)
-    _forward(model, images, tracer)
+    tracer = Tracer(model, len(images), hand_over, branch=taps.tap == "branch")
+    try:
+        _forward(model, images, tracer, ForwardError)
+    except _ConsumerFailed as failed:
+        raise failed.error from failed.error.__cause__
     for layer in expected:
         if layer not in received or tracer.calls[layer] != 1:
             raise _changed_its_way(layer)
@@ -172,18 +157,124 @@ def model_input(model: nn.Module, images: Tensor) -> Tensor:
     return images if parameter is None else images.to(parameter.device, parameter.dtype)
 
 
+class _ConsumerFailed(BaseException):
+    """An error of the consumer, on its way out of a forward pass that must not take it for its own."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+@dataclass
+class _Places:
+    """Where one convolution's maps could be taken."""
+
+    first: dict[str, Tap] = field(default_factory=dict)
+    """Place → the first tap there; of activations the last, since a gate comes before its product."""
+
+    def note(self, trail: Trail, maps: Tensor, place: str) -> None:
+        """Keep a place that a trail got to."""
+        if place == "activated" or (place and place not in self.first):
+            extent = maps.movedim(trail.axis, 1).shape[2:]
+            size = "" if len(extent) == 2 else " × ".join(map(str, extent))
+            shape = _map_shape(by_filter(maps, trail.axis))
+            self.first[place] = Tap(trail.layer, *shape, str(trail), kind=trail.kind, size=size)
+
+    def chosen(self, tap: str) -> Tap | None:
+        """Where a tap takes the maps, None where it takes none."""
+        order = {
+            "auto": ("activated", "normalised", "own"),
+            "post_activation": ("activated",),
+            "branch": ("joined", "activated"),
+            "pre_activation": ("own",),
+        }[tap]
+        return next((self.first[place] for place in order if place in self.first), None)
+
+
+def _reason_to_skip(tracer: Tracer, layer: str, found: dict[str, Tap]) -> str | None:
+    """Why a layer cannot be analysed after a forward pass, None if it can."""
+    if tracer.calls[layer] == 0:
+        return "is never called as a module in a forward pass, or is scripted"
+    if tracer.calls[layer] > 1:
+        return (
+            f"is called {tracer.calls[layer]} times in one forward pass, so a sample has no single map of each filter"
+        )
+    if layer in found:
+        return None
+    reason = tracer.dead_ends.get(layer, "no activation follows it")
+    return reason if reason.startswith("gives") else f"{reason}; tap=pre_activation analyses its own output"
+
+
+def _functions(tracer: Tracer, reasons: dict[str, str]) -> list[tuple[str, str]]:
+    """Convolutions that are function calls, by their weight; those of a layer that is listed say it there."""
+    said = "is a function call, {}(), with a weight of its own: only modules are analysed"
+    for layer in reasons:
+        if function := tracer.functional.get(f"{layer}.weight"):
+            reasons[layer] = f"is never called as a module: its weight is used by {function}()"
+    listed = {f"{layer}.weight" for layer in reasons}
+    return [(name, said.format(function)) for name, function in tracer.functional.items() if name not in listed]
+
+
+def _with_couplings(model: nn.Module, example: Tensor, taps: Taps) -> tuple[Tap, ...]:
+    """The taps, those marked whose maps of a sample depend on what stands beside it in the forward pass.
+
+    The sample goes through beside itself and beside another: two passes of one size, which round alike.
+    """
+    if not taps.analysed:
+        return ()
+    one = example[:1]
+    generator = torch.Generator().manual_seed(0)
+    spread = 3 * (float(one.float().std()) if one.numel() > 1 else 0.0) + 1
+    other = example[1:2] if len(example) > 1 else one + spread * torch.randn(one.shape, generator=generator).to(one)
+    alone, beside = (_maps_of_first(model, torch.cat([one, second]), taps) for second in (one, other))
+    coupled = {
+        layer
+        for layer, maps in alone.items()
+        if layer in beside and _differ(maps, beside[layer])
+    }  # fmt: skip
+    if coupled:
+        warnings.warn(
+            f"{', '.join(tap.layer for tap in taps.analysed if tap.layer in coupled)}: the maps of a sample depend on "
+            "the other samples in its forward pass (a BatchNorm without running statistics?), and so does everything "
+            "found: results are those of this extract.forward_samples and this order of the samples",
+            CouplingWarning,
+            stacklevel=3,
+        )
+    return tuple(replace(tap, coupled=tap.layer in coupled) for tap in taps.analysed)
+
+
+def _maps_of_first(model: nn.Module, images: Tensor, taps: Taps) -> dict[str, Tensor]:
+    """Maps of the first image, by layer, as far as this pass gets to the taps."""
+    descriptions = {tap.layer: tap.description for tap in taps.analysed}
+    maps: dict[str, Tensor] = {}
+
+    def keep(trail: Trail, output: Tensor, _: str) -> None:
+        if trail.layer not in maps and descriptions.get(trail.layer) == str(trail):
+            maps[trail.layer] = output[0].clone()
+
+    _forward(model, images, Tracer(model, len(images), keep, branch=taps.tap == "branch"), CaptureError)
+    return maps
+
+
+def _differ(maps: Tensor, others: Tensor) -> bool:
+    if maps.shape != others.shape:
+        return True
+    difference, largest = float((maps - others).abs().max()), float(maps.abs().max())
+    return difference > COUPLING * largest
+
+
 def _convolutions(model: nn.Module) -> dict[str, nn.Module]:
     found = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d) or _scripted(module)
+        name: module for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS) or _scripted(module)
     }
     if not found:
-        raise CaptureError(f"{type(model).__name__} has no Conv2d layer, so there are no feature maps to analyse")
+        raise CaptureError(f"{type(model).__name__} has no convolution, so there are no feature maps to analyse")
     return found
 
 
 def _scripted(module: nn.Module) -> bool:
-    """Whether this is a Conv2d inside a scripted module: it can be listed, but no hook of it fires."""
-    return isinstance(module, torch.jit.ScriptModule) and module.original_name == "Conv2d"
+    """Whether this is a convolution inside a scripted module: it can be listed, but no hook of it fires."""
+    names = {kind.__name__ for kind in CONVOLUTIONS}
+    return isinstance(module, torch.jit.ScriptModule) and module.original_name in names
 
 
 def _wanted(convolutions: dict[str, nn.Module], layers: Iterable[str] | None) -> list[str]:
@@ -193,7 +284,7 @@ def _wanted(convolutions: dict[str, nn.Module], layers: Iterable[str] | None) ->
         raise LayerError(f"layers=[]: expected at least one of {', '.join(convolutions)}; None takes all of them")
     for unknown in sorted(names - convolutions.keys()):
         near = get_close_matches(unknown, convolutions, n=1, cutoff=0) or list(convolutions)
-        raise LayerError(f"layer {unknown!r}: the model has no Conv2d of that name; the nearest is {near[0]!r}")
+        raise LayerError(f"layer {unknown!r}: the model has no convolution of that name; the nearest is {near[0]!r}")
     return [name for name in convolutions if name in names]
 
 
@@ -209,160 +300,7 @@ def _changed_its_way(layer: str) -> CaptureError:
     )
 
 
-@dataclass(frozen=True)
-class _Trail:
-    """The way from a convolution to the tensor at hand."""
-
-    layer: str
-    n_filters: int
-    depth: int
-    """Convolutions from the model's input up to and including this one."""
-    order: int
-    """Position among the calls of all convolutions."""
-    steps: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return "after " + ", ".join(self.steps) if self.steps else "its own output"
-
-
-class _Tracer(TorchFunctionMode):
-    """Follow the output of every convolution to its tap and call ``emit(layer, maps, description)`` there.
-
-    Keeps weak references only: what the forward pass frees is freed.
-    """
-
-    def __init__(self, model: nn.Module, n_samples: int, tap: str, emit: Callable[[str, Tensor, str], None]) -> None:
-        super().__init__()
-        self.model = model
-        self.n_samples = n_samples
-        self.tap = tap
-        self.emit = emit
-        self.calls: Counter[str] = Counter()
-        self.tapped: set[str] = set()
-        self.dead_ends: dict[str, str] = {}
-        self.peak_bytes = 0
-        self._depth = WeakTensorKeyDictionary()  # tensor → convolutions behind it
-        self._trail = (
-            WeakTensorKeyDictionary()
-        )  # tensor → _Trail, while its channels are one layer's filters before activation
-        self._module = ""  # the innermost module at work, for descriptions
-
-    @contextmanager
-    def hooked(self) -> Iterator[None]:
-        """Hooks on the convolutions and on the leaf modules, removed at the end."""
-        with ExitStack() as stack:
-            for name, module in self.model.named_modules():
-                is_convolution = isinstance(module, nn.Conv2d)
-                if is_convolution or not any(True for _ in module.children()):
-                    stack.callback(module.register_forward_pre_hook(partial(self._enter, name)).remove)
-                    leave = partial(self._leave, name if is_convolution else None)
-                    stack.callback(module.register_forward_hook(leave).remove)
-            yield
-
-    def reason_to_skip(self, layer: str, found: dict[str, Tap]) -> str | None:
-        """Why a layer cannot be analysed after this forward pass, None if it can."""
-        if self.calls[layer] == 0:
-            return "is never called as a module in a forward pass, or is scripted"
-        if self.calls[layer] > 1:
-            return (
-                f"is called {self.calls[layer]} times in one forward pass, so a sample has no single map of each filter"
-            )
-        if layer in found:
-            return None
-        return self.dead_ends.get(layer, "no activation follows it; tap=pre_activation analyses its own output")
-
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name, inputs = function_name(func), list(tensors([*args, *(kwargs or {}).values()]))
-        if self.tap == "branch" and name in ADDITIONS:
-            self._tap_summands(inputs)  # before an addition in place overwrites one of them
-        result = func(*args, **(kwargs or {}))
-        for output in tensors([result]):
-            self._follow(name, inputs, output)
-        return result
-
-    def _enter(self, name: str, *_: Any) -> None:
-        self._module = name
-
-    def _leave(self, convolution: str | None, module: nn.Module, _: Any, output: Any) -> None:
-        if convolution is not None:
-            self._start(convolution, output)
-        self._module = ""
-
-    def _start(self, layer: str, output: Any) -> None:
-        """A convolution has made ``output``: tap it, or begin to follow it."""
-        self.calls[layer] += 1
-        if not (isinstance(output, Tensor) and output.ndim == 4 and output.shape[0] == self.n_samples):
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            self.dead_ends[layer] = (
-                f"gives {shape} for {self.n_samples} samples instead of one map of each filter a sample"
-            )
-            return
-        depth = self._depth.get(output, 0) + 1
-        trail = _Trail(layer, n_filters=int(output.shape[1]), depth=depth, order=sum(self.calls.values()))
-        self._depth[output] = depth
-        if self.tap == "pre_activation":
-            self._tap(trail, output)
-        else:
-            self._trail[output] = trail
-
-    def _follow(self, name: str, inputs: list[Tensor], output: Tensor) -> None:
-        """Carry the way of ``inputs`` over to ``output``, which ``name`` has just made (or changed in place)."""
-        self.peak_bytes = max(self.peak_bytes, output.numel() * output.element_size())
-        self._depth[output] = max((self._depth.get(tensor, 0) for tensor in inputs), default=0)
-        trails = {trail for tensor in inputs if (trail := self._trail.get(tensor)) and trail.layer not in self.tapped}
-        self._trail.pop(output, None)
-        if not trails:
-            return
-        main = max(trails, key=lambda trail: (trail.depth, -trail.order))
-        step = f"{name} ({self._module})" if self._module else name
-        keeps_channels = output.ndim == 4 and output.shape[:2] == (self.n_samples, main.n_filters)
-        if keeps_channels and name in ACTIVATIONS | FOLLOWED:
-            for other in trails - {main}:
-                self._end(other, f"is joined with {main.layer!r} by {step}: the sum is analysed there")
-            main = replace(main, steps=(*main.steps, step))
-            if name in ACTIVATIONS:
-                self._tap(main, output)
-            else:
-                self._trail[output] = main
-        else:
-            for trail in trails:
-                self._end(trail, f"no activation follows: {trail} enters {step}")
-
-    def _tap_summands(self, inputs: list[Tensor]) -> None:
-        """Tap what is about to be added to other maps of the same shape."""
-        if len(inputs) < 2 or any(tensor.shape != inputs[0].shape for tensor in inputs):
-            return
-        for tensor in inputs:
-            trail = self._trail.get(tensor)
-            if trail and trail.layer not in self.tapped:
-                self._tap(trail, tensor)
-
-    def _tap(self, trail: _Trail, maps: Tensor) -> None:
-        self.tapped.add(trail.layer)
-        self.emit(trail.layer, maps, str(trail))
-
-    def _end(self, trail: _Trail, reason: str) -> None:
-        """Note a dead end; another branch may still lead to an activation."""
-        self.dead_ends.setdefault(trail.layer, f"{reason}; tap=pre_activation analyses its own output")
-
-
-def function_name(func: Callable) -> str:
-    """One name for all forms: ``relu_`` is ``relu``; ``__iadd__``, ``__radd__`` and ``add_`` are ``add``."""
-    name = getattr(func, "__name__", "")
-    return re.sub(r"^__[ir]?(add|sub|mul|truediv)__$", r"\1", name).strip("_")
-
-
-def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Tensors among ``values``, also inside lists and tuples."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors(value)
-
-
-def _forward(model: nn.Module, images: Tensor, tracer: _Tracer) -> None:
+def _forward(model: nn.Module, images: Tensor, tracer: Tracer, kind: type[CaptureError]) -> None:
+    images = model_input(model, images)
     with undisturbed(model), tracer.hooked(), torch.no_grad(), eager(), tracer:
-        model(model_input(model, images))
+        outcome(model, images, kind)

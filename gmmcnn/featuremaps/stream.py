@@ -45,7 +45,7 @@ def extract(
     images: Given,
     path: str | os.PathLike[str],
     *,
-    tap: str = "post_activation",
+    tap: str = "auto",
     layers: list[str] | None = None,
     dtype: str = "float32",
     forward_samples: int = 256,

@@ -11,16 +11,32 @@ class Tap:
     """Dotted name of the convolution."""
     n_filters: int
     height: int
-    """Rows of one map, pixels."""
+    """Rows of one map, pixels; of a map in three dimensions, of all its slices, one below the other."""
     width: int
     """Columns of one map, pixels."""
     description: str
     """Where the maps are taken, as ``"after batch_norm (bn1), relu"``."""
+    kind: str = "Conv2d"
+    """Class of the layer."""
+    size: str = ""
+    """Extent of a map that has not two dimensions, as ``"100"`` or ``"4 × 8 × 8"``."""
+    coupled: bool = False
+    """The maps of a sample depend on the others in its forward pass."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(filters, height, width)."""
         return self.n_filters, self.height, self.width
+
+    @property
+    def map_size(self) -> str:
+        """Extent of a map in pixels, as ``"8 × 8"``."""
+        return self.size or f"{self.height} × {self.width}"
+
+    @property
+    def one_pixel(self) -> bool:
+        """Whether a map is one number, as in squeeze-and-excitation: no map of places, and compared with none."""
+        return self.height * self.width == 1
 
 
 @dataclass(frozen=True)
@@ -33,10 +49,13 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Taps:
-    """Every convolution of a model: analysed, or skipped with the reason; both in the order of the model's modules."""
+    """Every convolution of a model: analysed, or skipped with the reason; both in the order of the model's modules.
+
+    Convolutions that are function calls are skipped ones, at the end.
+    """
 
     tap: str
-    """``"post_activation"``, ``"branch"`` or ``"pre_activation"``."""
+    """One of :data:`gmmcnn.featuremaps.capture.TAPS`."""
     analysed: tuple[Tap, ...]
     skipped: tuple[Skipped, ...]
     peak_bytes_per_sample: int

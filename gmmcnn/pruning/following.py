@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gmmcnn.errors import ModelError
-from gmmcnn.featuremaps.capture import ACTIVATIONS, function_name, tensors
+from gmmcnn.featuremaps.tracing import ACTIVATIONS, function_name, tensors
 
 _MARK = "_gmmcnn_kept_channels"
 _CONSTANT = "_gmmcnn_constant"
@@ -61,8 +61,8 @@ _EACH = ACTIVATIONS | frozenset((
     "softmax", "log_softmax", "softmin", "gumbel_softmax",
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
     "abs", "absolute", "neg", "negative", "positive", "sign", "sgn", "square", "sqrt", "rsqrt", "reciprocal", "pow",
-    "rpow", "float_power", "exp", "exp2", "expm1", "log", "log1p", "sin", "sinh", "asin", "asinh", "tan", "atan", "erf",
-    "floor", "ceil", "round", "trunc", "frac", "nan_to_num", "masked_fill", "clamp_max", "logical_not",
+    "rpow", "rdiv", "float_power", "exp", "exp2", "expm1", "log", "log1p", "sin", "sinh", "asin", "asinh", "tan",
+    "atan", "erf", "floor", "ceil", "round", "trunc", "frac", "nan_to_num", "masked_fill", "clamp_max", "logical_not",
     "bitwise_not", "invert", "isnan", "isfinite", "isinf",
 ))
 """Make of each number, or of each channel, one of the same place."""

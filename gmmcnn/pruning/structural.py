@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gmmcnn.errors import EngineError, GmmcnnError, ModelError, one_line
-from gmmcnn.featuremaps.capture import model_input, tensors
+from gmmcnn.featuremaps.capture import model_input
+from gmmcnn.featuremaps.tracing import tensors
 from gmmcnn.models.foreign import CONVOLUTIONS, outcome, runnable
 from gmmcnn.pruning.masks import Mask, checked, masked
 

@@ -148,14 +148,14 @@ def test_counts_with_refits_are_those_of_the_analysis_with_these_settings(labora
 
 
 def test_a_plain_network_has_two_taps_and_a_residual_one_three(laboratory, tmp_path):
-    assert distinct_taps(laboratory) == ["post_activation", "pre_activation"]
+    assert distinct_taps(laboratory) == ["auto", "pre_activation"]
     settings = replace(
         laboratory.settings,
         model=config.Model(name="resnet8"),
         extract=config.Extract(tap="branch"),
         experiment=config.Experiment(size="smoke", train_samples=200, rounds=1, factor=1, validation_samples=50),
     )
-    assert distinct_taps(Laboratory(settings, tmp_path)) == ["branch", "post_activation", "pre_activation"]
+    assert distinct_taps(Laboratory(settings, tmp_path)) == ["branch", "auto", "pre_activation"]
 
 
 def test_it_says_between_which_values_the_verdict_changes():

@@ -1,13 +1,18 @@
 """Maps are found behind every kind of activation, equal a plain forward pass, and leave no trace in the model."""
 
 import copy
+import math
+import sys
+from dataclasses import replace
+from functools import partial
+from unittest.mock import ANY
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmmcnn.errors import CaptureError, LayerError
+from gmmcnn.errors import CaptureError, CouplingWarning, LayerError
 from gmmcnn.featuremaps import Taps, capture, find_taps
 
 
@@ -51,7 +56,7 @@ def images() -> Tensor:
 
 
 def test_maps_equal_a_plain_forward_pass_bit_for_bit(case) -> None:
-    taps = find_taps(case.model, case.images[:1])
+    taps = find_taps(case.model, case.images[:1], tap="post_activation")
     maps, plain = captured(case.model, case.images, taps), case.maps(case.images)
     assert list(maps) == list(plain)
     for layer, expected in plain.items():
@@ -264,7 +269,7 @@ def test_the_shortcuts_convolution_is_listed_and_the_sum_counts_for_the_main_pat
         return F.relu(out)
 
     model = Net(forward, one=conv(), two=conv(4), shortcut=conv(3, 4, 1))
-    taps = find_taps(model, images[:1])
+    taps = find_taps(model, images[:1], tap="post_activation")
     assert [tap.layer for tap in taps.analysed] == ["one", "two"]
     assert reasons(taps) == {
         "shortcut": "is joined with 'two' by add: the sum is analysed there; tap=pre_activation analyses its own output"
@@ -282,7 +287,7 @@ def test_layers_that_cannot_be_analysed_say_why(images: Tensor) -> None:
 
     layers = {"twice": conv(4), "linear": conv(4), "expand": conv(4), "grown": conv(4), "head": conv(8, 2)}
     model = Net(forward, fine=conv(), **layers, unused=conv())
-    taps = find_taps(model, images[:1])
+    taps = find_taps(model, images[:1], tap="post_activation")
     assert [tap.layer for tap in taps.analysed] == ["fine", "expand"]
     own = "; tap=pre_activation analyses its own output"
     assert reasons(taps) == {
@@ -318,7 +323,7 @@ def test_an_unknown_layer_is_named_with_the_nearest(in_place_resnet: nn.Module) 
 @pytest.mark.parametrize(
     ("model", "example", "message"),
     [
-        (nn.Linear(3, 2), torch.rand(1, 3), "Linear has no Conv2d"),
+        (nn.Linear(3, 2), torch.rand(1, 3), "Linear has no convolution"),
         (conv(), torch.rand(1, 5, 8, 8), r"does not run on images of shape \(1, 5, 8, 8\)"),
         (conv(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"images are torch\.uint8; expected floating point"),
     ],
@@ -329,8 +334,231 @@ def test_bad_input_is_refused(model: nn.Module, example: Tensor, message: str) -
 
 
 def test_an_unknown_tap_is_refused(images: Tensor) -> None:
-    with pytest.raises(CaptureError, match="expected one of post_activation, branch, pre_activation"):
+    with pytest.raises(CaptureError, match="expected one of auto, post_activation, branch, pre_activation"):
         find_taps(conv(), images, tap="post")
+
+
+# ------------------------------------------------------------------------------------------ the best place there is
+
+
+def normalised_first(net: Net, x: Tensor) -> Tensor:
+    """A linear bottleneck, a shortcut, a depthwise convolution before LayerNorm, patches, and a last layer."""
+    x = F.relu(net.norm(net.fine(x)))
+    x = F.relu(net.two(x) + net.shortcut_norm(net.shortcut(x)))
+    x = net.bottleneck_norm(net.bottleneck(x))
+    y = net.pixels(net.depthwise(x).permute(0, 2, 3, 1))
+    x = x + F.gelu(net.mlp(y)).permute(0, 3, 1, 2)
+    return net.patches(x).flatten(2).transpose(1, 2).mean(1)
+
+
+def of_many_places() -> Net:
+    torch.manual_seed(0)
+    model = Net(
+        normalised_first,
+        **{name: conv(4) for name in ("two", "bottleneck")},
+        fine=conv(), shortcut=conv(4, 4, 1), depthwise=nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        patches=nn.Conv2d(4, 6, 2, 2), pixels=nn.LayerNorm(4), mlp=nn.Linear(4, 4),
+        norm=nn.BatchNorm2d(4), shortcut_norm=nn.BatchNorm2d(4), bottleneck_norm=nn.BatchNorm2d(4),
+    )  # fmt: skip
+    for norm in (model.pixels, model.norm, model.shortcut_norm, model.bottleneck_norm):
+        nn.init.uniform_(norm.bias, 1, 2)
+    return model.eval()
+
+
+def test_auto_takes_the_activation_else_the_normalisation_else_the_own_output(images: Tensor) -> None:
+    model = of_many_places()
+    taps = find_taps(model, images[:1])
+    assert taps.skipped == ()
+    assert descriptions(taps) == {
+        "fine": "after batch_norm (norm), relu",
+        "two": "after add, relu",
+        "shortcut": "after batch_norm (shortcut_norm)",
+        "bottleneck": "after batch_norm (bottleneck_norm)",
+        "depthwise": "after permute, layer_norm (pixels)",
+        "patches": "its own output",
+    }
+    expected: dict[str, Tensor] = {}
+    for name in ("shortcut_norm", "bottleneck_norm", "pixels", "patches"):
+        keep = partial(lambda name, _m, _i, out: expected.update({name: out.clone()}), name)
+        model.get_submodule(name).register_forward_hook(keep)
+    with torch.no_grad():
+        model(images)
+    maps = captured(model, images, taps)
+    assert torch.equal(maps["shortcut"], expected["shortcut_norm"])
+    assert torch.equal(maps["bottleneck"], expected["bottleneck_norm"])
+    assert torch.equal(maps["depthwise"], expected["pixels"].permute(0, 3, 1, 2))
+    assert torch.equal(maps["patches"], expected["patches"])
+
+
+def test_auto_is_post_activation_wherever_there_is_one(case) -> None:
+    after = find_taps(case.model, case.images[:1], tap="post_activation")
+    best = find_taps(case.model, case.images[:1])
+    assert set(after.analysed) <= set(best.analysed)
+    assert {tap.layer for tap in best.analysed} - {tap.layer for tap in after.analysed} == set(reasons(after))
+    assert best.skipped == ()
+
+
+def test_a_normalisation_written_by_hand_is_one(images: Tensor) -> None:
+    class ChannelNorm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
+
+    model = nn.Sequential(conv(), ChannelNorm(), nn.Flatten())
+    taps = find_taps(model, images[:1])
+    assert descriptions(taps)["0"].startswith("after sub (1), ")
+    with torch.no_grad():
+        assert torch.equal(captured(model, images, taps)["0"], model[:2](images))
+
+
+BY_HAND = {
+    "swish": lambda h: h * torch.sigmoid(h),
+    "swish, the other way round": lambda h: h.sigmoid() * h,
+    "swish in place": lambda h: h.mul_(h.sigmoid()),
+    "quick GELU": lambda h: h * torch.sigmoid(1.702 * h),
+    "mish": lambda h: h * torch.tanh(F.softplus(h)),
+    "h-swish": lambda h: h * F.relu6(h + 3) / 6,
+    "h-swish, divided first": lambda h: h * (F.relu6(h + 3) / 6),
+    "GELU by tanh": lambda h: 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * torch.pow(h, 3)))),
+    "GELU by erf": lambda h: h * 0.5 * (1.0 + torch.erf(h / math.sqrt(2.0))),
+    "swish by exp": lambda h: h * (1 / (1 + torch.exp(-h))),
+    "gate of channels": lambda h: h * torch.sigmoid(F.adaptive_avg_pool2d(h, 1)),
+}
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("name", BY_HAND)
+def test_an_activation_written_by_hand_is_tapped_at_its_product(name: str, normalised: bool, images: Tensor) -> None:
+    """What is done with the product later is no more of it."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = BY_HAND[name](net.norm(net.one(x)) if normalised else net.one(x))
+        return F.relu(net.two(x)).mean((2, 3))
+
+    torch.manual_seed(0)
+    model = Net(forward, one=conv(), norm=nn.BatchNorm2d(4), two=conv(4)).eval()
+    taps = find_taps(model, images[:1])
+    maps = captured(model, images, taps)
+    with torch.no_grad():
+        inner = model.one(images)
+        expected = BY_HAND[name](model.norm(inner) if normalised else inner)
+        assert torch.equal(maps["one"], expected)
+        assert torch.equal(maps["two"], F.relu(model.two(expected)))
+    assert "with its input" in descriptions(taps)["one"]
+
+
+def test_a_gate_of_another_layer_is_an_activation_of_its_own(images: Tensor) -> None:
+    """Squeeze and excitation: the product belongs to neither."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = F.relu(net.conv(x))
+        return x * torch.sigmoid(net.excite(F.relu(net.squeeze(x.mean((2, 3), keepdim=True)))))
+
+    model = Net(forward, conv=conv(), squeeze=conv(4, 2, 1), excite=conv(2, 4, 1))
+    taps = find_taps(model, images[:1])
+    assert descriptions(taps) == {"conv": "after relu", "squeeze": "after relu", "excite": "after sigmoid"}
+    assert [tap.layer for tap in taps.analysed if tap.one_pixel] == ["squeeze", "excite"]
+    assert [tap.map_size for tap in taps.analysed] == ["8 × 8", "1 × 1", "1 × 1"]
+
+
+@pytest.mark.parametrize(
+    ("make", "extent", "shape", "size"),
+    [
+        (nn.Conv1d, (9,), (4, 1, 7), "7"),
+        (nn.Conv3d, (5, 6, 7), (4, 12, 5), "3 × 4 × 5"),
+        (nn.ConvTranspose1d, (9,), (4, 1, 11), "11"),
+        (nn.ConvTranspose2d, (5, 6), (4, 7, 8), "7 × 8"),
+        (nn.ConvTranspose3d, (2, 3, 4), (4, 20, 6), "4 × 5 × 6"),
+    ],
+)
+def test_all_kinds_of_convolutions(make, extent, shape, size) -> None:
+    torch.manual_seed(0)
+    model, images = nn.Sequential(make(3, 4, 3), nn.ReLU()), torch.randn(2, 3, *extent)
+    (tap,) = find_taps(model, images[:1]).analysed
+    assert (tap.kind, tap.shape, tap.map_size) == (make.__name__, shape, size)
+    with torch.no_grad():
+        maps = captured(model, images, find_taps(model, images[:1]))["0"]
+        assert torch.equal(maps.flatten(2), model(images).flatten(2))
+
+
+def test_convolutions_that_are_function_calls_are_listed(images: Tensor) -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = F.conv2d(F.relu(net.fine(x)), net.by_weight.weight, padding=1)
+        return F.conv2d(F.conv2d(x, net.own), torch.ones(2, 4, 1, 1))
+
+    model = Net(forward, fine=conv(), by_weight=conv(4))
+    model.own = nn.Parameter(torch.rand(4, 4, 1, 1))
+    taps = find_taps(model, images[:1])
+    assert [tap.layer for tap in taps.analysed] == ["fine"]
+    own = "is a function call, conv2d(), with a weight of its own: only modules are analysed"
+    assert reasons(taps) == {
+        "by_weight": "is never called as a module: its weight is used by conv2d()",
+        "own": own,
+        "conv2d() no. 3": own,
+    }
+
+
+# ----------------------------------------------------------------------------------------- samples beside each other
+
+COUPLED = {
+    "BatchNorm without statistics": nn.BatchNorm2d(4, track_running_stats=False),
+    "mean of the batch": Net(lambda net, x: x - x.mean(0, keepdim=True)),
+    "attention over samples": Net(
+        lambda net, x: torch.einsum("nm,mchw->nchw", torch.cdist(x[:, 0, 0], x[:, 0, 0]), x) + x
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_maps_that_depend_on_the_other_samples_are_told(name: str, images: Tensor) -> None:
+    model = nn.Sequential(conv(), nn.ReLU(), conv(4), COUPLED[name], nn.ReLU(), conv(4), nn.ReLU())
+    with pytest.warns(CouplingWarning, match=r"^2, 5: the maps of a sample depend on the other samples"):
+        taps = find_taps(model, images[:1])
+    assert {tap.layer: tap.coupled for tap in taps.analysed} == {"0": False, "2": True, "5": True}
+    with pytest.warns(CouplingWarning):
+        assert find_taps(model, images) == replace(taps, peak_bytes_per_sample=ANY)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4)])
+def test_other_normalisations_couple_no_samples(norm: nn.Module, images: Tensor) -> None:
+    taps = find_taps(nn.Sequential(conv(), norm, nn.ReLU()), images[:1])
+    assert not any(tap.coupled for tap in taps.analysed)
+
+
+# ------------------------------------------------------------------------------------------- networks that do not run
+
+
+def fails(*_):
+    raise ValueError("images must be blue")
+
+
+class OfTime(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.conv(x) * t
+
+
+@pytest.mark.filterwarnings("ignore:.*Lazy modules:UserWarning", "ignore:.*script.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (OfTime, "OfTime.forward needs t besides the images; wrap it in a module that takes the images alone"),
+        (lambda: Net(lambda net, x: net.conv(x["images"]), conv=conv()), "does not run on images .*: IndexError"),
+        (lambda: Net(fails, conv=conv()), "ValueError: images must be blue"),
+        (lambda: Net(lambda net, x: sys.exit("no"), conv=conv()), "SystemExit: no"),
+        (lambda: Net(lambda net, x: net.conv(x).view(1, 4, 64), conv=conv()), r"on images of shape \(2, 3, 8, 8\)"),
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "0.weight has no size yet"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, device="meta")), "0.weight is on the meta device"),
+        (lambda: torch.jit.script(nn.Sequential(conv())), "scripted module"),
+        (lambda: conv().state_dict(), "is a OrderedDict; expected a torch.nn.Module; load it into the network"),
+        (lambda: "resnet18", "the model is a str; expected a torch.nn.Module"),
+    ],
+)
+def test_a_network_that_does_not_run_is_named_in_one_line(make, message: str, images: Tensor) -> None:
+    with pytest.raises(CaptureError, match=message):
+        find_taps(make(), images[:1])
 
 
 # --------------------------------------------------------------------------------------------------- NaN and infinities
@@ -425,7 +653,7 @@ def test_the_model_comes_back_as_it_was(images: Tensor, how: str) -> None:
             capture(model, images, taps, consume)
     else:
         capture(model, images, taps, consume)
-        assert fired == ["own hook"] * 2
+        assert fired == ["own hook"] * 4  # to find the taps, beside itself, beside another sample, to capture
 
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

@@ -178,7 +178,7 @@ def test_skipped_layers_and_origin_are_kept_in_the_store(images: Tensor, path: P
     model = nn.Sequential(*small_model(), nn.Conv2d(6, 2, 1))
     store = extract(model, images, path, attributes={"checkpoint": 3})
     assert store.attributes["checkpoint"] == 3
-    assert store.attributes["extraction"]["tap"] == "post_activation"
+    assert store.attributes["extraction"]["tap"] == "auto"
     assert [skipped["layer"] for skipped in store.attributes["extraction"]["skipped"]] == ["4"]
 
 
