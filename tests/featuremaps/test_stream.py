@@ -63,7 +63,7 @@ def assert_same(one: ActivationStore, other: ActivationStore) -> None:
 
 
 def test_the_store_equals_a_plain_forward_pass_bit_for_bit(case, path: Path) -> None:
-    store = extract(case.model, case.images, path, probe_samples=4)
+    store = extract(case.model, case.images, path, tap="post_activation", probe_samples=4)
     plain = [case.maps(case.images[store.block(block)]) for block in range(store.n_blocks)]
     assert store.n_blocks == 3
     assert list(store.layers) == list(plain[0])
@@ -170,15 +170,15 @@ def test_a_map_that_overflows_float16_names_its_sample(model: nn.Module, images:
 
 def test_no_layer_to_analyse_says_why(path: Path) -> None:
     with pytest.raises(CaptureError, match="no layer can be analysed: 0: no activation follows it"):
-        extract(nn.Sequential(nn.Conv2d(1, 2, 3)), torch.rand(2, 1, 8, 8), path)
+        extract(nn.Sequential(nn.Conv2d(1, 2, 3)), torch.rand(2, 1, 8, 8), path, tap="post_activation")
     assert not path.exists()
 
 
 def test_skipped_layers_and_origin_are_kept_in_the_store(images: Tensor, path: Path) -> None:
     model = nn.Sequential(*small_model(), nn.Conv2d(6, 2, 1))
-    store = extract(model, images, path, attributes={"checkpoint": 3})
+    store = extract(model, images, path, tap="post_activation", attributes={"checkpoint": 3})
     assert store.attributes["checkpoint"] == 3
-    assert store.attributes["extraction"]["tap"] == "auto"
+    assert store.attributes["extraction"]["tap"] == "post_activation"
     assert [skipped["layer"] for skipped in store.attributes["extraction"]["skipped"]] == ["4"]
 
 
