@@ -17,6 +17,7 @@ from gmmcnn.errors import ConfigurationError
 
 NAME = "config.yaml"
 EARLIER = Path(".hydra") / "overrides.yaml"
+_TAP = "extract.tap=post_activation"  # the default of the versions that kept their overrides there
 OF_A_COMMAND = ("task", "run", "estimate")
 """Settings that say what one command does, and where: those of the next one are its own."""
 
@@ -106,7 +107,8 @@ def read_earlier(folder: Path) -> list[str] | None:
             f"{path}: damaged; expected the settings of that run, one a line as '- key=value'; "
             "write them again, or delete the file and give them with run="
         )
-    return [_renamed(override) for override in stored]
+    given = [_renamed(override) for override in stored]
+    return given if any(override.startswith(("extract.tap", "extract=")) for override in given) else [*given, _TAP]
 
 
 def values_of(settings: Settings) -> dict[str, Any]:

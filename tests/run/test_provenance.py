@@ -13,7 +13,7 @@ from gmmcnn.errors import ConfigurationError, StoreNotFoundError
 from gmmcnn.run import provenance
 from gmmcnn.run.provenance import Record
 
-GIVEN = config.Settings(model=config.Model(checkpoint="weights.pt"))
+GIVEN = config.Settings(model=config.Model(checkpoint="weights.pt"), extract=config.Extract(tap="post_activation"))
 WEIGHTS = "0123456789abcdef" * 4
 
 
@@ -142,7 +142,10 @@ def test_without_a_record_the_task_that_makes_maps_is_named():
     ("changes", "message"),
     [
         ({"extract": config.Extract(tap="branch")}, r"other settings \(made with extract\.tap=post_activation\)"),
-        ({"extract": config.Extract(layers=["a"])}, r"other settings \(made with extract\.layers=null\)"),
+        (
+            {"extract": config.Extract(tap="post_activation", layers=["a"])},
+            r"other settings \(made with extract\.layers=null\)",
+        ),
         ({"probe": config.Probe(batches=3)}, r"other probe samples \(made with probe\.batches="),
         ({"seed": 5}, r"other probe samples \(made with seed=0\)"),
         ({"data": config.Data(label_noise=0.5)}, r"other probe samples \(made with data\.label_noise=0"),
