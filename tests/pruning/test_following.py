@@ -323,3 +323,27 @@ def test_all_kinds_of_convolutions_are_masked(make):
         maps = net(torch.randn(2, 3, *len(layer.kernel_size) * [5]))
     assert not maps[:, 2].any()
     assert maps[:, [0, 1, 3]].all()
+
+
+def test_what_changes_a_masked_view_in_place_leaves_it_masked():
+    """The shift of sigmoid(0) goes, and the view is no reason to refuse: its own channels are known."""
+
+    class OfHalves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv(3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            halves = self.conv(images).unflatten(1, (2, 4))
+            halves.sigmoid_()
+            return halves
+
+    model, images = OfHalves(), torch.rand(2, 3, 5, 5)
+    with torch.no_grad():
+        expected = model(images)
+        with gmmcnn.masked(model, {"conv": [0, 5]}):
+            found = model(images)
+    assert not found[:, 0, 0].any()
+    assert not found[:, 1, 1].any()
+    expected[:, 0, 0] = expected[:, 1, 1] = 0
+    torch.testing.assert_close(found, expected)
