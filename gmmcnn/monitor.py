@@ -48,7 +48,7 @@ COLUMNS = ("epoch", "flagged", "unbalanced", "separated", "active", "live", "nea
 SHARE_OF_TIME = 0.05
 """Of a training, which steps stay within with ``every="auto"``."""
 
-_DEFAULTS = {"n_init": 1, "threads": 1}
+_DEFAULTS = {"repeats": 1, "threads": 1}
 
 
 class OverfittingMonitor:
@@ -80,7 +80,7 @@ class OverfittingMonitor:
         of the training's time; which epochs these are then depends on the machine. The first two are looked at in any
         case, since the first step loads the engine and the second tells what a step takes.
     **settings
-        As in :func:`gmmcnn.analyze`. Unlike there, one start (``n_init=1``) and one thread (``threads=1``) are the
+        As in :func:`gmmcnn.analyze`. Unlike there, one fit (``repeats=1``) and one thread (``threads=1``) are the
         default: the count needs no more, and the other cores may be loading data.
 
     Raises

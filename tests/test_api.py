@@ -14,7 +14,7 @@ from gmmcnn import api
 from gmmcnn.errors import CaptureError, ConfigurationError, SaturationWarning
 from gmmcnn.featuremaps import memory
 
-QUICK = {"k_max": 4, "n_init": 1}
+QUICK = {"k_max": 4, "n_init": 1, "repeats": 1}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_batches_are_the_first_ones_and_what_is_left_over_is_said(digits_cnn, im
 
 def test_where_chance_makes_small_clusters_it_warns_and_defaults_keep_clear_of_it(digits_cnn, images):
     def analysed(n, **settings):
-        return gmmcnn.analyze(digits_cnn, images[:n], layers=["features.conv1"], n_init=1, **settings)
+        return gmmcnn.analyze(digits_cnn, images[:n], layers=["features.conv1"], repeats=1, **settings)
 
     assert analysed(64).small_cluster == 1
     assert analysed(120, k_max=4).saturation.ratio == 7 * 4 / 120
@@ -77,7 +77,7 @@ def test_where_chance_makes_small_clusters_it_warns_and_defaults_keep_clear_of_i
 
 def test_numbers_of_any_library_are_numbers(digits_cnn, images):
     settings = {"k_max": np.int64(4), "samples": np.uint8(60), "ch_ratio": np.float32(0.5)}
-    analysis = gmmcnn.analyze(digits_cnn, images, layers=["features.conv1"], n_init=1, **settings)
+    analysis = gmmcnn.analyze(digits_cnn, images, layers=["features.conv1"], repeats=1, **settings)
     assert [type(value) for value in (analysis.settings.ch_ratio, analysis.fits.k_max)] == [float, int]
 
 

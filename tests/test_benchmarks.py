@@ -67,7 +67,9 @@ def test_a_rival_fits_the_same_mixtures(rival: str) -> None:
 
 
 def test_the_loop_screens_the_same_filters_by_the_same_measures(store: ActivationStore) -> None:
-    settings = config.Settings(engine=config.Engine(name="cpu"), gmm=config.Gmm(k_max=cases.K_MAX))
+    settings = config.Settings(
+        engine=config.Engine(name="cpu"), gmm=config.Gmm(k_max=cases.K_MAX, n_init=10, repeats=1)
+    )
     ours = bench_pipeline.analysed(store, settings)
     theirs = bench_pipeline.looped(store, store.n_samples // cases.DEFAULT_BATCH, settings, Parallel(n_jobs=1))
     assert set(theirs) <= set(ours)

@@ -269,7 +269,7 @@ def test_the_same_in_a_process_of_its_own(tmp_path):
 
 
 def test_doctor_tests_the_engines_and_estimates_the_job(here):
-    code, stdout, stderr = here("task=doctor", "estimate=true", "engine=cpu", "gmm.k_max=3", "gmm.n_init=1")
+    code, stdout, stderr = here("task=doctor", "estimate=true", "engine=cpu", "gmm.k_max=3", "gmm.repeats=1")
     assert code == 0, stderr
     assert re.search(r"estimate  \S+ s on the cpu engine to fit 112 filters in 7 batches of N = 200", stdout)
     assert stdout.splitlines()[-1].startswith("verdict   all engines of this machine agree")
@@ -284,7 +284,7 @@ def test_help_lists_what_exists(here):
 
 def test_a_network_given_by_its_weights_is_analysed_and_not_trained(here, digits_training):
     weights = digits_training.checkpoints[-1][1]
-    quick = ["probe.samples=100", "probe.batches=2", "gmm.k_max=3", "gmm.n_init=1", "prune.controls=2", "run=out"]
+    quick = ["probe.samples=100", "probe.batches=2", "gmm.k_max=3", "gmm.repeats=1", "prune.controls=2", "run=out"]
     code, stdout, stderr = here(f"model.checkpoint={weights}", *quick)
     assert code == 0, stderr
     assert "Trained" not in stdout
@@ -298,7 +298,7 @@ def test_feature_maps_from_elsewhere_become_tables_and_a_page(tmp_path):
     maps = np.maximum(rng.normal(1, 1, (120, 5, 4, 4)), 0).astype(np.float32)
     maps[:3, 2] += 50  # three samples far from all others in filter 2
     np.save(tmp_path / "maps.npy", maps)
-    done = gmmcnn("extract.source=maps.npy", "gmm.k_max=4", "run=out", cwd=tmp_path)
+    done = gmmcnn("extract.source=maps.npy", "gmm.k_max=4", "gmm.repeats=1", "run=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     outliers = pd.read_csv(tmp_path / "out" / "outliers.csv")
     assert outliers.query("filters.str.contains('imported:2')")["sample"].tolist() == [0, 1, 2]

@@ -92,7 +92,7 @@ def test_the_counts_are_those_of_an_analysis(network, images, settings):
     monitor = gmmcnn.OverfittingMonitor(network, images, samples=75, **settings, **QUICK)
     row = monitor.step(1)
     settings = {name: value for name, value in settings.items() if name != "batches"}
-    analysis = gmmcnn.analyze(network, monitor.images, samples=75, n_init=1, **settings, **QUICK)
+    analysis = gmmcnn.analyze(network, monitor.images, samples=75, repeats=1, **settings, **QUICK)
     batches = analysis.screening.batches
     assert analysis.fits.n_batches == len(monitor.images) // 75
     for name in ("flagged", "unbalanced", "separated", "active"):

@@ -20,7 +20,7 @@ TINY = config.Settings(
     data=config.Data(train_samples=200),
     train=config.Train(epochs=2),
     probe=config.Probe(samples=50, batches=2),
-    gmm=config.Gmm(k_max=4, n_init=1),
+    gmm=config.Gmm(k_max=4, n_init=1, repeats=1),
     prune=config.Prune(controls=2),
     engine=config.Engine(threads=1),
 )

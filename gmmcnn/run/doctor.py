@@ -226,7 +226,8 @@ def _estimate(settings: Settings, engine: str, job: JobSize) -> str:
     return (
         f"estimate  {mixtures + components:.2g} s on the {engine} engine to fit {job.n_filters:,} filters in "
         f"{job.n_batches} batches of N = {n_samples} at {job.n_checkpoints} checkpoints, K = {gmm.k_min} … "
-        f"{gmm.k_max}, n_init = {gmm.n_init}: mixtures {mixtures:.2g} s, principal components {components:.2g} s"
+        f"{gmm.k_max}, n_init = {gmm.n_init}, repeats = {gmm.repeats}: mixtures {mixtures:.2g} s, "
+        f"principal components {components:.2g} s"
     )
 
 

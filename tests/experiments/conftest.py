@@ -15,6 +15,7 @@ def _settings(**experiment) -> config.Settings:
         data=config.Data(name="digits", label_noise=0.2),
         model=config.Model(name="lenet5"),
         train=config.Train(learning_rate=3e-3),
+        gmm=config.Gmm(n_init=10, repeats=1),
         engine=config.Engine(threads=1),
         experiment=config.Experiment(size="smoke", **experiment),
     )

@@ -14,7 +14,7 @@ from gmmcnn.errors import EngineError
 from gmmcnn.experiments.costs import Cell, Isolated, build, measure_cell
 
 MIB = 2**20
-SETTINGS = config.Settings(gmm=config.Gmm(k_max=4, n_init=2), engine=config.Engine(threads=1))
+SETTINGS = config.Settings(gmm=config.Gmm(k_max=4, n_init=2, repeats=1), engine=config.Engine(threads=1))
 
 
 def test_peak_memory_is_what_the_work_takes_at_once_and_not_what_came_before():

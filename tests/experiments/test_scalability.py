@@ -22,7 +22,7 @@ def laboratory(tmp_path_factory) -> Laboratory:
     settings = config.Settings(
         task="experiment",
         data=config.Data(name="digits"),
-        gmm=config.Gmm(k_max=4, n_init=2),
+        gmm=config.Gmm(k_max=4, n_init=2, repeats=1),
         engine=config.Engine(threads=1),
         experiment=config.Experiment(name="scalability", size="smoke"),
     )

@@ -20,7 +20,7 @@ from gmmcnn.filters import fitting
 from gmmcnn.filters.fits import Fits, LayerFits
 
 N = 40
-SETTINGS = config.Settings(gmm=config.Gmm(k_max=4, n_init=2))
+SETTINGS = config.Settings(gmm=config.Gmm(k_max=4, n_init=2, repeats=1))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_no_result_of_a_network_depends_on_blocks_or_threads(store, tmp_path, mo
 
 def test_what_is_fitted_is_read_and_other_settings_are_fitted_beside_it(store, tmp_path, monkeypatch):
     first = fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS)
-    other = replace(SETTINGS, gmm=config.Gmm(k_max=3))
+    other = replace(SETTINGS, gmm=config.Gmm(k_max=3, repeats=1))
     assert fitting.load_fits(tmp_path, list(store.layers), N, other) is None
     fitting.fit_store(store, tmp_path, n_samples=N, settings=other)
     monkeypatch.setattr(fitting, "fit_maps", None)
@@ -229,7 +229,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
         "import sys; from pathlib import Path; from gmmcnn import config\n"
         "from gmmcnn.filters import fitting\n"
         "from gmmcnn.featuremaps import ActivationStore\n"
-        "settings = config.Settings(gmm=config.Gmm(k_max=2, n_init=1))\n"
+        "settings = config.Settings(gmm=config.Gmm(k_max=2, repeats=1))\n"
         "store, fits = ActivationStore.open(sys.argv[1]), Path(sys.argv[1]) / 'fits'\n"
         "print(len(fitting.fit_store(store, fits, n_samples=200, settings=settings).layers['conv']))\n"
         "[peak] = [line for line in Path('/proc/self/status').read_text().splitlines() if 'VmHWM' in line]\n"

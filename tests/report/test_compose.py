@@ -159,7 +159,7 @@ def test_a_real_network_gets_its_page(digits_cnn: nn.Module, digits: Splits, tmp
     layers = [name for name, module in digits_cnn.named_modules() if isinstance(module, nn.Conv2d)][:1]
     thresholds = {"small_cluster": 2, "ch_ratio": 0, "activation_ratio": 0}
     analysis = gmmcnn.analyze(
-        digits_cnn, images, labels, layers=layers, engine="reference", k_max=8, n_init=1, **thresholds
+        digits_cnn, images, labels, layers=layers, engine="reference", k_max=8, repeats=1, **thresholds
     )
     page = analysis.to_html(tmp_path / "report.html").read_text(encoding="utf-8")
     anomalous = int(analysis.filters["anomalous"].sum())

@@ -56,7 +56,8 @@ def test_the_estimate_names_the_job() -> None:
     size = doctor.JobSize(layers=((6, 25), (16, 9)), n_checkpoints=4, n_batches=2)
     text, _ = doctor.run_doctor(SMALL, job=size)
     (line,) = [line for line in text.splitlines() if line.startswith("estimate")]
-    assert "on the cpu engine to fit 22 filters in 2 batches of N = 50 at 4 checkpoints, K = 2 … 3, n_init = 10" in line
+    assert "on the cpu engine to fit 22 filters in 2 batches of N = 50 at 4 checkpoints" in line
+    assert "K = 2 … 3, n_init = 1, repeats = 10: mixtures" in line
     total, mixtures, components = (float(number) for number in re.findall(r"(\S+) s\b", line))
     assert mixtures > 0
     assert components > 0

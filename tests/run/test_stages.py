@@ -27,7 +27,7 @@ SMALL = config.Settings(
     model=config.Model(name="toy_run.network:Net"),
     train=config.Train(epochs=4),
     probe=config.Probe(samples=20, batches=3),
-    gmm=config.Gmm(k_max=3, n_init=1),
+    gmm=config.Gmm(k_max=3, n_init=1, repeats=1),
     screen=config.Screen(ch_ratio=0.0, activation_ratio=0.0),
     prune=config.Prune(controls=2),
     engine=config.Engine(threads=1),
