@@ -24,6 +24,7 @@ import zarr
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gmmcnn.config import Extract
 from gmmcnn.data.samples import Given, Samples
 from gmmcnn.errors import CaptureError, DataError, StoreError, StoreNotFoundError
 from gmmcnn.featuremaps.capture import capture, find_taps, require_finite, unwrapped
@@ -45,10 +46,10 @@ def extract(
     images: Given,
     path: str | os.PathLike[str],
     *,
-    tap: str = "auto",
+    tap: str = Extract.tap,
     layers: list[str] | None = None,
-    dtype: str = "float32",
-    forward_samples: int = 256,
+    dtype: str = Extract.dtype,
+    forward_samples: int = Extract.forward_samples,
     probe_samples: int | None = None,
     attributes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -121,8 +122,8 @@ def feature_maps(
     images: Tensor,
     taps: Taps,
     *,
-    dtype: str = "float32",
-    forward_samples: int = 256,
+    dtype: str = Extract.dtype,
+    forward_samples: int = Extract.forward_samples,
     probe_samples: int | None = None,
     advance: Advance = lambda n=1, /: None,
 ) -> MapsInMemory:
@@ -273,7 +274,7 @@ def import_activations(
     path: str | os.PathLike[str],
     *,
     layer: str = "imported",
-    dtype: str = "float32",
+    dtype: str = Extract.dtype,
     probe_samples: int | None = None,
     attributes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
