@@ -42,7 +42,7 @@ def analyze(
     Parameters
     ----------
     model : nn.Module
-        Any network with Conv2d layers; comes back exactly as it was.
+        Any network with convolutions; comes back exactly as it was.
     images : (N, C, H, W) Tensor or ndarray, Dataset or DataLoader
         Samples that the network was trained on: floats, scaled as in training, or bytes, which are scaled to 0 … 1.
         All of them are clustered together unless ``samples`` splits them into batches. Of tuples, the first element is
@@ -52,7 +52,7 @@ def analyze(
     labels : (N,) int, optional
         Class of each sample, in place of the data set's: whole numbers of any type.
     layers : list of str, optional
-        Dotted names of the Conv2d layers to analyse; None takes all.
+        Dotted names of the convolutions to analyse; None takes all.
     **settings
         Settings by their names in :mod:`gmmcnn.config`, as ``k_max=8``, ``n_init=20``, ``small_cluster=3``,
         ``dims=3``, ``tap="pre_activation"``, ``samples=200``, ``random_state=1``, ``engine="cpu"``. The first
@@ -124,7 +124,7 @@ def analyze_samples(
     settings : config.Settings
         Its ``extract``, ``pca``, ``gmm``, ``screen``, ``engine`` and ``seed``.
     layers : list of str, optional
-        Dotted names of the Conv2d layers to analyse; None takes all.
+        Dotted names of the convolutions to analyse; None takes all.
     """
     settings = replace(settings, probe=replace(settings.probe, samples=int((samples["batch"] == 0).sum())))
     taps = find_taps(model, pixels[:1], tap=settings.extract.tap, layers=layers)

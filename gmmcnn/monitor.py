@@ -64,7 +64,7 @@ class OverfittingMonitor:
     Parameters
     ----------
     model : nn.Module
-        The network in training, with Conv2d layers; looked at as it is whenever :meth:`step` is called.
+        The network in training, with convolutions; looked at as it is whenever :meth:`step` is called.
     probe : (N, C, H, W) float Tensor or ndarray, Dataset or DataLoader
         Samples that the network is trained on, scaled as in training; of tuples, the first element is the image. Of a
         DataLoader these are the samples that its sampler can draw, joined by its collate function. The probe batches
@@ -74,7 +74,7 @@ class OverfittingMonitor:
     batches : int
         Disjoint probe batches that the counts are averaged over.
     layers : list of str, optional
-        Dotted names of the Conv2d layers to look at; None takes all.
+        Dotted names of the convolutions to look at; None takes all.
     every : int or "auto"
         Look only at every such epoch, counted from the first. ``"auto"`` looks as often as keeps the steps within 5 %
         of the training's time; which epochs these are then depends on the machine. The first two are looked at in any

@@ -200,7 +200,7 @@ def test_a_wrong_configuration_ends_with_2_before_any_work(arguments, message, h
         (2, ["probe.plant=61", "probe.samples=50"], "probe.plant=61: the probe set has 50 samples"),
         (2, ["model.name=no_such_module.Net", "probe.samples=50"], "model.name=no_such_module.Net: cannot import"),
         (1, ["model.checkpoint=none.pt", "probe.samples=50"], "none.pt: no such checkpoint"),
-        (2, ["extract.layers=[conv]", "probe.samples=50"], "layer 'conv': the model has no Conv2d of that name"),
+        (2, ["extract.layers=[conv]", "probe.samples=50"], "layer 'conv': the model has no convolution of that name"),
         (2, ["extract.layers=[]", "probe.samples=50"], "layers=[]: expected at least one of features.conv1, "),
         (1, ["engine=cuda"], "engine=cuda: CuPy cannot be imported"),
         (1, ["extract.source=none.npy"], "none.npy"),

@@ -275,7 +275,7 @@ def test_only_the_layers_asked_for_are_counted(network, images):
         ({"every": 0}, "every=0: expected a whole number >= 1, or 'auto'"),
         ({"every": "always"}, "every='always': expected a whole number >= 1, or 'auto'"),
         ({"k_maxx": 3}, "k_maxx: no such setting; did you mean k_max?"),
-        ({"layers": ["9"]}, "layer '9': the model has no Conv2d of that name"),
+        ({"layers": ["9"]}, "layer '9': the model has no convolution of that name"),
     ],
 )
 def test_wrong_arguments_are_named(network, images, arguments, message):
