@@ -27,6 +27,7 @@ class Stream(IntEnum):
     BOOTSTRAP = 107
     TRANSFORMS = 108
     """Of a map-style data set, which draws by torch."""
+    CARRIERS = 109
 
 
 class Status(StrEnum):

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from gmmcnn.constants import Stream
 from gmmcnn.data.splits import Images
 from gmmcnn.experiments import rivals
 from gmmcnn.experiments.statistics import over_seeds
@@ -33,7 +34,6 @@ SAMPLES = 16
 OTHERS = 200
 """Samples that nothing is wrong with, at most, of which predictions are compared."""
 _NEAREST = 3
-_DRAW = 104
 
 ByFilter = NDArray[np.float64]
 """(filters of all layers, samples)"""
@@ -79,7 +79,7 @@ def fallen_labels(
         "gradient": _gradients(model, fits, shown),
         "UnitMem": selectivity(active, len(shown)),
     }
-    rng = np.random.default_rng([seed, _DRAW])
+    rng = np.random.default_rng([seed, Stream.CARRIERS])
     rows = []
     for place, sample in enumerate(memorised):
         orders = {name: np.argsort(-values[:, place], kind="stable") for name, values in scores.items()}

@@ -52,6 +52,7 @@ def test_nothing_is_known_about_a_gap_apart_from_the_epoch_that_determines_it():
     assert np.isnan(partial_spearman(noise, EPOCHS**2, EPOCHS))
     assert partial_spearman(EPOCHS**2, noise, EPOCHS) == 0
     assert np.isnan(partial_spearman([1, 2, 3], [1, 3, 2], [1, 2, 3]))
+    assert np.isfinite(partial_spearman([1, 2, 4, 3], [1, 3, 2, 4], [1, 2, 3, 4]))  # four are enough
 
 
 def test_a_rise_compares_the_last_third_with_the_first():

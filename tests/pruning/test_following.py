@@ -347,3 +347,23 @@ def test_what_changes_a_masked_view_in_place_leaves_it_masked():
     assert not found[:, 1, 1].any()
     expected[:, 0, 0] = expected[:, 1, 1] = 0
     torch.testing.assert_close(found, expected)
+
+
+def test_a_masked_channel_that_is_filled_in_place_is_zero_in_the_tensor_itself():
+    """Whoever looks at the tensor afterwards, and not at what the function returned, finds it so."""
+
+    class Filled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv(3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.conv(images)
+            maps.masked_fill_(torch.ones_like(images[:, :1], dtype=torch.bool), 5.0)
+            return maps
+
+    model, images = Filled(), torch.rand(2, 3, 5, 5)
+    with torch.no_grad(), gmmcnn.masked(model, {"conv": [0, 3]}):
+        found = model(images)
+    assert not found[:, [0, 3]].any()
+    assert (found[:, [1, 2, 4, 5, 6, 7]] == 5).all()
