@@ -271,7 +271,7 @@ def test_only_the_layers_asked_for_are_counted(network, images):
         ({"probe": [{"image": 1}] * 50}, r"probe: sample \d+ is a dict; expected a tensor"),
         ({"samples": 151}, "samples=151: there are 150 images"),
         ({"samples": 10, "k_max": 10}, "a batch has 10 samples; expected more than k_max=10"),
-        ({"batches": 0}, "probe.batches=0: expected >= 1"),
+        ({"batches": 0}, "probe.batches=0: expected a whole number >= 1, or all"),
         ({"every": 0}, "every=0: expected a whole number >= 1, or 'auto'"),
         ({"every": "always"}, "every='always': expected a whole number >= 1, or 'auto'"),
         ({"k_maxx": 3}, "k_maxx: no such setting; did you mean k_max?"),
@@ -285,7 +285,7 @@ def test_wrong_arguments_are_named(network, images, arguments, message):
 
 def test_a_network_without_an_activation_is_refused_with_the_reason(images):
     with pytest.raises(CaptureError, match="no layer can be analysed: 0: no activation follows"):
-        gmmcnn.OverfittingMonitor(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten()), images)
+        gmmcnn.OverfittingMonitor(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten()), images, tap="post_activation")
 
 
 def test_epochs_ascend(network, images):
