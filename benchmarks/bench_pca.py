@@ -14,7 +14,6 @@ import argparse
 import warnings
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ from sklearn.decomposition import PCA
 
 from benchmarks import cases, peaks, rivals, timing
 from gmmcnn.hardware.threads import available_cores, for_blocks
-from gmmcnn.hardware.vectors import aligned_empty, lanes
 from gmmcnn.principal_components import cpu as pca_cpu
 from gmmcnn.principal_components.pca import pca
 
@@ -117,26 +115,23 @@ def report_limits(maps: NDArray[np.float32], peak: float, arguments: argparse.Na
 
 def only_passes(maps: NDArray[np.float32], n_passes: NDArray[np.int64], threads: int) -> None:
     """As many passes over the maps (F, N, P) of each filter as it takes, and nothing else."""
-    width = -(-maps.shape[2] // lanes(maps.dtype)) * lanes(maps.dtype)
 
     def work(first: int, last: int) -> None:
-        sizes = (width, *(n * pca_cpu.GROUP for n in (width, width, maps.shape[1], 2 * width)))
-        scratch = [aligned_empty(size, maps.dtype) for size in sizes]
-        for array in scratch:
+        krylov = pca_cpu.krylov_of(maps, cases.DIMS)
+        for array in (krylov.basis, krylov.mean):
             array[:] = 0
-        _passes(maps[first:last], n_passes[first:last], (0.0,) * pca_cpu.GROUP, *scratch)
+        _passes(maps[first:last], n_passes[first:last], (0.0,) * pca_cpu.GROUP, krylov)
 
     for_blocks(work, len(maps), threads)
 
 
 @njit(nogil=True, error_model="numpy")
-def _passes(
-    maps: Any, n_passes: Any, group: Any, mean: Any, basis: Any, images: Any, scores: Any, tiles: Any
-) -> None:  # fmt: skip
+def _passes(maps: Any, n_passes: Any, group: Any, krylov: Any) -> None:
+    _, n_samples, n_pixels = maps.shape
     for f in range(len(maps)):
-        flat = maps[f].ravel()
+        of_filter = pca_cpu.Maps(maps[f].reshape(-1), n_samples, n_pixels, krylov.mean, group)
         for _ in range(n_passes[f]):
-            pca_cpu.centred_pass(flat, *maps[f].shape, mean, basis, 0, group, images, scores, tiles)
+            pca_cpu.centred_pass(of_filter, krylov, 0)
 
 
 def passes(maps: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -145,19 +140,13 @@ def passes(maps: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def passes_of(maps: NDArray[np.float32]) -> int:
-    """Passes over the maps (1, N, P) of one filter, counted by the room taken in the last of the scratch arrays."""
-    scratch: list[NDArray] = []
-
-    def marked(size: int, dtype: np.dtype) -> NDArray:
-        scratch.append(aligned_empty(size, dtype))
-        scratch[-1][:] = np.nan
-        return scratch[-1]
-
+    """Passes over the maps (1, N, P) of one filter, counted by how many wrote their scores."""
+    krylov = pca_cpu.krylov_of(maps, cases.DIMS)
+    krylov.scores[:] = np.nan
     scores = np.empty((1, maps.shape[1], cases.DIMS), maps.dtype)
-    with mock.patch.object(pca_cpu, "aligned_empty", marked):
-        pca_cpu.krylov_pca(maps, cases.DIMS, scores, np.empty((1, cases.DIMS)), np.empty(1))
-    scores_of_directions = scratch[-1].reshape(pca_cpu.MAX_PASSES, -1)
-    return int((~np.isnan(scores_of_directions[:, 0])).sum())
+    group = (0.0,) * pca_cpu.GROUP
+    pca_cpu.decompose(maps, krylov, group, scores, np.empty((1, cases.DIMS)), np.empty(1), np.empty(1, np.int64))
+    return int((~np.isnan(krylov.scores.reshape(pca_cpu.MAX_PASSES, -1)[:, 0])).sum())
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ class Status(StrEnum):
     """The scores do not vary."""
     TOO_FEW_DISTINCT = "too_few_distinct"
     """Fewer distinct points than ``k_min``: nothing can be fitted."""
+    PERFECTLY_SEPARATED = "perfectly_separated"
+    """The chosen clusters have no spread that the precision of the data could tell from none: CH is infinite."""
     UNDEFINED = "undefined"
     """Mixtures were fitted, and none has a Calinski-Harabasz index."""
     NEAR_DEAD = "near_dead"
@@ -67,11 +69,8 @@ LLOYD_MAX_ITER = 300
 CH_TIE = 1e-9
 """A larger K wins only if its Calinski-Harabasz index is larger by more than this share."""
 
-CH_MIN_WITHIN = 1e-12
-"""Dispersion within clusters below this share of the total is rounding, and the Calinski-Harabasz index undefined."""
-
-DEAD_RANGE = 1e-6
-"""A filter whose scores differ from their mean by less than this share of their size holds rounding only."""
+CH_ROUNDING = 8.0
+"""A dispersion is rounding where no offset need be larger than so many units in the last place of its coordinate."""
 
 SMALL_SHARE = 0.25
 """λ·K_max/N that is aimed for where λ is not given: a small cluster is a quarter of an average one."""

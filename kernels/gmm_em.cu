@@ -39,6 +39,7 @@ constexpr int MAX_TRIALS = 5;                   // candidates of k-means++ for e
 constexpr double HALF_LOG2_E = 0.72134752044448170368;
 constexpr double LN_2 = 0.69314718055994530942;
 constexpr double LOG2_2_PI = 2.65149612947231879804;
+constexpr int MAX_EXPONENT = 1022;              // of a power of two that double holds, with either sign
 constexpr real NEVER = -1e30f;                  // log of the weight 0, finite so that differences stay numbers
 
 struct __align__(16) Component {
@@ -450,11 +451,12 @@ __device__ __noinline__ void maximise(Problem problem, int k, double reg_covar, 
 // ---- kernels -----------------------------------------------------------------------------------------------------------
 
 // One block a filter. Centred scores divided by the root of their mean variance, and the number of distinct samples up to
-// k_max; 0 for a filter whose scores do not vary.
+// k_max; 0 for a filter whose scores do not vary. Sums and squares are those of scores divided by a power of two.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2) standardise(
     const score* __restrict__ scores,  // (F, N, D)
     int n_samples,                     // N
     int k_max,
+    double precision,                  // distance of 1 from the next number, in the scores' dtype
     real* __restrict__ points,         // (F, D, N)
     double* __restrict__ centre,       // (F, D)
     double* __restrict__ scale,        // (F,)
@@ -465,25 +467,31 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2) standardise(
     int f = blockIdx.x;
     scores += (size_t)f * n_samples * D;
     points += (size_t)f * n_samples * D;
-    double mean[D], square = 0, largest = 0, largest_offset = 0;
+    double largest = 0, widest = 0;  // score, and difference from the first sample
+    for (int j = 0; j < D; j++)
+        for (int n = threadIdx.x; n < n_samples; n += blockDim.x) {
+            largest = max(largest, fabs((double)scores[n * D + j]));
+            widest = max(widest, fabs((double)scores[n * D + j] - (double)scores[j]));
+        }
+    largest = block_max(largest, scratch);
+    bool dead = block_max(widest, scratch) <= precision * largest;
+    int exponent = min(largest > 0 ? ilogb(largest) + 1 : 0, MAX_EXPONENT);
+    double unit = ldexp(1.0, exponent), factor = ldexp(1.0, -exponent);
+
+    double mean[D], square = 0;
     for (int j = 0; j < D; j++) {
         double sum = 0;
-        for (int n = threadIdx.x; n < n_samples; n += blockDim.x) {
-            sum += scores[n * D + j];
-            largest = max(largest, fabs((double)scores[n * D + j]));
-        }
+        for (int n = threadIdx.x; n < n_samples; n += blockDim.x) sum += scores[n * D + j] * factor;
         mean[j] = block_sum(sum, scratch) / n_samples;
         for (int n = threadIdx.x; n < n_samples; n += blockDim.x) {
-            double offset = scores[n * D + j] - mean[j];
+            double offset = scores[n * D + j] * factor - mean[j];
             square += offset * offset;
-            largest_offset = max(largest_offset, fabs(offset));
         }
     }
     double deviation = sqrt(block_sum(square, scratch) / ((double)n_samples * D));
-    bool dead = block_max(largest_offset, scratch) <= DEAD_RANGE * block_max(largest, scratch);
     for (int j = 0; j < D; j++)
         for (int n = threadIdx.x; n < n_samples; n += blockDim.x)
-            points[j * n_samples + n] = dead ? 0.0 : (scores[n * D + j] - mean[j]) / deviation;
+            points[j * n_samples + n] = dead ? 0.0 : (scores[n * D + j] * factor - mean[j]) / deviation;
 
     int found = 0;
     for (int next = threadIdx.x; !dead && found < k_max; found++) {  // next: this thread's first sample not known yet
@@ -501,8 +509,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2) standardise(
         __syncthreads();
     }
     if (threadIdx.x > 0) return;
-    for (int j = 0; j < D; j++) centre[(size_t)f * D + j] = mean[j];
-    scale[f] = deviation;
+    for (int j = 0; j < D; j++) centre[(size_t)f * D + j] = mean[j] * unit;
+    scale[f] = deviation * unit;
     n_distinct[f] = dead ? 0 : found;
 }
 

@@ -1,6 +1,6 @@
 // The leading principal components of many filters' maps by subspace iteration, every filter on its own.
 //
-// A filter's maps X are (N, P). From an orthonormal basis V (P, M) one round computes, with X centred as it is read,
+// A filter's maps X are (N, P). From an orthonormal basis V (P, M) one round computes, with X scaled and centred as it is read,
 //     Y = X V  (project),   Z = Xᵀ Y  (backproject),   and from YᵀY = Q Λ Qᵀ  (rotate)
 // the Ritz vectors V Q, their residuals Z Q − V Q Λ, the scores Y Q, and the next basis, which spans Z. The two passes read
 // the maps once each, at the speed of memory; all else is small. A filter whose leading residuals are small is done and
@@ -22,35 +22,52 @@ constexpr double JACOBI_TOL = 1e-30;       // of an off-diagonal entry squared, 
 constexpr double MIN_EIGENVALUE = 1e-13;   // relative to the largest: what is below is rounding
 constexpr double MIN_PIVOT = 1e-13;        // of columns of length 1: below they depend on each other
 
-// Mean of every pixel over the samples. One thread a pixel, grid (⌈P / threads⌉, F).
+// Mean of every pixel over the samples, scaled, as the sum of two numbers: what rounding takes from the first is the second.
+// A pixel that does not vary has its own value as mean, exactly. One thread a pixel, grid (⌈P / threads⌉, F).
 extern "C" __global__ void __launch_bounds__(MAX_THREADS) column_means(
-    const real* __restrict__ maps,  // (F, N, P)
-    int n_samples,                  // N
-    int n_pixels,                   // P
-    real* __restrict__ means)       // (F, P)
+    const real* __restrict__ maps,   // (F, N, P)
+    const real* __restrict__ scale,  // (F,) power of two that brings the largest of the maps to about 1
+    int n_samples,                   // N
+    int n_pixels,                    // P
+    real* __restrict__ means,        // (F, P)
+    real* __restrict__ rounding)     // (F, P)
 {
     int p = blockIdx.x * blockDim.x + threadIdx.x;
     if (p >= n_pixels) return;
     maps += (size_t)blockIdx.y * n_samples * n_pixels + p;
-    double sum = 0;
+    double sum = 0, factor = scale[blockIdx.y];
+    bool varies = false;
 #pragma unroll 8
-    for (int n = 0; n < n_samples; n++) sum += maps[(size_t)n * n_pixels];
-    means[(size_t)blockIdx.y * n_pixels + p] = sum / n_samples;
+    for (int n = 0; n < n_samples; n++) {
+        real x = maps[(size_t)n * n_pixels];
+        sum += x * factor;
+        varies = varies || x != maps[0];
+    }
+    double mean = varies ? sum / n_samples : maps[0] * factor;
+    means[(size_t)blockIdx.y * n_pixels + p] = mean;
+    rounding[(size_t)blockIdx.y * n_pixels + p] = mean - (double)(real)mean;
 }
 
-// Y = (X − mean) V. One warp for ROWS samples, grid (⌈N / (ROWS · warps)⌉, F).
+// A number of the maps, scaled, less the mean.
+__device__ inline real centred(real x, real scale, real mean, real rounding) { return fma(x, scale, -mean) - rounding; }
+
+// Y = X V, X scaled and centred. One warp for ROWS samples, grid (⌈N / (ROWS · warps)⌉, F).
 extern "C" __global__ void __launch_bounds__(MAX_THREADS) project(
-    const real* __restrict__ maps,   // (F, N, P)
-    const real* __restrict__ means,  // (F, P)
-    const real* __restrict__ basis,  // (F, P, M)
-    const bool* __restrict__ done,   // (F,)
-    int n_samples,                   // N
-    int n_pixels,                    // P
-    real* __restrict__ projected)    // (F, N, M)
+    const real* __restrict__ maps,      // (F, N, P)
+    const real* __restrict__ scale,     // (F,)
+    const real* __restrict__ means,     // (F, P)
+    const real* __restrict__ rounding,  // (F, P)
+    const real* __restrict__ basis,     // (F, P, M)
+    const bool* __restrict__ done,      // (F,)
+    int n_samples,                      // N
+    int n_pixels,                       // P
+    real* __restrict__ projected)       // (F, N, M)
 {
     int first = (blockIdx.x * n_warps() + warp()) * ROWS;
     if (done[blockIdx.y] || first >= n_samples) return;
+    real factor = scale[blockIdx.y];
     means += (size_t)blockIdx.y * n_pixels;
+    rounding += (size_t)blockIdx.y * n_pixels;
     basis += (size_t)blockIdx.y * n_pixels * M;
     const real* rows[ROWS];
 #pragma unroll
@@ -64,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS) project(
         for (int j = 0; j < M; j++) v[j] = basis[(size_t)p * M + j];
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            real x = rows[r][p] - means[p];
+            real x = centred(rows[r][p], factor, means[p], rounding[p]);
 #pragma unroll
             for (int j = 0; j < M; j++) sums[r * M + j] = fma(x, v[j], sums[r * M + j]);
         }
@@ -84,7 +101,9 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS) project(
 // Z = (X − mean)ᵀ Y over the samples of one chunk. One thread a pixel, grid (⌈P / threads⌉, chunks, F).
 extern "C" __global__ void __launch_bounds__(MAX_THREADS) backproject(
     const real* __restrict__ maps,       // (F, N, P)
+    const real* __restrict__ scale,      // (F,)
     const real* __restrict__ means,      // (F, P)
+    const real* __restrict__ rounding,   // (F, P)
     const real* __restrict__ projected,  // (F, N, M), or (N, M) for all filters where `shared_by_filters`
     const bool* __restrict__ done,       // (F,)
     int n_samples,                       // N
@@ -97,10 +116,11 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS) backproject(
     int start = blockIdx.y * CHUNK, end = min(start + CHUNK, n_samples);
     maps += (size_t)f * n_samples * n_pixels + p;
     projected += shared_by_filters ? 0 : (size_t)f * n_samples * M;
-    real mean = means[(size_t)f * n_pixels + p], sums[M] = {};
+    real factor = scale[f], mean = means[(size_t)f * n_pixels + p], lost = rounding[(size_t)f * n_pixels + p];
+    real sums[M] = {};
 #pragma unroll 4
     for (int n = start; n < end; n++) {
-        real x = maps[(size_t)n * n_pixels] - mean;
+        real x = centred(maps[(size_t)n * n_pixels], factor, mean, lost);
 #pragma unroll
         for (int j = 0; j < M; j++) sums[j] = fma(x, projected[(size_t)n * M + j], sums[j]);
     }
@@ -297,7 +317,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2) rotate(
         column_sums(column < n_components ? error : 0, small.gram[0]);
         double largest = 0, leading = small.eigenvalues[0];
         for (int i = 0; i < n_components; i++) largest = max(largest, sqrt(small.gram[0][i]));
-        largest = leading > 0 ? largest / leading : 0;
+        largest = leading == 0 ? 0 : largest / leading;  // NaN stays NaN, which is not small
         if (threadIdx.x == 0) residual[f] = largest;
         int i = threadIdx.x;
         if (i < n_components) variance[f * n_components + i] = small.eigenvalues[i] / max(n_samples - 1, 1);

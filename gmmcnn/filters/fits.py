@@ -19,7 +19,7 @@ from gmmcnn.files import arrays_in, write_arrays
 
 def is_live(status: Any) -> Any:
     """Where a status, an array or a column of them, says that there is a clustering to be judged."""
-    return status == Status.OK
+    return (status == Status.OK) | (status == Status.PERFECTLY_SEPARATED)
 
 
 @dataclass(frozen=True)

@@ -147,15 +147,18 @@ def _over_average(
 ) -> NDArray[np.float64]:
     """Divide (F, B, R) values by the average over the live filters of their group in each clustering of a batch.
 
-    NaN where none lives.
+    NaN where none lives. An infinite value, as of perfectly separated clusters, is above any average; it takes part in
+    an average that stays finite with it.
     """
     averages = np.full(values.shape, np.nan)
     for group, batch, repeat in product(groups, *map(range, values.shape[1:])):
         among = values[group, batch, repeat][live[group, batch, repeat]]
-        if among.size:
-            averages[group, batch, repeat] = average(among)
+        finite = among[np.isfinite(among)]
+        if finite.size:
+            whole = average(among)
+            averages[group, batch, repeat] = whole if np.isfinite(whole) else average(finite)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return values / averages
+        return np.where(np.isposinf(values) & live, np.inf, values / averages)
 
 
 def _measure_layer(fits: LayerFits, k_min: int, small_cluster: int, settings: config.Screen) -> dict[str, NDArray]:

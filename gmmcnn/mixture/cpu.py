@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmmcnn import constants
-from gmmcnn.constants import CH_MIN_WITHIN, DEAD_RANGE, MIN_VARIANCE
+from gmmcnn.constants import CH_ROUNDING, MIN_VARIANCE
 from gmmcnn.hardware import vectors
 from gmmcnn.hardware.compiled import compiled_entry, kernel
 from gmmcnn.hardware.threads import for_blocks
@@ -33,6 +33,9 @@ from gmmcnn.mixture.cpu_em import (  # fmt: skip
 from gmmcnn.mixture.cpu_layout import EMSettings, Samples, Workspace, entry, n_numbers
 from gmmcnn.mixture.cpu_start import lloyd, mean_centres, seed_centres
 from gmmcnn.mixture.problem import MixtureSettings, StandardisedFits, SweepResult, in_units_of_scores
+
+MAX_EXPONENT = 1022
+"""Of a power of two that float64 holds, with either sign."""
 
 SAMPLES_PER_BLOCK = 64_000
 """Samples times starts that a thread fits before it looks for an interrupt."""
@@ -98,7 +101,9 @@ def fit_mixtures(
     centre, scale = np.zeros((n_filters, n_dims)), np.ones(n_filters)
     n_distinct = np.zeros(n_filters, dtype=np.int64)
     for_blocks(
-        lambda first, last: standardise(scores, first, last, k_max + 1, filters, centre, scale, n_distinct),
+        lambda first, last: standardise(
+            scores, first, last, k_max + 1, float(np.finfo(scores.dtype).eps), filters, centre, scale, n_distinct
+        ),
         n_filters,
         settings.threads,
     )
@@ -122,6 +127,7 @@ def fit_mixtures(
         reg_covar=settings.reg_covar,
         min_pivot=max(settings.reg_covar, MIN_VARIANCE),
         seed=np.uint64(settings.seed),
+        precision=settings.precision(scores.dtype),
     )
     for_blocks(
         lambda first, last: fit_pairs(
@@ -173,6 +179,7 @@ def standardise(
     begin: int,
     end: int,
     max_distinct: int,
+    precision: float,  # of the scores' dtype
     filters: Filters,  # points: out
     centre: NDArray[np.float64],  # (F, d) out
     scale: NDArray[np.float64],  # (F,) out
@@ -180,7 +187,8 @@ def standardise(
 ) -> None:
     """Write ``(scores - centre) / scale`` as rows of padded vectors, and the number of distinct points up to a limit.
 
-    Filters whose scores do not vary get 0 distinct points.
+    Filters whose scores do not vary get 0 distinct points. Sums and squares are those of scores divided by a power of
+    two.
     """
     points, n_samples, stride = filters.points, filters.n_samples, filters.stride
     n_dims = len(filters.dims)
@@ -188,24 +196,32 @@ def standardise(
     for f in range(begin, end):
         largest, widest, variance = 0.0, 0.0, 0.0
         for j in range(n_dims):
+            first = np.float64(scores[f, 0, j])
+            for n in range(n_samples):
+                largest = max(largest, abs(np.float64(scores[f, n, j])))
+                widest = max(widest, abs(scores[f, n, j] - first))
+        if widest <= precision * largest:
+            continue
+        exponent = min(math.frexp(largest)[1], MAX_EXPONENT)
+        unit = math.ldexp(1.0, exponent)
+        factor = math.ldexp(1.0, -exponent)
+        for j in range(n_dims):
             mean = 0.0
             for n in range(n_samples):
-                mean += scores[f, n, j]
+                mean += scores[f, n, j] * factor
             mean /= n_samples
             centre[f, j] = mean
             for n in range(n_samples):
-                offset = scores[f, n, j] - mean
+                offset = scores[f, n, j] * factor - mean
                 variance += offset * offset
-                widest = max(widest, abs(offset))
-                largest = max(largest, abs(np.float64(scores[f, n, j])))
-        if widest <= DEAD_RANGE * largest:
-            continue
         scale[f] = math.sqrt(variance / (n_samples * n_dims))
         for j in range(n_dims):
             for n in range(n_samples):
-                points[f, j * stride + n] = (scores[f, n, j] - centre[f, j]) / scale[f]
+                points[f, j * stride + n] = (scores[f, n, j] * factor - centre[f, j]) / scale[f]
             for n in range(n_samples, stride):
                 points[f, j * stride + n] = 0
+            centre[f, j] *= unit
+        scale[f] *= unit
         n_distinct[f] = count_distinct(scores[f], distinct)
 
 
@@ -263,7 +279,7 @@ def fit_pairs(
         predict(samples, k, workspace.best_constants, workspace.labels)
         for n in range(n_samples):
             fits.labels[f, i, n] = np.int8(workspace.labels[n])
-        fits.calinski_harabasz[f, i] = calinski_harabasz(samples, k, workspace)
+        fits.calinski_harabasz[f, i] = calinski_harabasz(samples, k, settings.precision, workspace)
     restore_mode(mode)
 
 
@@ -302,8 +318,8 @@ def expectation_maximisation(
 
 
 @kernel
-def calinski_harabasz(samples: Samples, n_components: int, workspace: Workspace) -> float:
-    """Index of the labelling; NaN where :func:`gmmcnn.mixture.calinski_harabasz.calinski_harabasz` is.
+def calinski_harabasz(samples: Samples, n_components: int, precision: float, workspace: Workspace) -> float:
+    """Index of the labelling; NaN and infinite where :func:`gmmcnn.mixture.calinski_harabasz.calinski_harabasz` is.
 
     Offsets from the cluster means, nearly, are what is squared and added up; what is left of their means is put right
     after.
@@ -313,7 +329,8 @@ def calinski_harabasz(samples: Samples, n_components: int, workspace: Workspace)
     mean_centres(samples, n_components, workspace)
     set_centres(samples.dims, n_components, workspace)
     hard_sums(samples, n_components, workspace)
-    n_clusters, within, between = 0, 0.0, 0.0
+    n_clusters, within, between, rounding = 0, 0.0, 0.0, 0.0
+    perfect = True
     for k in range(n_components):
         n_clusters += sums[k * n_numbers(n_dims)] > 0
     for j in range(n_dims):
@@ -327,8 +344,15 @@ def calinski_harabasz(samples: Samples, n_components: int, workspace: Workspace)
             size = sums[base]
             if size > 0:
                 correction = sums[base + 1 + j] / size
-                within += sums[base + 1 + n_dims + entry(j, j)] - size * correction * correction
-                between += size * (centres[k * n_dims + j] + correction - grand) ** 2
-    if n_clusters < 2 or n_clusters >= n_samples or within <= CH_MIN_WITHIN * (within + between):
+                spread = sums[base + 1 + n_dims + entry(j, j)] - size * correction * correction
+                distance = size * (centres[k * n_dims + j] + correction - grand) ** 2
+                within += spread
+                between += distance
+                least = (CH_ROUNDING * precision) ** 2 * (spread + distance)
+                perfect &= spread <= least
+                rounding += least
+    if n_clusters < 2 or n_clusters >= n_samples or between <= rounding:
         return np.nan
+    if perfect:
+        return np.inf
     return between * (n_samples - n_clusters) / (within * (n_clusters - 1))

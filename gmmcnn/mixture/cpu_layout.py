@@ -47,6 +47,8 @@ class EMSettings(NamedTuple):
     min_pivot: float
     """Floor of the pivots of a Cholesky factor."""
     seed: np.uint64
+    precision: float
+    """Distance of 1 from the next number, at the precision of the data."""
 
 
 class Workspace(NamedTuple):

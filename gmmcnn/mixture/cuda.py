@@ -120,9 +120,9 @@ def _fit_block(scores: Any, keys: NDArray, settings: MixtureSettings, given: Map
     centre, scale = cupy.empty((n_filters, n_dims)), cupy.empty(n_filters)
     n_distinct = cupy.empty(n_filters, np.int32)
     standardise = kernel("gmm_em", "standardise", **compiled)
-    standardise(
-        (n_filters,), threads, (scores, np.int32(n_samples), np.int32(k_max), points, centre, scale, n_distinct)
-    )
+    eps = np.float64(np.finfo(str(scores.dtype)).eps)
+    arguments = scores, np.int32(n_samples), np.int32(k_max), eps, points, centre, scale, n_distinct
+    standardise((n_filters,), threads, arguments)
 
     given_row = np.full(n_k, -1, np.int32)
     given_row[[k - settings.k_min for k in given]] = np.arange(len(given))
@@ -157,7 +157,8 @@ def _fit_block(scores: Any, keys: NDArray, settings: MixtureSettings, given: Map
     n_components = cupy.empty(n_filters, np.int32)
     for_index = {"DIMS": n_dims, "REAL": compiled["REAL"]}
     score = kernel("calinski_harabasz", "calinski_harabasz", **for_index)
-    score((n_filters, n_k), threads, (points, labels, np.int32(k_max), np.int32(n_samples), index))
+    precision = np.float64(settings.precision(str(scores.dtype)))
+    score((n_filters, n_k), threads, (points, labels, np.int32(k_max), np.int32(n_samples), precision, index))
     choose = kernel("calinski_harabasz", "choose_n_components", **for_index)
     grid = (math.ceil(n_filters / CHOOSE_THREADS),)
     n = np.int32(settings.k_min), np.int32(n_k), np.int32(n_filters)

@@ -7,13 +7,13 @@ written down once, in :mod:`gmmcnn.mixture.reference`.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from gmmcnn.constants import Status
 
-STATUSES = (Status.OK, Status.DEAD, Status.TOO_FEW_DISTINCT, Status.UNDEFINED)
+STATUSES = (Status.OK, Status.DEAD, Status.TOO_FEW_DISTINCT, Status.UNDEFINED, Status.PERFECTLY_SEPARATED)
 """What the engines' status codes mean."""
-OK, DEAD, TOO_FEW_DISTINCT, UNDEFINED = range(len(STATUSES))
+OK, DEAD, TOO_FEW_DISTINCT, UNDEFINED, PERFECTLY_SEPARATED = range(len(STATUSES))
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class MixtureSettings:
         """Every K of the sweep, ascending."""
         return range(self.k_min, self.k_max + 1)
 
+    def precision(self, scores_dtype: DTypeLike) -> float:
+        """Distance of 1 from the next number, in the coarser of the scores' dtype and the arithmetic's."""
+        return float(max(np.finfo(scores_dtype).eps, np.finfo(self.dtype).eps))
+
 
 @dataclass(frozen=True)
 class SweepResult:
@@ -51,7 +55,7 @@ class SweepResult:
     status: NDArray[np.int8]
     """(F,) index into :data:`STATUSES`."""
     calinski_harabasz: NDArray[np.float64]
-    """(F, n_k), NaN where undefined."""
+    """(F, n_k), NaN where undefined, infinite where clusters are perfectly separated."""
     lower_bound: NDArray[np.float64]
     """(F, n_k) mean log-likelihood of a sample, natural logarithm, in the units of the scores."""
     n_iter: NDArray[np.int32]
@@ -101,6 +105,7 @@ def in_units_of_scores(settings: MixtureSettings, fits: StandardisedFits) -> Swe
     n_dims = fits.centre.shape[1]
     scale = np.where(fits.n_distinct > 0, fits.scale, 1.0)[:, None, None]
     status = np.full(len(fits.scale), OK, np.int8)
+    status[(fits.n_components > 0) & np.isposinf(fits.calinski_harabasz).any(axis=1)] = PERFECTLY_SEPARATED
     status[fits.n_components == 0] = UNDEFINED
     status[fits.n_distinct < settings.k_min] = TOO_FEW_DISTINCT
     status[fits.n_distinct == 0] = DEAD
@@ -108,6 +113,8 @@ def in_units_of_scores(settings: MixtureSettings, fits: StandardisedFits) -> Swe
     mixtures = np.where(exists[..., None], fits.mixtures, np.nan)
     factors = np.zeros((*exists.shape, n_dims, n_dims))
     factors[..., *np.tril_indices(n_dims)] = mixtures[..., 1 + n_dims :]
+    with np.errstate(over="ignore", under="ignore"):  # squares that float64 does not hold
+        covariances = factors @ factors.swapaxes(-1, -2) * scale[..., None] ** 2
     return SweepResult(
         status=status,
         calinski_harabasz=fits.calinski_harabasz,
@@ -118,5 +125,5 @@ def in_units_of_scores(settings: MixtureSettings, fits: StandardisedFits) -> Swe
         labels=np.where(fits.n_components[:, None] > 0, fits.labels, np.int8(-1)),
         weights=mixtures[..., 0],
         means=mixtures[..., 1 : 1 + n_dims] * scale + fits.centre[:, None],
-        covariances=factors @ factors.swapaxes(-1, -2) * scale[..., None] ** 2,
+        covariances=covariances,
     )

@@ -32,10 +32,13 @@ clamped from below at max(reg_covar, ``MIN_VARIANCE``), which undoes rounding an
 *Starts.* Of ``n_init`` starts the one with the largest lower bound is kept, the first on a tie. A start that is given
 is the only one.
 
-*Not fitted.* K greater than the number of distinct points. A filter with fewer than k_min distinct points, or none
-that differ by more than rounding (``DEAD_RANGE``), is not fitted at all.
+*Not fitted.* K greater than the number of distinct points. A filter with fewer than k_min distinct points is not
+fitted at all, nor is a dead one: none of its points is farther from the first than one unit in the last place of the
+largest score, as its dtype holds it.
 
-*Choice of K.* Largest Calinski-Harabasz index of the labels (:mod:`gmmcnn.mixture.calinski_harabasz`).
+*Choice of K.* Largest Calinski-Harabasz index of the labels (:mod:`gmmcnn.mixture.calinski_harabasz`). It is infinite
+for perfectly separated clusters, of which the fewest win. Their precision is that of the coarser of the scores' dtype
+and ``settings.dtype``, whatever the engine, so that all engines agree on the status.
 """
 
 from collections.abc import Mapping
@@ -44,10 +47,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gmmcnn.constants import DEAD_RANGE, MIN_MEMBERSHIP, MIN_VARIANCE
+from gmmcnn.constants import MIN_MEMBERSHIP, MIN_VARIANCE
 from gmmcnn.mixture.calinski_harabasz import calinski_harabasz, choose_n_components
 from gmmcnn.mixture.initialise import kmeans_labels
-from gmmcnn.mixture.problem import DEAD, OK, TOO_FEW_DISTINCT, UNDEFINED, MixtureSettings, SweepResult
+from gmmcnn.mixture.problem import (  # fmt: skip
+    DEAD,
+    OK,
+    PERFECTLY_SEPARATED,
+    TOO_FEW_DISTINCT,
+    UNDEFINED,
+    MixtureSettings,
+    SweepResult,
+)
 
 LOG_2_PI = float(np.log(2 * np.pi))
 
@@ -109,7 +120,7 @@ def fit_mixtures(
     chosen = np.zeros(n_filters, dtype=np.int32)
 
     for f, filter_scores in enumerate(scores.astype(np.float64)):
-        standardised = standardise(filter_scores)
+        standardised = standardise(filter_scores, float(np.finfo(scores.dtype).eps))
         n_distinct = len(np.unique(filter_scores, axis=0))
         if standardised is None or n_distinct < settings.k_min:
             status[f] = DEAD if standardised is None else TOO_FEW_DISTINCT
@@ -123,29 +134,39 @@ def fit_mixtures(
             fits[k] = fit = best_fit(points, k, int(keys[f]), settings, given)
             lower_bound[f, i] = fit.lower_bound - n_dims * np.log(scale)
             n_iter[f, i], converged[f, i] = fit.n_iter, fit.converged
-            index[f, i] = calinski_harabasz(points[None], predict(points, fit.mixture)[None], k)[0]
+            labelled = predict(points, fit.mixture)[None]
+            index[f, i] = calinski_harabasz(points[None], labelled, k, settings.precision(scores.dtype))[0]
         chosen[f] = k = choose_n_components(index[f : f + 1], settings.k_min)[0]
         if k == 0:
             status[f] = UNDEFINED
             continue
+        if np.isposinf(index[f, k - settings.k_min]):
+            status[f] = PERFECTLY_SEPARATED
         mixture = fits[k].mixture
         labels[f] = predict(points, mixture)
         weights[f, :k] = mixture.weights
         means[f, :k] = mixture.means * scale + centre
-        covariances[f, :k] = mixture.cholesky @ mixture.cholesky.transpose(0, 2, 1) * scale**2
+        with np.errstate(over="ignore", under="ignore"):  # squares that float64 does not hold
+            covariances[f, :k] = mixture.cholesky @ mixture.cholesky.transpose(0, 2, 1) * np.float64(scale) ** 2
     return SweepResult(
         status, index, lower_bound, n_iter, converged, chosen, labels, weights, means, covariances
     )  # fmt: skip
 
 
-def standardise(scores: NDArray) -> Standardised | None:
-    """Centre the scores (N, d) and divide them by the root of their mean variance; None where they do not vary."""
-    centre = scores.mean(axis=0)
-    offsets = scores - centre
-    if np.abs(offsets).max() <= DEAD_RANGE * np.abs(scores).max():
+def standardise(scores: NDArray, precision: float = float(np.finfo(np.float64).eps)) -> Standardised | None:
+    """Centre the scores (N, d) and divide them by the root of their mean variance; None where they do not vary.
+
+    They are divided by a power of two first, and neither sums nor squares leave the range of float64.
+    """
+    largest = np.abs(scores).max()
+    if np.abs(scores - scores[0]).max() <= precision * largest:
         return None
+    exponent = int(np.frexp(largest)[1])
+    scaled = np.ldexp(scores, -exponent)
+    centre = scaled.mean(axis=0)
+    offsets = scaled - centre
     scale = float(np.sqrt((offsets**2).mean()))
-    return Standardised(offsets / scale, centre, scale)
+    return Standardised(offsets / scale, np.ldexp(centre, exponent), float(np.ldexp(scale, exponent)))
 
 
 def best_fit(points: NDArray, n_components: int, key: int, settings: MixtureSettings, given: NDArray | None) -> Fit:

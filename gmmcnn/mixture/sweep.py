@@ -22,6 +22,7 @@ from gmmcnn.config import ENGINES
 from gmmcnn.constants import MAX_COMPONENTS, MAX_DIMS, MAX_STARTS
 from gmmcnn.errors import CaptureError, ConfigurationError, ConvergenceWarning
 from gmmcnn.hardware import gpu
+from gmmcnn.hardware.arrays import as_floats
 from gmmcnn.mixture import cpu, reference
 from gmmcnn.mixture.problem import STATUSES, MixtureSettings, SweepResult
 
@@ -60,14 +61,15 @@ class GaussianMixtureSweep(BaseEstimator):
     Attributes
     ----------
     status_ : (F,) str
-        ``ok``; ``dead`` (scores do not vary); ``too_few_distinct`` (fewer distinct points than k_min); ``undefined``
-        (fitted, but no K has a Calinski-Harabasz index).
+        ``ok``; ``perfectly_separated`` (the chosen clusters have no spread of their own: the index is infinite);
+        ``dead`` (scores do not vary); ``too_few_distinct`` (fewer distinct points than k_min); ``undefined`` (fitted,
+        but no K has a Calinski-Harabasz index).
     n_components_ : (F,) int32
-        Chosen K, 0 where the status is not ``ok``.
+        Chosen K, 0 where the status is neither ``ok`` nor ``perfectly_separated``.
     labels_ : (F, N) int8
         Cluster of every sample for the chosen K, -1 where there is none.
     calinski_harabasz_ : (F, n_k) float64
-        Index for each K, NaN where undefined; column i is K = k_min + i.
+        Index for each K, infinite for perfectly separated clusters, NaN where undefined; column i is K = k_min + i.
     lower_bound_ : (F, n_k) float64
         Mean log-likelihood of a sample, in the units of the scores; NaN where K was not fitted.
     n_iter_, converged_ : (F, n_k) int32, bool
@@ -111,9 +113,10 @@ class GaussianMixtureSweep(BaseEstimator):
 
         Parameters
         ----------
-        scores : (F, N, d) float32 or float64
-            PCA scores; d ≤ 8 for the compiled engines. For ``engine="cuda"`` they may lie on the device (a CuPy array
-            or a torch tensor), where they are used without a copy.
+        scores : (F, N, d)
+            PCA scores, real numbers of any kind (:mod:`gmmcnn.hardware.arrays`); d ≤ 8 for the compiled engines. For
+            ``engine="cuda"`` they may lie on the device (a CuPy array or a torch tensor), where they are used without a
+            copy.
         initial_labels : {k: (F, N) int}, optional
             Hard labels 0 … k - 1 from which EM starts for those k; one start replaces ``n_init``. For filters of very
             many samples :func:`gmmcnn.mixture.cuda.cuml_labels` finds them by all of a device.
@@ -229,9 +232,7 @@ def mixture_engine(name: str) -> MixtureEngine:
 
 
 def _checked_scores(scores: ArrayLike) -> NDArray:
-    array = np.asarray(scores)
-    if array.dtype not in (np.float32, np.float64):
-        array = array.astype(np.float64)
+    array = as_floats(scores, "scores")
     if array.ndim != 3 or 0 in array.shape[1:] or array.shape[2] > MAX_DIMS:
         raise ValueError(
             f"scores have shape {array.shape}: expected (F, N, d), filters x samples x 1 to {MAX_DIMS} dimensions"

@@ -1,7 +1,7 @@
 """Leading principal components of one filter's maps by block Krylov iteration, compiled.
 
 With X the centred maps (N, P) and C = XᵀX, one *pass* over the maps gives both Y = X Q and C Q = Xᵀ Y for a block Q
-of directions: rows are read once, four at a time, and centred on the way, never copied. Pass by pass the blocks Q_0,
+of directions: rows are read once, four at a time, and centred on the way, not copied. Pass by pass the blocks Q_0,
 Q_1, … become an orthonormal basis of the Krylov space of C (block Lanczos with full reorthogonalisation; Musco and
 Musco, "Randomized block Krylov methods", 2015). The eigenpairs (θ, s) of QᵀCQ give components v = Q s, scores Y s and
 true residuals ‖C Q s − θ Q s‖ with no further pass.
@@ -9,17 +9,22 @@ true residuals ‖C Q s − θ Q s‖ with no further pass.
 The first block is a sketch of the maps' own rows: every sample is added, centred, to one of some groups, by a fixed
 hash of its number. The same pass finds the mean and whether all numbers are finite.
 
+Any scale and offset will do. Squares of the images are of the fourth power of the maps, and the mean is rounded before
+it is subtracted: where the maps are so large or small, or so far from 0, that float32 would lose either, the passes
+read a copy, centred in float64 and times the power of two that brings the sketch to about 1.
+
 A pass does 4 P flops for each sample and direction. Directions come in groups of ``GROUP``, which fill the vector
 registers.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gmmcnn.hardware import vectors
-from gmmcnn.hardware.compiled import compiled_entry, kernel
+from gmmcnn.hardware.compiled import compiled_entry, inlined, kernel
 from gmmcnn.hardware.vectors import (  # fmt: skip
     aligned_empty,
     fma,
@@ -53,9 +58,19 @@ NEGLIGIBLE = 1e-7
 """An eigenvalue below this share of the largest is within the rounding of float32, and its direction of no
 consequence."""
 
-SMALLEST_SQUARE = 1e-14
-"""Maps whose sketch has a smaller squared norm are not iterated on: at 1e-18 float32 begins to lose the squared norms
-of the images of a block, which are of the fourth power of the maps."""
+MAX_RESIDUAL = 1e-4
+"""Of eigenpairs of a complete space, relative to the largest eigenvalue: beyond it rounding has had the better."""
+
+SMALLEST_SKETCH, LARGEST_SKETCH = 1e-6, 1e6
+"""Largest entry of the sketch with which maps are read as they are: float32 begins to lose squared norms of images at
+1e-9 and at 1e8."""
+
+LARGEST_ROUNDING = 1e-6
+"""Norm of what is lost when the mean is rounded, over that of a row of the sketch, up to which maps are read as they
+are."""
+
+MAX_EXPONENT = 1022
+"""Of a power of two that float64 holds, with either sign."""
 
 BYTES_PER_BLOCK = 2**18
 """Samples that a pass multiplies by the directions before it turns to their images: half of a second-level cache."""
@@ -67,27 +82,65 @@ FOLD_VECTORS = 64
 
 _HASH = np.uint64(0x9E3779B97F4A7C15)
 
+CONSTANT, FINITE, NOT_FINITE = range(3)
+
+
+class Maps(NamedTuple):
+    """Maps of one filter, as a pass reads them. ``real`` is their dtype."""
+
+    flat: NDArray
+    """(N P,) real."""
+    n_samples: int
+    """N"""
+    n_pixels: int
+    """P"""
+    mean: NDArray
+    """(P',) real; P' is P rounded up to whole vectors, and what is beyond P is 0."""
+    group: tuple[float, ...]
+    """``GROUP`` zeros: their number is a constant to the compiler."""
+
+
+class Krylov(NamedTuple):
+    """What grows by n_directions rows a pass, up to ``MAX_PASSES`` times."""
+
+    n_directions: int
+    width: int
+    """P'"""
+    basis: NDArray
+    """(rows P',) real: orthonormal directions Q, zero beyond P."""
+    images: NDArray
+    """(rows P',) real: C Q."""
+    scores: NDArray
+    """(rows N,) real: X Q."""
+    tiles: NDArray
+    """(2 GROUP P',) real, scratch: directions of a pass, then their images, the vectors of the four side by side."""
+    sums: NDArray[np.float64]
+    """(n_directions + 1, P) the sketch, then the mean."""
+    mean: NDArray
+    """(P',) real: see :class:`Maps`."""
+
 
 def block_size(n_components: int) -> int:
     """Directions in a block: a whole number of groups."""
     return -(-(n_components + SPARE_DIRECTIONS) // GROUP) * GROUP
 
 
-CONSTANT, FINITE, NOT_FINITE = range(3)
-
-
 @kernel
-def sketch(maps: Any, width: Any, n_groups: Any, sums: Any, mean: Any, basis: Any) -> Any:
-    """Write the padded mean (P') and n_groups - 1 rows of the basis: centred sums of the samples of a group.
+def sketch(
+    maps: NDArray,  # (N, P) float32 or float64
+    sums: NDArray[np.float64],  # (n_directions + 1, P) out
+) -> tuple[int, float]:
+    """Centred sums of the samples of a group, and the mean in the last row, which one group's sums make room for.
 
-    Returns what the maps are: constant, finite, or not finite. ``sums`` (n_groups P) is scratch in float64.
+    Returns what the maps are (constant, finite, or not finite), and the largest entry of the sketch.
     """
     n_samples, n_pixels = maps.shape
+    n_groups = len(sums)
     counts = np.zeros(n_groups)
     sums[:] = 0.0
     varies = False
     for n in range(n_samples):
-        group: Any = np.int64(((np.uint64(n) * _HASH) >> np.uint64(40)) % np.uint64(n_groups))
+        group = np.int64(((np.uint64(n) * _HASH) >> np.uint64(40)) % np.uint64(n_groups))
         counts[group] += 1
         row, target = maps[n], sums[group]
         for p in range(n_pixels):
@@ -95,80 +148,113 @@ def sketch(maps: Any, width: Any, n_groups: Any, sums: Any, mean: Any, basis: An
         if not varies:
             for p in range(n_pixels):
                 varies |= row[p] != maps[0, p]
-    checksum = 0.0
-    for p in range(width):
+    checksum, largest = 0.0, 0.0
+    for p in range(n_pixels):
         centre = 0.0
-        if p < n_pixels:
-            for g in range(n_groups):
-                centre += sums[g, p]
-            centre /= n_samples
-        mean[p] = centre
+        for g in range(n_groups):
+            centre += sums[g, p]
+        centre /= n_samples
         checksum += centre
         for g in range(n_groups - 1):
-            basis[g * width + p] = sums[g, p] - counts[g] * centre if p < n_pixels else 0.0
-    if not np.isfinite(checksum):
-        return NOT_FINITE
-    return FINITE if varies else CONSTANT
+            sums[g, p] -= counts[g] * centre
+            largest = max(largest, abs(sums[g, p]))
+        sums[n_groups - 1, p] = centre
+    if not np.isfinite(checksum + largest):
+        return NOT_FINITE, largest
+    return (FINITE if varies else CONSTANT), largest
 
 
 @kernel
-def centred_pass(flat: Any, n_samples: Any, n_pixels: Any, mean: Any, basis: Any, at: Any, group: Any, images: Any,
-    scores: Any, tiles: Any) -> None:  # fmt: skip
-    """For ``GROUP`` directions, from row ``at`` of the basis: scores = X q and images = Xᵀ X q.
+def can_be_read(
+    sums: NDArray[np.float64],  # (n_directions + 1, P) see sketch
+    largest: float,
+    mean: NDArray,  # (P',) real, out: the mean, rounded
+) -> bool:
+    """Whether the passes may read the maps as they are."""
+    n_pixels = sums.shape[1]
+    mean[:] = 0
+    lost, norm = 0.0, 0.0
+    for p in range(n_pixels):
+        mean[p] = sums[-1, p]
+        lost += ((sums[-1, p] - np.float64(mean[p])) / largest) ** 2
+        norm += (sums[0, p] / largest) ** 2
+    return SMALLEST_SKETCH <= largest <= LARGEST_SKETCH and lost <= LARGEST_ROUNDING**2 * max(norm, 1.0)
 
-    The maps (N, P) are ``flat``; ``mean`` (P'), ``basis`` and ``images`` (rows of P') are flat and padded to P' with
-    zeros. ``scores`` is flat with rows of N. ``tiles`` is scratch for 2 GROUP P' numbers: the directions, then their
-    images, the vectors of the four side by side.
+
+@kernel
+def centred_copy(
+    maps: NDArray,  # (N, P) real
+    mean: NDArray[np.float64],  # (P,)
+    scale: float,
+) -> NDArray:
+    """Maps less their mean, times the scale, flat: (N P,) real."""
+    n_samples, n_pixels = maps.shape
+    copy = np.empty(n_samples * n_pixels, dtype=maps.dtype)
+    for n in range(n_samples):
+        for p in range(n_pixels):
+            copy[n * n_pixels + p] = (maps[n, p] - mean[p]) * scale
+    return copy
+
+
+@kernel
+def centred_pass(
+    maps: Maps,
+    krylov: Krylov,  # images and scores: out
+    at: int,
+) -> None:
+    """For ``GROUP`` directions, from row ``at`` of the basis: scores = X q and images = Xᵀ X q.
 
     Samples come in blocks that stay in the second-level cache between the two products, pixels in chunks whose
     directions and images stay in the first-level cache while the block passes by.
     """
+    flat, n_samples, n_pixels = maps.flat, maps.n_samples, maps.n_pixels
+    basis, images, scores, tiles = krylov.basis, krylov.images, krylov.scores, krylov.tiles
     n_lanes = lanes_of(flat)
-    n_rows = len(group)
+    n_rows = len(maps.group)
     n_vectors = (n_pixels + n_lanes - 1) // n_lanes
     width = n_vectors * n_lanes
     in_tile = n_rows * n_lanes
-    of_images = n_vectors * in_tile
+    images_at = n_vectors * in_tile
     for c in range(n_rows):
         for v in range(n_vectors):
             store(tiles, v * in_tile + c * n_lanes, load(basis, (at + c) * width + v * n_lanes))
-            store(tiles, of_images + v * in_tile + c * n_lanes, splat(flat.dtype.type(0)))
+            store(tiles, images_at + v * in_tile + c * n_lanes, splat(flat.dtype.type(0)))
     block = min(max(4, BYTES_PER_BLOCK // (n_rows * n_pixels * flat.itemsize)) * n_rows, n_samples)
     partial = np.empty((block + n_rows - 1) // n_rows * n_rows * in_tile, dtype=flat.dtype)
     for first in range(0, n_samples, block):
         last = min(first + block, n_samples)
         for v in range(0, n_vectors, CHUNK):
             for n in range(first, last, n_rows):
-                add_products(flat, n_samples, n_pixels, n, mean, tiles, v, group, partial, (n - first) * in_tile)
+                project(maps, n, v, tiles, partial, (n - first) * in_tile)
         for n in range(first, last, n_rows):
-            sum_products(partial, (n - first) * in_tile, group, scores, at * n_samples, n_samples, n)
+            sum_products(maps, n, partial, (n - first) * in_tile, scores, at * n_samples)
         for v in range(0, n_vectors, CHUNK):
             for n in range(first, last, n_rows):
-                add_images(
-                    flat, n_samples, n_pixels, n, mean, tiles, of_images, v, group, partial, (n - first) * in_tile
-                )
+                backproject(maps, n, v, partial, (n - first) * in_tile, tiles, images_at)
     for c in range(n_rows):
         for v in range(n_vectors):
-            store(images, (at + c) * width + v * n_lanes, load(tiles, of_images + v * in_tile + c * n_lanes))
+            store(images, (at + c) * width + v * n_lanes, load(tiles, images_at + v * in_tile + c * n_lanes))
 
 
-@kernel
-def add_products(
-    flat: Any, n_samples: Any, n_pixels: Any, n: Any, mean: Any, tiles: Any, v_first: Any, group: Any, partial: Any,
-    at: Any,
-) -> None:  # fmt: skip
-    """Products of four rows and four directions over a chunk of pixels, lane by lane, added to those of chunks before.
-
-    A row beyond the last acts as the last.
-    """
+@inlined
+def project(
+    maps: Maps,
+    n: int,  # the first of GROUP rows; one beyond the last acts as the last
+    first: int,  # vector of pixels where the chunk begins
+    tiles: NDArray,  # see Krylov
+    partial: NDArray,  # (blocks of rows, GROUP GROUP lanes) real
+    at: int,  # where this block of rows begins
+) -> None:
+    """Products of four rows and four directions over a chunk of pixels, lane by lane, added to the earlier chunks'."""
+    flat, n_samples, n_pixels, mean, group = maps
     n_lanes = lanes_of(flat)
     n_rows = len(group)
     zero = splat(flat.dtype.type(0))
     products = registers(zero)
     x = registers(zero)
     for i in range(n_rows * n_rows):
-        products[i] = load(partial, at + i * n_lanes) if v_first > 0 else zero
-    for v in range(v_first, min(v_first + CHUNK, (n_pixels + n_lanes - 1) // n_lanes)):
+        products[i] = load(partial, at + i * n_lanes) if first > 0 else zero
+    for v in range(first, min(first + CHUNK, (n_pixels + n_lanes - 1) // n_lanes)):
         for r in range(n_rows):
             x[r] = centred(flat, min(n + r, n_samples - 1), n_pixels, v, mean)
             prefetch(flat, min(n + n_rows + r, n_samples - 1) * n_pixels + v * n_lanes)
@@ -180,9 +266,9 @@ def add_products(
         store(partial, at + i * n_lanes, products[i])
 
 
-@kernel
-def centred(flat: Any, n: Any, n_pixels: Any, v: Any, mean: Any) -> Any:
-    """Vector v of row n less the mean; zero beyond the last pixel."""
+@inlined
+def centred(flat: NDArray, n: int, n_pixels: int, v: int, mean: NDArray) -> Any:
+    """Vector v of row n less the mean; zero beyond the last pixel (see :class:`Maps`)."""
     n_lanes = lanes_of(flat)
     first = v * n_lanes
     if first + n_lanes <= n_pixels:
@@ -190,11 +276,17 @@ def centred(flat: Any, n: Any, n_pixels: Any, v: Any, mean: Any) -> Any:
     return load_first(flat, n * n_pixels + first, n_pixels - first) - load(mean, first)
 
 
-@kernel
+@inlined
 def sum_products(
-    partial: Any, at: Any, group: Any, scores: Any, at_scores: Any, n_samples: Any, n: Any
-) -> None:  # fmt: skip
+    maps: Maps,
+    n: int,
+    partial: NDArray,  # see project
+    at: int,
+    scores: NDArray,  # (rows N,) real, out
+    scores_at: int,  # row of the first direction
+) -> None:
     """Scores of four rows: sums over lanes, which take the place of the first products. Those beyond the last are 0."""
+    _, n_samples, _, _, group = maps
     n_lanes = lanes_of(partial)
     n_rows = len(group)
     products = registers(splat(partial.dtype.type(0)))
@@ -205,36 +297,42 @@ def sum_products(
     for c in range(n_rows):
         for r in range(n_rows):
             if n + r < n_samples:
-                scores[at_scores + c * n_samples + n + r] = partial[at + c * n_rows + r]
+                scores[scores_at + c * n_samples + n + r] = partial[at + c * n_rows + r]
             else:
                 partial[at + c * n_rows + r] = 0
 
 
-@kernel
-def add_images(
-    flat: Any, n_samples: Any, n_pixels: Any, n: Any, mean: Any, tiles: Any, of_images: Any, v_first: Any, group: Any,
-    row_scores: Any, at: Any,
-) -> None:  # fmt: skip
+@inlined
+def backproject(
+    maps: Maps,
+    n: int,
+    first: int,
+    row_scores: NDArray,  # (blocks of rows, GROUP GROUP lanes) real: the first GROUP GROUP of each are scores
+    at: int,
+    tiles: NDArray,  # see Krylov; images: in and out
+    images_at: int,
+) -> None:
     """Add four rows, times their scores, to the images of four directions, over a chunk of pixels."""
+    flat, n_samples, n_pixels, mean, group = maps
     n_lanes = lanes_of(flat)
     n_rows = len(group)
     x = registers(splat(flat.dtype.type(0)))
     y = registers(splat(flat.dtype.type(0)))
     for i in range(n_rows * n_rows):
         y[i] = splat(row_scores[at + i])
-    for v in range(v_first, min(v_first + CHUNK, (n_pixels + n_lanes - 1) // n_lanes)):
+    for v in range(first, min(first + CHUNK, (n_pixels + n_lanes - 1) // n_lanes)):
         for r in range(n_rows):
             x[r] = centred(flat, min(n + r, n_samples - 1), n_pixels, v, mean)
             prefetch(flat, min(n + n_rows + r, n_samples - 1) * n_pixels + v * n_lanes)
         for c in range(n_rows):
-            image = load(tiles, of_images + (v * n_rows + c) * n_lanes)
+            image = load(tiles, images_at + (v * n_rows + c) * n_lanes)
             for r in range(n_rows):
                 image = fma(x[r], y[c * n_rows + r], image)
-            store(tiles, of_images + (v * n_rows + c) * n_lanes, image)
+            store(tiles, images_at + (v * n_rows + c) * n_lanes, image)
 
 
 @kernel
-def dot(a: Any, at_a: Any, b: Any, at_b: Any, width: Any) -> Any:
+def dot(a: NDArray, at_a: int, b: NDArray, at_b: int, width: int) -> float:
     """Inner product of two padded rows, in float64 over vectors."""
     n_lanes = lanes_of(a)
     result = 0.0
@@ -247,7 +345,7 @@ def dot(a: Any, at_a: Any, b: Any, at_b: Any, width: Any) -> Any:
 
 
 @kernel
-def add_multiple(target: Any, at: Any, factor: Any, source: Any, at_source: Any, width: Any) -> None:
+def add_multiple(target: NDArray, at: int, factor: float, source: NDArray, at_source: int, width: int) -> None:
     """``target += factor * source`` for padded rows."""
     n_lanes = lanes_of(target)
     scale = splat(target.dtype.type(factor))
@@ -256,7 +354,7 @@ def add_multiple(target: Any, at: Any, factor: Any, source: Any, at_source: Any,
 
 
 @kernel
-def orthonormalise(basis: Any, first: Any, last: Any, width: Any) -> Any:
+def orthonormalise(basis: NDArray, first: int, last: int, width: int) -> int:
     """Make rows first … last of the basis orthonormal to each other and to all before; return how many do not vanish.
 
     Twice over by modified Gram-Schmidt. A row that lies in the span of those before it becomes zero.
@@ -280,38 +378,38 @@ def orthonormalise(basis: Any, first: Any, last: Any, width: Any) -> Any:
 
 @kernel
 def leading_components(
-    maps: Any, flat: Any, n_components: Any, n_directions: Any, group: Any, mean: Any, basis: Any, images: Any,
-    tiles: Any, krylov_scores: Any, scores: Any, variance: Any,
-) -> Any:  # fmt: skip
-    """Scores (N, d) and variances (d,) of one filter; return the residual relative to the largest eigenvalue.
+    maps: Maps,
+    krylov: Krylov,
+    exponent: int,  # of the maps' scale
+    scores: NDArray,  # (N, d) real, out
+    variance: NDArray[np.float64],  # (d,) out
+) -> float:
+    """Scores and variances of one filter; return the residual relative to the largest eigenvalue.
 
-    Negative where the passes did not suffice, or the maps are too small for them. ``mean`` holds the padded mean, the
-    first rows of ``basis`` the first block.
+    Negative where the passes did not suffice. The first rows of the basis hold the first block.
     """
-    n_lanes = lanes_of(flat)
-    width = (maps.shape[1] + n_lanes - 1) // n_lanes * n_lanes
-    max_rows = MAX_PASSES * n_directions
-    projected = np.zeros((max_rows, max_rows))
-    largest = 0.0
-    for row in range(n_directions):
-        largest = max(largest, dot(basis, row * width, basis, row * width, width))
-    if largest < SMALLEST_SQUARE:
-        return -1.0
+    n_components = len(variance)
+    n_directions, width, basis, images = krylov.n_directions, krylov.width, krylov.basis, krylov.images
+    projected = np.zeros((MAX_PASSES * n_directions, MAX_PASSES * n_directions))
     n_rows = 0
     alive = orthonormalise(basis, 0, n_directions, width)
     for n_passes in range(1, MAX_PASSES + 1):
         first, n_rows = n_rows, n_rows + n_directions
-        for at in range(first, n_rows, len(group)):
-            centred_pass(flat, maps.shape[0], maps.shape[1], mean, basis, at, group, images, krylov_scores, tiles)
+        for at in range(first, n_rows, len(maps.group)):
+            centred_pass(maps, krylov, at)
         for j in range(first, n_rows):
             for i in range(j + 1):
                 projected[i, j] = projected[j, i] = dot(basis, i * width, images, j * width, width)
         if n_passes >= FIRST_CHECK or alive == 0:
+            if not np.isfinite(projected[:n_rows, :n_rows].sum()):
+                return -1.0
             values, vectors = np.linalg.eigh(projected[:n_rows, :n_rows])
-            residual, converged = worst_residual(values, vectors, n_components, n_rows, width, basis, images)
-            if converged or alive == 0:  # nothing new was left to find: the space is complete
-                project(values, vectors, n_components, n_rows, width, basis, krylov_scores, scores, variance)
+            residual, converged = worst_residual(values, vectors, krylov, n_components, exponent != 0)
+            if converged or (alive == 0 and residual <= MAX_RESIDUAL):  # the space is complete: nothing is left to find
+                write_scores(values, vectors, krylov, exponent, scores, variance)
                 return residual
+            if alive == 0:
+                return -1.0
         if n_passes < MAX_PASSES:
             for row in range(n_directions):
                 for p in range(width):
@@ -322,17 +420,27 @@ def leading_components(
 
 @kernel
 def worst_residual(
-    values: Any, vectors: Any, n_components: Any, n_rows: Any, width: Any, basis: Any, images: Any
-) -> Any:
-    """Largest residual of the wanted eigenpairs over the largest eigenvalue; whether all are small for their gaps."""
+    values: NDArray[np.float64],  # (rows,) ascending
+    vectors: NDArray[np.float64],  # (rows, rows)
+    krylov: Krylov,
+    n_components: int,
+    is_extreme: bool,
+) -> tuple[float, bool]:
+    """Largest residual of the wanted eigenpairs over the largest eigenvalue; whether all are small for their gaps.
+
+    In maps of extreme size what looks negligible may be all samples but one: it is left to the exact decomposition.
+    """
+    n_rows, width, basis, images = len(values), krylov.width, krylov.basis, krylov.images
     largest = values[n_rows - 1]
-    if largest <= 0:
-        return 0.0, True
+    if not largest > 0:
+        return np.inf, False
     worst, converged = 0.0, True
     difference = np.empty(width, dtype=basis.dtype)
     for j in range(n_components):
         e = n_rows - 1 - j
         if values[e] < NEGLIGIBLE * largest:
+            if is_extreme:
+                return np.inf, False
             continue
         for p in range(width):
             difference[p] = 0
@@ -349,15 +457,21 @@ def worst_residual(
 
 
 @kernel
-def project(
-    values: Any, vectors: Any, n_components: Any, n_rows: Any, width: Any, basis: Any, krylov_scores: Any, scores: Any,
-    variance: Any,
-) -> None:  # fmt: skip
-    """Scores and variances of the leading eigenpairs, each with its component's largest entry positive."""
-    n_samples = scores.shape[0]
+def write_scores(
+    values: NDArray[np.float64],  # (rows,) ascending
+    vectors: NDArray[np.float64],  # (rows, rows)
+    krylov: Krylov,
+    exponent: int,
+    scores: NDArray,  # (N, d) real, out
+    variance: NDArray[np.float64],  # (d,) out
+) -> None:
+    """Scores and variances of the leading eigenpairs, each with its component's largest entry positive, unscaled."""
+    n_samples, n_rows, width = len(scores), len(values), krylov.width
+    basis, krylov_scores = krylov.basis, krylov.scores
+    unit = math.ldexp(1.0, -exponent)
     component = np.empty(width, dtype=basis.dtype)
     score = np.empty(n_samples)
-    for j in range(n_components):
+    for j in range(len(variance)):
         e = n_rows - 1 - j
         for p in range(width):
             component[p] = 0
@@ -372,8 +486,8 @@ def project(
                 largest = p
         sign = -1.0 if component[largest] < 0 else 1.0
         for n in range(n_samples):
-            scores[n, j] = sign * score[n]
-        variance[j] = max(values[e], 0.0) / (n_samples - 1)
+            scores[n, j] = sign * score[n] * unit
+        variance[j] = max(values[e], 0.0) / (n_samples - 1) * unit * unit
 
 
 def krylov_pca(
@@ -388,32 +502,56 @@ def krylov_pca(
     converged : (F,) bool
         Where this is False nothing is filled in.
     """
-    n_filters, n_samples, n_pixels = maps.shape
+    kind = np.empty(len(maps), dtype=np.int64)
+    decompose(maps, krylov_of(maps, n_components), (0.0,) * GROUP, scores, variance, residual, kind)
+    return kind, residual >= 0
+
+
+def krylov_of(maps: NDArray, n_components: int) -> Krylov:
+    """Scratch for the maps (F, N, P) of one filter after the other, uninitialised."""
+    _, n_samples, n_pixels = maps.shape
     n_lanes = vectors.lanes(maps.dtype)
     width = -(-n_pixels // n_lanes) * n_lanes
     n_directions = block_size(n_components)
     rows = MAX_PASSES * n_directions
-    kind = np.empty(n_filters, dtype=np.int64)
-    decompose(
-        maps, maps.reshape(n_filters, -1), n_components, n_directions, (0.0,) * GROUP, width, np.empty((n_directions +
-        1, n_pixels)), aligned_empty(width, maps.dtype), aligned_empty(rows * width, maps.dtype), aligned_empty(rows *
-        width, maps.dtype), aligned_empty(2 * GROUP * width, maps.dtype), aligned_empty(rows * n_samples, maps.dtype),
-        scores, variance, residual, kind,
-    )  # fmt: skip
-    return kind, residual >= 0
+    return Krylov(
+        n_directions=n_directions,
+        width=width,
+        basis=aligned_empty(rows * width, maps.dtype),
+        images=aligned_empty(rows * width, maps.dtype),
+        scores=aligned_empty(rows * n_samples, maps.dtype),
+        tiles=aligned_empty(2 * GROUP * width, maps.dtype),
+        sums=np.empty((n_directions + 1, n_pixels)),
+        mean=aligned_empty(width, maps.dtype),
+    )
 
 
 @compiled_entry(vectors)
 def decompose(
-    maps: Any, flat: Any, n_components: Any, n_directions: Any, group: Any, width: Any, sums: Any, mean: Any, basis:
-    Any, images: Any, tiles: Any, krylov_scores: Any, scores: Any, variance: Any, residual: Any, kind: Any,
-) -> None:  # fmt: skip
+    maps: NDArray,  # (F, N, P) real
+    krylov: Krylov,
+    group: tuple[float, ...],  # GROUP zeros
+    scores: NDArray,  # (F, N, d) real, out
+    variance: NDArray[np.float64],  # (F, d) out
+    residual: NDArray[np.float64],  # (F,) out
+    kind: NDArray[np.int64],  # (F,) out
+) -> None:
     """Leading components of every filter of a block."""
+    _, n_samples, n_pixels = maps.shape
+    sums, mean, width, basis = krylov.sums, krylov.mean, krylov.width, krylov.basis
     for f in range(len(maps)):
-        kind[f] = sketch(maps[f], width, n_directions + 1, sums, mean, basis)
-        residual[f] = 0.0
-        if kind[f] == FINITE:
-            residual[f] = leading_components(
-                maps[f], flat[f], n_components, n_directions, group, mean, basis, images, tiles, krylov_scores,
-                scores[f], variance[f],
-            )  # fmt: skip
+        kind[f], largest = sketch(maps[f], sums)
+        if kind[f] != FINITE or not largest > 0:
+            residual[f] = 0.0 if kind[f] == CONSTANT else -1.0
+            continue
+        flat, exponent = maps[f].reshape(-1), 0
+        if not can_be_read(sums, largest, mean):
+            exponent = max(-MAX_EXPONENT, min(-math.frexp(largest)[1], MAX_EXPONENT))
+            flat = centred_copy(maps[f], sums[-1], math.ldexp(1.0, exponent))
+            mean[:] = 0
+        scale = math.ldexp(1.0, exponent)
+        for g in range(krylov.n_directions):
+            for p in range(width):
+                basis[g * width + p] = sums[g, p] * scale if p < n_pixels else 0.0
+        of_filter = Maps(flat, n_samples, n_pixels, mean, group)
+        residual[f] = leading_components(of_filter, krylov, exponent, scores[f], variance[f])

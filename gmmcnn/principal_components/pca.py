@@ -18,7 +18,14 @@ from gmmcnn.hardware import gpu
 from gmmcnn.hardware.threads import for_blocks
 from gmmcnn.principal_components import cpu as pca_cpu
 from gmmcnn.principal_components.cuda import pca_on_device
-from gmmcnn.principal_components.reference import PCAResult, checked_maps, exact_pca, one_blas_thread, require_finite
+from gmmcnn.principal_components.reference import (  # fmt: skip
+    PCAResult,
+    checked_maps,
+    exact_pca,
+    one_blas_thread,
+    require_finite,
+    require_finite_scores,
+)
 
 EXACT_SIZE = 4
 """A side shorter than so many blocks of the Krylov iteration is decomposed in full."""
@@ -31,8 +38,9 @@ def pca(
 
     Parameters
     ----------
-    maps : (F, N, P) float32 or float64
-        Feature maps of F filters: N samples of P pixels. An array or a CPU tensor.
+    maps : (F, N, P)
+        Feature maps of F filters: N samples of P pixels, of any scale and offset. An array or a tensor of real numbers;
+        what is not float32 or float64 becomes what holds it (:mod:`gmmcnn.hardware.arrays`).
     n_components : int
         d.
     engine : {"auto", "cpu", "cuda", "reference"}
@@ -47,7 +55,9 @@ def pca(
     Raises
     ------
     CaptureError
-        A map holds NaN or infinity; the message names filter and sample.
+        A map holds NaN or infinity, or scores exceed float64; the message names the filter.
+    DataError
+        The maps are no real numbers, or their conversion would lose what counts.
     """
     if engine not in ENGINES:
         raise ConfigurationError(f"engine={engine!r}: expected one of {', '.join(ENGINES)}")
@@ -55,16 +65,23 @@ def pca(
         raise ConfigurationError(f"n_components={n_components}: expected a whole number >= 1")
     if gpu.resolved(engine) == "cuda":
         return pca_on_device(maps, n_components)
-    array = checked_maps(maps)
-    n_filters, n_samples, _ = array.shape
+    result = _pca_on_host(checked_maps(maps), n_components, engine, threads)
+    if result.scores.dtype == np.float32 and not np.isfinite(result.scores).all():
+        result = _pca_on_host(checked_maps(maps).astype(np.float64), n_components, engine, threads)
+    require_finite_scores(result.scores)
+    return result
+
+
+def _pca_on_host(maps: NDArray, n_components: int, engine: str, threads: int | None) -> PCAResult:
+    n_filters, n_samples, _ = maps.shape
     result = PCAResult(
-        np.zeros((n_filters, n_samples, n_components), dtype=array.dtype),
+        np.zeros((n_filters, n_samples, n_components), dtype=maps.dtype),
         np.zeros((n_filters, n_components)),
         np.zeros(n_filters),
     )
     decompose = _decompose_exactly if engine == "reference" else _decompose
     with one_blas_thread():
-        for_blocks(lambda first, last: decompose(array, slice(first, last), result), n_filters, threads)
+        for_blocks(lambda first, last: decompose(maps, slice(first, last), result), n_filters, threads)
     return result
 
 
@@ -88,4 +105,7 @@ def _decompose(maps: NDArray, block: slice, result: PCAResult) -> None:
 def _decompose_exactly(maps: NDArray, block: slice, result: PCAResult) -> None:
     for f in range(block.start, block.stop):
         require_finite(maps[f], f)
-        result.scores[f], result.explained_variance[f], result.residual[f] = exact_pca(maps[f], result.scores.shape[2])
+        with np.errstate(over="ignore", under="ignore"):  # beyond float32 is for float64
+            result.scores[f], result.explained_variance[f], result.residual[f] = exact_pca(
+                maps[f], result.scores.shape[2]
+            )

@@ -18,6 +18,7 @@ from gmmcnn.filters.fitting import fit_maps
 from gmmcnn.filters.screening import (
     SATURATED,
     STRICT,
+    _over_average,
     cluster_sizes,
     counts,
     measure,
@@ -328,3 +329,17 @@ def test_where_no_small_cluster_would_do_only_more_samples_are_proposed():
     comment = saturation(30, k_max=10, small_cluster=1).comment
     assert "raise probe.samples" in comment
     assert "small_cluster=" not in comment
+
+
+@pytest.mark.parametrize("average", [np.mean, np.median])
+def test_perfectly_separated_filters_are_above_every_average_and_take_none_away(average):
+    values = np.array([1.0, 2.0, 3.0, np.inf]).reshape(4, 1, 1)
+    live = np.ones(values.shape, bool)
+    ratio = _over_average(values, live, [slice(None)], average).ravel()
+    assert np.isposinf(ratio[3])
+    assert np.isfinite(ratio[:3]).all()
+    assert (ratio[:3] > 0).all()
+    alone = _over_average(values[3:], live[3:], [slice(None)], average)
+    assert np.isposinf(alone).all()
+    dead = _over_average(values, live & (values < np.inf), [slice(None)], average).ravel()
+    np.testing.assert_allclose(dead[:3], [0.5, 1.0, 1.5])

@@ -50,11 +50,16 @@ def test_every_kernel_has_a_parity_case() -> None:
     assert kernels == set(CASES)
 
 
+NOT_IN_KERNELS = (
+    "MAX_DIMS", "MAX_STARTS", "PHILOX_MULTIPLIERS", "PHILOX_KEY_STEPS", "SMALL_SHARE", "STRICT", "SATURATED",
+)  # fmt: skip
+
+
 def test_constants_agree_between_kernels_and_package() -> None:
     text = "".join(files("gmmcnn.kernels").joinpath(file).read_text() for file in sources())
     in_kernels = dict(re.findall(r"(\w+) = (0x[0-9A-F]+|[-0-9.e]+)[,;]", text))
     for name, value in vars(constants).items():
-        if name.isupper() and name not in ("MAX_DIMS", "MAX_STARTS", "PHILOX_MULTIPLIERS", "PHILOX_KEY_STEPS"):
+        if name.isupper() and name not in NOT_IN_KERNELS:
             assert float(in_kernels[name]) == value, name
     for i in range(2):
         assert int(in_kernels[f"PHILOX_MULTIPLIER_{i}"], 16) == constants.PHILOX_MULTIPLIERS[i]
@@ -98,10 +103,20 @@ def test_standardise(cupy: Any, n_samples: int, n_dims: int, dtype: str) -> None
     centre, n_distinct = cupy.empty((5, n_dims)), cupy.empty(5, np.int32)
     real = "float" if dtype == "float32" else "double"
     kernel = kernel_loader.kernel("gmm_em", "standardise", DIMS=n_dims, REAL=real, SCORE=real, MAX_K=16, RESIDENT=1)
-    arguments = cupy.asarray(scores), np.int32(n_samples), np.int32(k_max), points, centre, scale, n_distinct
+    eps = np.finfo(dtype).eps
+    arguments = (
+        cupy.asarray(scores),
+        np.int32(n_samples),
+        np.int32(k_max),
+        np.float64(eps),
+        points,
+        centre,
+        scale,
+        n_distinct,
+    )
     kernel((5,), (64,), arguments)
     for f in range(5):
-        expected = reference.standardise(scores[f].astype(np.float64))
+        expected = reference.standardise(scores[f].astype(np.float64), float(eps))
         found = int(cupy.asnumpy(n_distinct)[f])
         if expected is None:
             assert found == 0
@@ -128,11 +143,13 @@ def test_calinski_harabasz(cupy: Any, n_samples: int, n_dims: int, real: str) ->
     index = cupy.empty((4, n_labellings))
     points = cupy.asarray(np.ascontiguousarray(scores.swapaxes(1, 2)))
     kernel = kernel_loader.kernel("calinski_harabasz", "calinski_harabasz", DIMS=n_dims, REAL=real)
-    kernel((4, n_labellings), (128,), (points, cupy.asarray(labels), np.int32(k_max), np.int32(n_samples), index))
+    eps = np.finfo(scores.dtype).eps
+    sizes = np.int32(k_max), np.int32(n_samples), np.float64(eps)
+    kernel((4, n_labellings), (128,), (points, cupy.asarray(labels), *sizes, index))
     expected = np.stack([twin.calinski_harabasz(scores, np.maximum(labels[:, i], 0), k_max) for i in range(5)], axis=1)
     expected[0, 1] = np.nan
     np.testing.assert_allclose(cupy.asnumpy(index), expected, rtol=1e-9)
-    assert np.isnan(expected[3, 0])
+    assert np.isnan(expected[3, 0]) if n_samples == 2 else np.isposinf(expected[3, 0])
 
 
 @case("calinski_harabasz.choose_n_components")
@@ -142,11 +159,12 @@ def test_choose_n_components(cupy: Any) -> None:
     index[0] = np.nan
     index[1] = [5, 5 * (1 + 1e-10), 3, 5 * (1 + 1e-8)]
     index[2] = [5, 5 * (1 + 1e-10), 3, np.nan]
+    index[3] = [7, np.nan, np.inf, np.inf]
     chosen = cupy.empty(300, np.int32)
     kernel = kernel_loader.kernel("calinski_harabasz", "choose_n_components", DIMS=2, REAL="float")
     kernel((3,), (128,), (cupy.asarray(index), np.int32(2), np.int32(4), np.int32(300), chosen))
     assert np.array_equal(cupy.asnumpy(chosen), twin.choose_n_components(index, 2))
-    assert cupy.asnumpy(chosen)[:3].tolist() == [0, 5, 2]
+    assert cupy.asnumpy(chosen)[:4].tolist() == [0, 5, 2, 4]
 
 
 def test_uniform_random_numbers(cupy: Any) -> None:
@@ -305,18 +323,20 @@ def test_passes_over_the_maps(cupy: Any, n_samples: int, n_pixels: int, columns:
     done = np.array([False, False, True])
     means, projected = cupy.empty((3, n_pixels), dtype), cupy.zeros((3, n_samples, columns), dtype)
     partial = cupy.zeros((3, n_chunks, n_pixels, columns), dtype)
-    inputs = cupy.asarray(maps), means
-    column_means((-(-n_pixels // 64), 3), (64,), (inputs[0], n, p, means))
+    scale, rounding = np.array([0.25, 1, 4], dtype), cupy.empty((3, n_pixels), dtype)
+    inputs = cupy.asarray(maps), cupy.asarray(scale), means, rounding
+    column_means((-(-n_pixels // 64), 3), (64,), (*inputs[:2], n, p, means, rounding))
     project((-(-n_samples // 8), 3), (64,), (*inputs, cupy.asarray(basis), cupy.asarray(done), n, p, projected))
     backward = (*inputs, projected, cupy.asarray(done), n, p, np.bool_(False), partial)
     backproject((-(-n_pixels // 64), n_chunks, 3), (64,), backward)
 
-    exact = maps.astype(np.float64)
+    exact = maps * scale[:, None, None].astype(np.float64)
     centred = exact - exact.mean(axis=1, keepdims=True)
     expected = centred @ basis
     expected[2] = 0  # a filter that is done is left alone
     eps = 100 * np.finfo(dtype).eps
-    np.testing.assert_allclose(cupy.asnumpy(means), exact.mean(axis=1), rtol=eps)
+    found = cupy.asnumpy(means).astype(np.float64) + cupy.asnumpy(rounding)
+    np.testing.assert_allclose(found, exact.mean(axis=1), rtol=1e-13 if dtype == "float32" else eps)
     np.testing.assert_allclose(cupy.asnumpy(projected), expected, atol=eps * np.abs(exact).max() * n_pixels)
     total = cupy.asnumpy(partial).sum(axis=1)
     np.testing.assert_allclose(
@@ -345,6 +365,23 @@ def test_pca_is_the_singular_value_decomposition(
     np.testing.assert_allclose(found.explained_variance, expected.explained_variance, rtol=1e-5, atol=1e-6 * scale**2)
     assert not found.scores[0].any()
     assert (found.residual <= pca_cuda.TOLERANCE[dtype]).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "offset"),
+    [("float32", 1e-37, 0), ("float32", 1e-25, 0), ("float32", 1e19, 0), ("float32", 3e37, 0), ("float32", 1, 1e6),
+     ("float32", 1, 1e7), ("float64", 1e-300, 0), ("float64", 1e300, 0), ("float64", 1e-170, 1e7)],
+)  # fmt: skip
+def test_pca_of_any_scale_and_offset(cupy: Any, dtype: str, scale: float, offset: float) -> None:
+    maps = ((relu_maps(2, 60, 40, "float64") + offset) * scale).astype(dtype)
+    found = pca_cuda.pca_on_device(maps)
+    exact = maps.astype(np.float64) / scale
+    expected = pca(exact - exact.mean(axis=1, keepdims=True), engine="reference").scores
+    tolerance = 1e-4 if dtype == "float32" else 1e-6
+    np.testing.assert_allclose(found.scores / scale, expected, atol=tolerance * np.abs(expected).max())
+    assert np.isfinite(found.residual).all()
+    assert (found.residual < 1e-4).all()
+    assert not found.scores[0].any()
 
 
 @pytest.mark.parametrize(("n_samples", "n_pixels", "n_components"), [(70, 50, 2), (20, 3, 3), (33, 40, 8)])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import calinski_harabasz_score
 
-from gmmcnn.constants import CH_MIN_WITHIN, CH_TIE
+from gmmcnn.constants import CH_ROUNDING, CH_TIE
 from gmmcnn.mixture.calinski_harabasz import calinski_harabasz, choose_n_components
 
 N, K = 9, 4
@@ -49,13 +49,27 @@ def test_filters_do_not_meet():
     assert np.isnan(together).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize(("share", "defined"), [(0.25, False), (4.0, True)])
-def test_spread_within_is_rounding_below_a_share_of_the_total(share, defined):
-    """Clusters at ±1, each of two samples that lie ε apart: SSW / SST = ε² / 4."""
-    half = np.sqrt(CH_MIN_WITHIN * share)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("units", "perfect"), [(0.5, True), (2.0, False)])
+def test_spread_within_is_rounding_below_some_units_of_the_last_place(dtype, units, perfect):
+    """Clusters at ±1, each of two samples, each of them so many times ``CH_ROUNDING`` ε from its mean."""
+    eps = float(np.finfo(dtype).eps)
+    half = units * CH_ROUNDING * eps
     scores = np.array([-1 - half, -1 + half, 1 - half, 1 + half]).reshape(1, 4, 1)
-    found = calinski_harabasz(scores, np.array([[0, 0, 1, 1]]), 2)[0]
-    assert np.isfinite(found) == defined
+    found = calinski_harabasz(scores, np.array([[0, 0, 1, 1]]), 2, precision=eps)[0]
+    assert np.isposinf(found) == perfect
+    if not perfect:
+        assert found == pytest.approx(4 / (4 * half**2) * 2, rel=0.1 if dtype == "float64" else 1e-6)
+
+
+def test_a_sample_far_out_does_not_make_the_spread_of_the_others_rounding():
+    scores = np.random.default_rng(0).normal(size=(1, 200, 2)).astype(np.float32)
+    scores[0, 7] = [3e7, 0]
+    labels = np.zeros((1, 200), int)
+    labels[0, 7] = 1
+    assert np.isfinite(calinski_harabasz(scores, labels, 2)).all()
+    scores[0, np.arange(200) != 7] = 1.5
+    assert np.isposinf(calinski_harabasz(scores, labels, 2)).all()
 
 
 def test_ties_are_of_a_share_of_the_index_not_of_its_size():
@@ -67,17 +81,27 @@ def test_ties_are_of_a_share_of_the_index_not_of_its_size():
     assert choose_n_components(np.nextafter(edge, [[0.0, 9.0]]), 2) == 3
 
 
-def test_calinski_harabasz_is_undefined_without_two_clusters_or_spread():
+def test_undefined_without_two_clusters_or_with_as_many_as_samples():
     scores = np.repeat(np.arange(4.0), 5).reshape(1, 20, 1)
-    no_spread = np.repeat(np.arange(4), 5)[None]
     one_cluster, every_sample = np.zeros((1, 20), int), np.arange(20)[None]
-    for labels in (no_spread, one_cluster, every_sample):
+    for labels in (one_cluster, every_sample):
         assert np.isnan(calinski_harabasz(scores, labels, 20)).all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1, 1e7])
+def test_infinite_without_spread_within(offset):
+    scores = np.repeat(np.arange(4.0), 5).reshape(1, 20, 1) + offset
+    assert np.isposinf(calinski_harabasz(scores, np.repeat(np.arange(4), 5)[None], 20)).all()
 
 
 def test_smallest_k_wins_a_tie_and_undefined_never_wins():
     index = np.array([[3.0, 5.0, 5.0 + 1e-12, 4.0], [np.nan, np.nan, 2.0, 1.0], [np.nan] * 4])
     np.testing.assert_array_equal(choose_n_components(index, 2), [3, 4, 0])
+
+
+def test_the_fewest_perfectly_separated_clusters_win():
+    index = np.array([[1e9, np.nan, np.inf, np.inf], [np.inf, 3.0, np.inf, 2.0]])
+    np.testing.assert_array_equal(choose_n_components(index, 2), [4, 2])
 
 
 @given(clusterings)
@@ -88,6 +112,8 @@ def test_equals_scikit_learn_with_any_clusters_empty(clustering):
         clusters = [filter_scores[filter_labels == k] for k in set(filter_labels)]
         if 1 < len(clusters) < N and any(np.ptp(cluster, axis=0).any() for cluster in clusters):
             assert found == pytest.approx(calinski_harabasz_score(filter_scores, filter_labels), rel=1e-6)
+        elif 1 < len(clusters) < N and np.ptp(filter_scores, axis=0).any():
+            assert np.isposinf(found)
         else:
             assert np.isnan(found)
 

@@ -12,7 +12,7 @@ D, K, N = 2, 3, 83
 DIMS = (0.0,) * D
 TRIANGLE = [(i, j) for i in range(D) for j in range(i + 1)]
 REG_COVAR = 1e-4
-SETTINGS = EMSettings(2, 1, 1e-3, 100, REG_COVAR, REG_COVAR, np.uint64(0))
+SETTINGS = EMSettings(2, 1, 1e-3, 100, REG_COVAR, REG_COVAR, np.uint64(0), 2.0**-52)
 
 
 def triangle(matrix: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def test_small_matrices_are_those_of_numpy(d):
 
 
 def test_pivots_are_clamped_from_below():
-    least = EMSettings(2, 1, 1e-3, 100, 0.0, MIN_VARIANCE, np.uint64(0))
+    least = EMSettings(2, 1, 1e-3, 100, 0.0, MIN_VARIANCE, np.uint64(0), 2.0**-52)
     factor = np.zeros(3)
     determinant = cpu_em.cholesky(np.array([4.0, 2.0, 2.0, 1.0]), DIMS, least, factor, 0)
     np.testing.assert_allclose(factor, [2, 1, np.sqrt(MIN_VARIANCE)])

@@ -7,11 +7,21 @@ import pytest
 
 from gmmcnn import config
 from gmmcnn.mixture import cpu, reference
-from gmmcnn.mixture.problem import DEAD, OK, STATUSES, TOO_FEW_DISTINCT, UNDEFINED, MixtureSettings, SweepResult
+from gmmcnn.mixture.problem import (
+    DEAD,
+    OK,
+    PERFECTLY_SEPARATED,
+    STATUSES,
+    TOO_FEW_DISTINCT,
+    UNDEFINED,
+    MixtureSettings,
+    SweepResult,
+)
 
 
 def test_every_code_has_its_name():
     codes = {"ok": OK, "dead": DEAD, "too_few_distinct": TOO_FEW_DISTINCT, "undefined": UNDEFINED}
+    codes["perfectly_separated"] = PERFECTLY_SEPARATED
     assert {name: STATUSES[code] for name, code in codes.items()} == {name: name for name in codes}
     assert len(STATUSES) == len(codes)
 

@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning as SklearnConvergenceWarning
 from sklearn.metrics import calinski_harabasz_score
 from sklearn.mixture import GaussianMixture
 
-from gmmcnn.constants import DEAD_RANGE, MIN_MEMBERSHIP, MIN_VARIANCE
+from gmmcnn.constants import MIN_MEMBERSHIP, MIN_VARIANCE
 from gmmcnn.mixture import reference
 from gmmcnn.mixture.initialise import kmeans_labels
 from gmmcnn.mixture.problem import MixtureSettings
@@ -51,10 +51,11 @@ def test_standardised_scores_have_no_mean_and_mean_variance_one():
 
 @pytest.mark.parametrize(("share", "dead"), [(0.9, True), (1.1, False)])
 def test_scores_that_differ_by_rounding_only_do_not_vary(share, dead):
-    """Around ±c: the largest difference from the mean over the largest size is a little below and above the limit."""
+    """The largest difference from the first sample, over the largest size, is a little below and above one unit."""
+    precision = 2.0**-20
     for sign in (1, -1):
-        scores = sign * (1 + share * DEAD_RANGE * np.array([[-1.0], [1.0]]) / (1 - DEAD_RANGE))
-        assert (reference.standardise(scores) is None) == dead
+        scores = sign * np.array([[1.0], [1 - share * precision]])
+        assert (reference.standardise(scores, precision) is None) == dead
 
 
 def test_log_joint_is_that_of_scipy():

@@ -32,10 +32,11 @@ def test_constant_scores_are_dead(engine, value):
 def test_fewer_distinct_points_than_components(engine):
     scores = np.repeat(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]]), [20, 5, 1], axis=0)[None]
     sweep = GaussianMixtureSweep(k_max=6, engine=engine).fit(scores)
-    assert sweep.status_[0] == "ok"
-    assert sweep.n_components_[0] == 2  # K = 3 has no spread within clusters, more cannot be fitted
+    assert sweep.status_[0] == "perfectly_separated"
+    assert sweep.n_components_[0] == 3  # K = 3 has no spread within clusters, more cannot be fitted
     assert (sweep.n_iter_[0] > 0).tolist() == [True, True, False, False, False]
-    assert np.isnan(sweep.calinski_harabasz_[0, 1:]).all()
+    assert np.isposinf(sweep.calinski_harabasz_[0, 1])
+    assert np.isnan(sweep.calinski_harabasz_[0, 2:]).all()
     assert np.isfinite(sweep.lower_bound_[0, :2]).all()
     assert np.isnan(sweep.lower_bound_[0, 2:]).all()
     few = GaussianMixtureSweep(k_min=4, k_max=6, engine=engine).fit(scores)
@@ -43,12 +44,15 @@ def test_fewer_distinct_points_than_components(engine):
 
 
 @engines
-def test_two_distinct_points_have_no_index(engine):
-    scores = np.repeat([[0.0], [1.0]], 10, axis=0)[None]
+@pytest.mark.parametrize("unit", [1.0, 1e-300, 1e300])
+def test_two_distinct_points_are_perfectly_separated(engine, unit):
+    scores = np.repeat([[0.0], [1.0]], 10, axis=0)[None] * unit
     sweep = GaussianMixtureSweep(engine=engine).fit(scores)
-    assert sweep.status_[0] == "undefined"
-    assert (sweep.labels_ == -1).all()
-    assert np.isnan(sweep.weights_).all()
+    assert sweep.status_[0] == "perfectly_separated"
+    assert sweep.n_components_[0] == 2
+    assert np.isposinf(sweep.calinski_harabasz_[0, 0])
+    assert sorted(np.bincount(sweep.labels_[0])) == [10, 10]
+    np.testing.assert_allclose(np.sort(sweep.means_[0, :2, 0]) / unit, [0, 1], atol=1e-6)
 
 
 @engines
@@ -77,7 +81,51 @@ def test_a_filter_active_on_one_sample(engine):
     scores = np.zeros((1, 200, 2))
     scores[0, 17] = [3.0, 1.0]
     scores -= scores.mean(axis=1, keepdims=True)
-    assert GaussianMixtureSweep(engine=engine).fit(scores).status_[0] == "undefined"
+    sweep = GaussianMixtureSweep(engine=engine).fit(scores)
+    assert sweep.status_[0] == "perfectly_separated"
+    assert sweep.n_components_[0] == 2
+    assert (sweep.labels_[0] != sweep.labels_[0, 0]).sum() == 1
+    assert sweep.labels_[0, 17] != sweep.labels_[0, 0]
+
+
+@engines
+@pytest.mark.parametrize(("dtype", "offset"), [("float32", 1e7), ("float64", 1e7), ("float64", 1e14)])
+def test_scores_far_from_zero_are_not_dead(engine, dtype, offset):
+    groups = np.repeat([[0.0, 0.0], [40.0, 8.0]], 30, axis=0) + np.random.default_rng(0).normal(size=(60, 2))
+    sweep = GaussianMixtureSweep(k_max=4, engine=engine).fit((groups + offset)[None].astype(dtype))
+    assert sweep.status_[0] == "ok"
+    assert sweep.n_components_[0] >= 2
+    assert set(sweep.labels_[0, :30]).isdisjoint(sweep.labels_[0, 30:])
+
+
+@engines
+@pytest.mark.parametrize("distance", [1e4, 1e8, 1e12])
+def test_clusters_however_far_apart_are_found(engine, distance):
+    scores = np.random.default_rng(0).normal(size=(1, 80, 2))
+    scores[0, 40:, 0] += distance
+    sweep = GaussianMixtureSweep(k_max=3, engine=engine).fit(scores)
+    assert sweep.status_[0] in ("ok", "perfectly_separated")
+    assert set(sweep.labels_[0, :40]).isdisjoint(sweep.labels_[0, 40:])
+
+
+@pytest.mark.parametrize("unit", [2.0**-1000, 2.0**-40, 2.0**1000])
+@engines
+def test_the_unit_of_the_scores_does_not_matter(engine, unit):
+    scores = np.random.default_rng(0).normal(size=(2, 60, 2)) + np.repeat([[0], [6]], 30, axis=0)
+    expected = GaussianMixtureSweep(k_max=4, engine=engine).fit(scores)
+    found = GaussianMixtureSweep(k_max=4, engine=engine).fit(scores * unit)
+    np.testing.assert_array_equal(found.labels_, expected.labels_)
+    np.testing.assert_array_equal(found.calinski_harabasz_, expected.calinski_harabasz_)
+    np.testing.assert_allclose(found.means_, expected.means_ * unit, rtol=1e-12)
+
+
+@engines
+@pytest.mark.parametrize("dtype", [">f8", "int64", "longdouble", "float16"])
+def test_scores_of_other_types_are_taken_with_their_values(engine, dtype):
+    scores = np.round(100 * (np.random.default_rng(0).normal(size=(1, 60, 2)) + np.repeat([[0], [6]], 30, axis=0)))
+    expected = GaussianMixtureSweep(k_max=3, engine=engine).fit(scores.astype(np.float16).astype(float))
+    found = GaussianMixtureSweep(k_max=3, engine=engine).fit(scores.astype(np.float16).astype(dtype))
+    np.testing.assert_array_equal(found.labels_, expected.labels_)
 
 
 def test_no_filters():

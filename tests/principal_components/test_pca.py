@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
@@ -54,6 +54,91 @@ def test_maps_of_any_scale_are_decomposed_alike(scale):
     maps = feature_maps(2, 200, 196)
     expected, found = pca(maps), pca((maps * scale).astype(np.float32))
     np.testing.assert_allclose(found.scores / scale, expected.scores, atol=SCORE_TOLERANCE * expected.scores.std())
+
+
+def by_singular_values(maps, n_components):
+    """Scores (F, N, d) of maps (F, N, P) in float64, over a unit (F,) and of any sign, and that unit."""
+    scores = []
+    for x in maps.astype(np.float64):
+        largest = np.abs(x).max()
+        centred = x / largest - (x / largest).mean(axis=0)
+        spread = np.abs(centred).max()
+        left, values, _ = np.linalg.svd(centred / spread, full_matrices=False)
+        scores.append((left[:, :n_components] * values[:n_components], spread * largest))
+    return np.array([s for s, _ in scores]), np.array([unit for _, unit in scores])
+
+
+def assert_equals_svd(result, maps, tolerance):
+    expected, unit = by_singular_values(maps, result.scores.shape[2])
+    found = result.scores.astype(np.float64) / unit[:, None, None]
+    signs = np.sign((found * expected).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(found, signs * expected, atol=tolerance * np.abs(expected).max())
+    assert (result.residual <= 1e-4).all()  # false for NaN
+
+
+LOW_RANK = np.random.default_rng(0).normal(size=(120, 3)) * [10, 5, 2]
+
+
+def low_rank(seed, n_pixels):
+    """Maps of three patterns and a little noise, spread 1, on which the iteration converges."""
+    rng = np.random.default_rng(seed)
+    maps = LOW_RANK @ rng.normal(size=(3, n_pixels)) / 10 + 0.02 * rng.normal(size=(120, n_pixels))
+    return maps[None] / np.abs(maps).max()
+
+
+@engines
+@settings(max_examples=30, deadline=None)
+@given(exponent=st.floats(-37, 38), seed=st.integers(0, 9), n_pixels=st.sampled_from([4, 36, 100]))
+def test_float32_maps_of_every_scale(engine, exponent, seed, n_pixels):
+    maps = (low_rank(seed, n_pixels) * 10**exponent).astype(np.float32)
+    assert_equals_svd(pca(maps, engine=engine, threads=1), maps, SCORE_TOLERANCE)
+
+
+@engines
+@settings(max_examples=30, deadline=None)
+@given(exponent=st.floats(-300, 300), seed=st.integers(0, 9), n_pixels=st.sampled_from([4, 36, 100]))
+def test_float64_maps_of_every_scale(engine, exponent, seed, n_pixels):
+    maps = low_rank(seed, n_pixels) * 10**exponent
+    assert_equals_svd(pca(maps, engine=engine, threads=1), maps, SCORE_TOLERANCE)
+
+
+@engines
+@settings(max_examples=30, deadline=None)
+@given(
+    offset=st.floats(0, 7).map(lambda e: 10**e),
+    dtype=st.sampled_from(["float32", "float64"]),
+    scale=st.sampled_from([1e-20, 1.0, 1e20]),
+    n_pixels=st.sampled_from([4, 36, 100]),
+)
+def test_maps_with_any_offset(engine, offset, dtype, scale, n_pixels):
+    maps = ((low_rank(1, n_pixels) + offset) * scale).astype(dtype)
+    assert_equals_svd(pca(maps, engine=engine, threads=1), maps, 10 * SCORE_TOLERANCE)
+
+
+def test_a_pixel_of_another_scale_does_not_drown_the_others():
+    maps = low_rank(0, 100).astype(np.float32)
+    maps[:, :, 7] = 1e30
+    assert_equals_svd(pca(maps), np.delete(maps, 7, axis=2), SCORE_TOLERANCE)
+
+
+def test_scores_beyond_float32_are_float64_and_beyond_float64_an_error():
+    maps = np.full((1, 60, 100), 3e38, np.float32)
+    maps[0, ::2] = -3e38
+    assert pca(maps).scores.dtype == np.float64
+    assert_equals_svd(pca(maps), maps, SCORE_TOLERANCE)
+    with pytest.raises(CaptureError, match="filter 0 are so large that their scores exceed float64"):
+        pca(np.full((1, 60, 100), 1.7e308) * np.where(np.arange(60) % 2, 1, -1)[:, None])
+
+
+@engines
+@pytest.mark.parametrize("dtype", [">f8", "int64", "longdouble", "int32", ">f4", "float16"])
+def test_other_types_keep_their_values(engine, dtype):
+    maps = np.round(100 * low_rank(0, 100)).astype(np.float16)
+    expected = pca(maps.astype(np.float64), engine="reference")
+    np.testing.assert_allclose(pca(maps.astype(dtype), engine=engine).scores, expected.scores, atol=1e-2)
+    if np.dtype(dtype).itemsize >= 8:
+        far = (maps.astype(dtype) + np.dtype(dtype).type(10**8)).astype(dtype)
+        np.testing.assert_allclose(pca(far, engine=engine).scores, expected.scores, atol=1e-2)
 
 
 def test_equals_scikit_learn_on_real_images(digits):

@@ -80,7 +80,7 @@ def test_signed_components_have_a_positive_largest_entry(components):
     [
         (np.zeros((2, 3, 4), np.float32), np.float32), (np.zeros((2, 3, 4)), np.float64),
         (np.zeros((2, 3, 4), np.uint8), np.float32), (np.zeros((2, 3, 4), np.float16), np.float32),
-        ([[[1, 2], [3, 4]]], np.float32), (torch.zeros(2, 3, 4), np.float32), (np.zeros((0, 3, 4)), np.float64),
+        ([[[1, 2], [3, 4]]], np.float64), (torch.zeros(2, 3, 4), np.float32), (np.zeros((0, 3, 4)), np.float64),
     ],
 )  # fmt: skip
 def test_maps_become_contiguous_floats(given, dtype):
