@@ -20,7 +20,7 @@ class Stream(IntEnum):
     PLANTED = 3
     PROBE = 100
     PROBE_NOISE = 101
-    MONITORED = 103
+    PLANTED_FOR_EXPERIMENTS = 103
     RANDOM_MASKS = 104
     SINGLE_MASKS = 105
     RANDOM_SELECTIONS = 106
@@ -28,6 +28,7 @@ class Stream(IntEnum):
     TRANSFORMS = 108
     """Of a map-style data set, which draws by torch."""
     CARRIERS = 109
+    MONITORED = 110
 
 
 class Status(StrEnum):

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
+from gmmcnn.constants import Stream
 from gmmcnn.data import digits
 from gmmcnn.data.splits import Images, Splits
 from gmmcnn.errors import ConfigurationError
 
 CONTROL = "near-duplicate"
 """Planted kind that need not be memorised: it counts among the samples that nothing is wrong with."""
-_PLANT = 103
 _OCCLUDED = 0.55
 """Side of the square that hides a part of an image, as a share of the image's."""
 _CORRUPTED = 0.4
@@ -75,7 +75,7 @@ def plant(data: Splits, number: int, *, seed: int) -> Planted:
             f"experiment.train_samples={len(data.train)}, {data.n_classes} classes: "
             f"expected at least {needed} samples to plant {number} of each of {len(KINDS)} kinds, and 2 classes"
         )
-    rng = np.random.default_rng([seed, _PLANT])
+    rng = np.random.default_rng([seed, Stream.PLANTED_FOR_EXPERIMENTS])
     images, labels = data.train.images.clone(), data.train.labels.clone()
     order = torch.from_numpy(rng.permutation(len(labels)))
     kinds = np.full(len(labels), "", dtype=f"<U{max(map(len, KINDS))}")
