@@ -195,6 +195,7 @@ def filter_blocks(
     maps : (F, N, P) float32
         At most ``bytes_per_block``, but at least one filter.
     """
+    store.tap(layer)  # raises the error that names a layer that is none of the store's
     blocks = filter_slices(store, layer, samples=samples, bytes_per_block=bytes_per_block)
     yield from zip(blocks, read_ahead(store, layer, [(block, samples) for block in blocks]), strict=True)
 
