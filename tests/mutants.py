@@ -48,9 +48,6 @@ MODULES = (
 """What decides about results and about what is kept of them."""
 
 EQUIVALENT: dict[str, str] = {
-    "mixture/calinski_harabasz.py:calinski_harabasz: n_clusters < n_samples → n_clusters <= n_samples": (
-        "clusters of one sample each have no spread, and the index is undefined for that"
-    ),
     "filters/outliers.py:small_members: 1 → 2": "one more slot, which no sample is in",
     "principal_components/reference.py:exact_pca: n_samples < n_pixels → n_samples <= n_pixels": (
         "of a square matrix either Gram matrix serves"
