@@ -177,6 +177,8 @@ class ZeroKeeper(TorchFunctionMode):
         constant = all(self._is_constant(tensor) for tensor in inputs)
         name = _name(func)
         if not any(hasattr(tensor, _MARK) for tensor in inputs):
+            if name == "setitem" and not constant:
+                self._noted(inputs[:1], False)
             return self._noted(func(*args, **kwargs), constant or _FRESH.match(name) is not None)
         with self._unseen.known():
             call = _Call(name, func, args, kwargs, inputs, [tensor for tensor in inputs if self._is_constant(tensor)])
@@ -190,8 +192,10 @@ class ZeroKeeper(TorchFunctionMode):
         for output in tensors([result]):
             if constant:
                 setattr(output, _CONSTANT, True)
-            elif hasattr(output, _CONSTANT):  # written to in place
-                delattr(output, _CONSTANT)
+            else:
+                for written in (output, output._base):  # in place, or to a part of it
+                    if written is not None and hasattr(written, _CONSTANT):
+                        delattr(written, _CONSTANT)
         return result
 
 

@@ -281,6 +281,30 @@ def test_two_masked_branches_that_are_added_are_masked_where_both_are():
     torch.testing.assert_close(maps, expected)
 
 
+WRITTEN = {
+    "item": lambda space, maps: space.__setitem__((slice(None), slice(None)), maps),
+    "part": lambda space, maps: space[:, :8].copy_(maps),
+    "in place": lambda space, maps: space.add_(maps),
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_zeros_that_something_was_written_to_are_a_stream_and_no_shift(how):
+    def forward(net, x):
+        stream = net.mixing(x)
+        space = torch.zeros_like(stream)
+        WRITTEN[how](space, stream)
+        return x + space
+
+    net, images = Parts(forward).eval(), torch.randn(2, 3, 4, 4)
+    with torch.no_grad(), gmmcnn.masked(net, {"first": [1]}):
+        maps = net(images)
+    with torch.no_grad():
+        first = net.first(images)
+        first[:, 1] = 0
+        torch.testing.assert_close(maps, first + net.mixing(first))
+
+
 def test_a_layer_without_any_filter_left_is_read_as_zero():
     net = Parts(lambda net, x: net.mixing(F.relu(x))).eval()
     with torch.no_grad(), gmmcnn.masked(net, {"first": range(8)}):
