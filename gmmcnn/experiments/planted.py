@@ -1,6 +1,7 @@
 """Whether the machinery works: outliers planted in the probe set, found or not.
 
-Some probe images are replaced by Gaussian noise, more of them or fewer, stronger or weaker. *Power* is the share of
+Some probe images are replaced by Gaussian noise, more of them or fewer, stronger or weaker: far beyond the values that
+a pixel can have, and once clipped to them, as an image that could be real. *Power* is the share of
 checkpoints in which every planted image is reported as an outlier sample; *false alarms* are checkpoints in which
 anything is reported though nothing was planted. This says that the check finds what is there; it says nothing about
 what outliers mean.
@@ -18,8 +19,11 @@ from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import over_seeds
 
 NUMBER, STRENGTH = 4, 5.0
-GRID = sorted({(0, STRENGTH)} | {(n, STRENGTH) for n in (1, 2, 4, 8)} | {(NUMBER, s) for s in (0.5, 1.0, 2.0, 5.0)})
-"""Planted images and their strength (standard deviations of the probe images' pixels): one varied at a time."""
+_SIZES = {(0, STRENGTH)} | {(n, STRENGTH) for n in (1, 2, 4, 8)} | {(NUMBER, s) for s in (0.5, 1.0, 2.0, 5.0)}
+GRID = [*((False, *size) for size in sorted(_SIZES)), (True, NUMBER, STRENGTH)]
+"""Whether noise is clipped to the data's values, planted images, and their strength (standard deviations of the probe
+images' pixels): one varied at a time."""
+CELL = ["clipped", "planted", "strength"]
 
 
 def run(laboratory: Laboratory) -> Outcome:
@@ -35,23 +39,25 @@ def detections(laboratory: Laboratory) -> pd.DataFrame:
     -------
     DataFrame
         One row per network, round (the later half of them, where networks are trained) and cell of the :data:`GRID`:
-        ``seed``, ``condition``, ``round``, ``planted``, ``strength``, ``found`` (planted images reported) and
+        ``seed``, ``condition``, ``round``, ``clipped``, ``planted``, ``strength``, ``found`` (planted images reported),
         ``others`` (reported, but not planted).
     """
     probe = laboratory.settings.probe
     planters = {
-        (number, strength): laboratory.beside(
-            replace(laboratory.settings, probe=replace(probe, plant=number, plant_strength=strength))
+        (clipped, number, strength): laboratory.beside(
+            replace(
+                laboratory.settings,
+                probe=replace(probe, plant=number, plant_strength=strength, plant_clipped=clipped),
+            )
         )
-        for number, strength in GRID
+        for clipped, number, strength in GRID
     }
     rows = []
     for network, after in laboratory.checkpoints(laboratory.rounds[len(laboratory.rounds) // 2 :]):
         place = {"seed": network.seed, "condition": network.condition, "round": after}
-        for (number, strength), planter in planters.items():
-            cell = {"planted": number, "strength": strength}
-            rows.append(place | cell | found(planter.analysis(network, after)))
-    return pd.DataFrame(rows).sort_values(["planted", "strength"], kind="stable", ignore_index=True)
+        for cell, planter in planters.items():
+            rows.append(place | dict(zip(CELL, cell, strict=True)) | found(planter.analysis(network, after)))
+    return pd.DataFrame(rows).sort_values(CELL, kind="stable", ignore_index=True)
 
 
 def found(analysis: Analysis) -> dict[str, int]:
@@ -64,10 +70,11 @@ def power_in_words(table: pd.DataFrame) -> list[str]:
     """One sentence per cell of the grid that plants something."""
     planted = table[table["planted"] > 0]
     sentences = []
-    for (number, strength), rows in planted.groupby(["planted", "strength"]):
+    for (clipped, number, strength), rows in planted.groupby(CELL):
         power = over_seeds("power", _shares(rows, rows["found"] == rows["planted"]), possible=(0, 1))
+        noise = f"strength {strength:g}" + (", clipped to valid pixels" if clipped else "")
         sentences.append(
-            f"{number} planted, strength {strength:g}: power {power.value:.2f} over {len(rows)} checkpoints of "
+            f"{number} planted, {noise}: power {power.value:.2f} over {len(rows)} checkpoints of "
             f"{power.n} seeds{_interval(power.low, power.high)}; {rows['found'].sum() / rows['planted'].sum():.0%} of "
             f"the planted images found, {rows['others'].mean():.1f} other samples reported."
         )
@@ -94,7 +101,9 @@ def _interval(low: float, high: float) -> str:
 
 
 def _figures(table: pd.DataFrame) -> dict[str, object]:
-    planted = table[table["planted"] > 0].assign(power=lambda rows: rows["found"] == rows["planted"])
+    planted = table[(table["planted"] > 0) & ~table["clipped"]].assign(
+        power=lambda rows: rows["found"] == rows["planted"]
+    )
     curve = planted.groupby(["condition", "planted", "strength"])["power"].mean().reset_index()
     return {
         "power_by_number": px.line(

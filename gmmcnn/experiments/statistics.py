@@ -238,7 +238,7 @@ def judge(
         label = REFUTED
     elif there and any(control.small for control in controls):
         label = NOT_SPECIFIC
-    elif not there and any(estimate.small for estimate in (controls if confounded else effects)):
+    elif any(estimate.small for estimate in (controls if confounded else effects)):
         label = NO_EFFECT
     else:
         label = UNDECIDED

@@ -19,6 +19,10 @@ def test_there_is_a_row_for_every_cell_of_the_grid_and_trained_checkpoint(outcom
     assert len(outcome.table) == len(GRID) * 6 * 2
     assert set(outcome.table["round"]) == {3, 4}
     assert (outcome.table["found"] <= outcome.table["planted"]).all()
+    assert outcome.table[outcome.table["clipped"]][["planted", "strength"]].drop_duplicates().values.tolist() == [
+        [4, 5]
+    ]
+    assert sum("clipped to valid pixels" in remark for remark in outcome.remarks) == 1
 
 
 def test_what_was_planted_was_in_the_probe_set(laboratory):
@@ -26,12 +30,12 @@ def test_what_was_planted_was_in_the_probe_set(laboratory):
         replace(laboratory.settings, probe=replace(laboratory.settings.probe, plant=2)), laboratory.folder
     )
     analysis = planter.analysis(Network(0, "control"), 4)
-    assert analysis.samples["planted"].sum() == 2
-    assert laboratory.analysis(Network(0, "control"), 4).samples["planted"].sum() == 0
+    assert (analysis.samples["planted"] == "noise").sum() == (analysis.samples["planted"] != "").sum() == 2
+    assert (laboratory.analysis(Network(0, "control"), 4).samples["planted"] == "").all()
 
 
 def table_of(n_planted: int, found: list[int], others: list[int]) -> pd.DataFrame:
-    rows = {"planted": n_planted, "strength": 5.0, "found": found, "others": others}
+    rows = {"clipped": False, "planted": n_planted, "strength": 5.0, "found": found, "others": others}
     return pd.DataFrame(rows).assign(seed=[0, 0, 1, 1, 2, 2], condition="overfitting")
 
 

@@ -50,6 +50,8 @@ def test_these_are_what_they_are_called():
         ([THERE, REVERSED], [THERE], REFUTED),
         ([estimate(0)], [THERE], NO_EFFECT),
         ([THERE, estimate(0)], [WIDE], NO_EFFECT),
+        ([SMALL], [WIDE], NO_EFFECT),  # there, but smaller than what is of interest
+        ([SMALL], [THERE], SUPPORTED),
         ([WIDE], [THERE], UNDECIDED),
         ([WIDE], [SMALL], UNDECIDED),
         ([], [THERE], UNDECIDED),
