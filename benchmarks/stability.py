@@ -176,7 +176,7 @@ def flatness(maps: Maps, starts: Starts) -> float:
     return float((second >= 0.95 * first)[maps.live].mean())
 
 
-def best_of(starts: Starts, by_index: bool) -> tuple[NDArray, NDArray]:
+def best_of(starts: Starts, *, by_index: bool) -> tuple[NDArray, NDArray]:
     """Index and smallness (n_k, F, B) of the start that is kept."""
     value = starts.index if by_index else np.nan_to_num(starts.lower_bounds, nan=-np.inf)
     kept = value.argmax(axis=0)[None]
@@ -187,7 +187,9 @@ def outcome(maps: Maps, starts: Starts, way: Way) -> Outcome:
     """Use as many of the starts as the way needs."""
     fits = []
     for first in range(0, way.n_init * way.repeats, way.n_init):
-        index, has_small = best_of(Starts(*(array[first : first + way.n_init] for array in starts)), way.by_index)
+        index, has_small = best_of(
+            Starts(*(array[first : first + way.n_init] for array in starts)), by_index=way.by_index
+        )
         near = index >= index.max(axis=0) * (1 - NEAR)
         chosen, near_chosen = index.argmax(axis=0), near.argmax(axis=0)
         used = near_chosen if way.smallest_near else chosen

@@ -74,7 +74,7 @@ def _job(composed: DictConfig) -> None:
     except KeyboardInterrupt:
         _complain(f"interrupted; goes on where it stopped with: {command(settings.task, folder)}")
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the way out: one line for whatever it was
         _exit_codes.append(2 if isinstance(error, ConfigurationError) else 1)
         unexpected = "" if isinstance(error, GmmcnnError) else f"unexpected {type(error).__name__}: "
         again = command(settings.task, folder, "debug=true")

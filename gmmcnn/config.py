@@ -29,7 +29,7 @@ MAX_SEED = 2**63 - 1
 MAX_THREADS = 2**16
 
 
-def _require(condition: bool, key: str, value: object, expected: str) -> None:
+def _require(condition: bool, key: str, value: object, expected: str) -> None:  # noqa: FBT001 - as in assert
     if not condition:
         raise ConfigurationError(f"{key}={value}: expected {expected}")
 

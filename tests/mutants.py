@@ -256,7 +256,7 @@ def _tested(tests: str, copied: Path) -> int:
     try:
         exec(_FINDER, {})
         return int(pytest.main([*OPTIONS, tests]))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the forked process says what it was, and ends
         traceback.print_exc()
         return int(pytest.ExitCode.INTERNAL_ERROR)
     finally:

@@ -136,7 +136,7 @@ class _CheckedCache(FunctionCache):
             return super().load_overload(sig, target_context)
         except OSError:  # unreadable: to be told when it cannot be written either
             return None
-        except Exception as error:  # whatever a damaged pickle raises
+        except Exception as error:  # noqa: BLE001 - whatever a damaged pickle raises
             self._discard(error)
             return None
 
@@ -145,7 +145,7 @@ class _CheckedCache(FunctionCache):
             super().save_overload(sig, data)
         except OSError as error:
             warnings.warn(_not_kept(error), CompileCacheWarning, stacklevel=2)
-        except Exception as error:  # the index is read before it is written
+        except Exception as error:  # noqa: BLE001 - the index is read before it is written
             self._discard(error)
 
     def examine(self) -> int:
@@ -154,7 +154,7 @@ class _CheckedCache(FunctionCache):
             names = self._cache_file._load_index().values()
             for name in names:
                 checked(self._cache_file._load_data(name))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a damaged pickle raises
             self._discard(error)
             return 0
         return len(names)

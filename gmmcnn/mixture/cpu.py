@@ -174,7 +174,7 @@ def workspace(n_dims: int, k_max: int, stride: int, dtype: np.dtype) -> Workspac
 
 
 @compiled_entry(cpu_em, cpu_layout, cpu_start, vectors, constants)
-def standardise(
+def standardise(  # noqa: C901, PLR0917 - loops of one pass; what it writes is given one by one
     scores: NDArray,  # (F, N, d) float32 or float64
     begin: int,
     end: int,

@@ -76,7 +76,9 @@ def seed_centres(
     chosen = int(uniform(seed, key, n_components, start, 0) * n_samples)
     for j in range(n_dims):
         centres[j] = points[j * stride + chosen]
-    potential = move_nearer(samples, chosen, True, workspace.nearest, workspace.vector_sums)
+    potential = move_nearer(
+        samples, chosen, is_first=True, nearest=workspace.nearest, vector_sums=workspace.vector_sums
+    )
     for c in range(1, n_components):
         best, best_potential = 0, np.inf
         for trial in range(n_trials):
@@ -87,7 +89,9 @@ def seed_centres(
                 best, best_potential = candidate, left
         for j in range(n_dims):
             centres[c * n_dims + j] = points[j * stride + best]
-        potential = move_nearer(samples, best, False, workspace.nearest, workspace.vector_sums)
+        potential = move_nearer(
+            samples, best, is_first=False, nearest=workspace.nearest, vector_sums=workspace.vector_sums
+        )
 
 
 @kernel
@@ -120,7 +124,7 @@ def draw_sample(
 def move_nearer(
     samples: Samples,
     chosen: int,
-    is_first: bool,
+    is_first: bool,  # noqa: FBT001 - Numba knows no arguments by keyword only
     nearest: NDArray,  # (stride,) real
     vector_sums: NDArray[np.float64],  # (stride,)
 ) -> float:

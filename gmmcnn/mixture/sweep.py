@@ -78,7 +78,7 @@ class GaussianMixtureSweep(BaseEstimator):
         The mixture of the chosen K, in the units of the scores; NaN beyond it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - as estimators of scikit-learn are
         self,
         k_min: int = 2,
         k_max: int = 10,

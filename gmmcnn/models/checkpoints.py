@@ -49,7 +49,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path | str) 
     _check_fit(wanted, own, prefix, path)
     try:
         model.load_state_dict({key: own[name] for name, (key, _) in expected.items()})
-    except Exception as error:  # a module may have its own way to load
+    except Exception as error:  # noqa: BLE001 - a module may have its own way to load
         raise ModelError(f"{path}: does not fit the model ({_reason(error)}); check model.name") from None
 
 
@@ -63,7 +63,7 @@ def _read(path: Path) -> object:
         raise ModelError(
             f"{path}: damaged, or holds more than tensors, which is not loaded; save model.state_dict() alone"
         ) from None
-    except Exception as error:  # torch's reader raises whatever it stumbles on
+    except Exception as error:  # noqa: BLE001 - torch's reader raises whatever it stumbles on
         raise ModelError(f"{path}: not a readable checkpoint ({_reason(error)}); write it again") from None
     if damaged:
         raise ModelError(f"{path}: damaged, its part {damaged} has another checksum; write it again")

@@ -93,7 +93,7 @@ def sample_gradients(
             parts = _vectorised(network, trained, norms_of, images, labels, group)
         except (torch.OutOfMemoryError, MemoryError):
             raise
-        except Exception:  # which of the many ways not to be vectorisable this is, is no matter
+        except Exception:  # noqa: BLE001 - which of the many ways not to be vectorisable this is, is no matter
             parts = _one_by_one(network, trained, norms_of, images, labels)
     log_p = F.log_softmax(torch.cat([logits for _, _, logits in parts]).double(), dim=1)
     loss = -log_p.gather(1, labels[:, None])[:, 0].numpy()

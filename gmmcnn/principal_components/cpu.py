@@ -197,7 +197,7 @@ def centred_copy(
 
 
 @kernel
-def centred_pass(
+def centred_pass(  # noqa: C901 - one nest of loops over tiles
     maps: Maps,
     krylov: Krylov,  # images and scores: out
     at: int,
@@ -377,7 +377,7 @@ def orthonormalise(basis: NDArray, first: int, last: int, width: int) -> int:
 
 
 @kernel
-def leading_components(
+def leading_components(  # noqa: C901 - the whole iteration, with its ends
     maps: Maps,
     krylov: Krylov,
     exponent: int,  # of the maps' scale
@@ -424,7 +424,7 @@ def worst_residual(
     vectors: NDArray[np.float64],  # (rows, rows)
     krylov: Krylov,
     n_components: int,
-    is_extreme: bool,
+    is_extreme: bool,  # noqa: FBT001 - Numba knows no arguments by keyword only
 ) -> tuple[float, bool]:
     """Largest residual of the wanted eigenpairs over the largest eigenvalue; whether all are small for their gaps.
 

@@ -95,9 +95,11 @@ def pca_on_device(maps: Any, n_components: int = 2, *, solver: str = "auto") -> 
         raise ValueError(f"maps have shape {tuple(maps.shape)}: expected (F, N, P), filters x samples x pixels")
     n_samples, n_pixels = tuple(maps.shape)[1:]
     with_cuml = solver == "cuml" or (solver == "auto" and prefers_cuml(n_samples, n_pixels))
-    result = _pca_on_device(cupy, maps, n_components, "float32" if _is_float32(maps) else "float64", with_cuml)
+    result = _pca_on_device(
+        cupy, maps, n_components, "float32" if _is_float32(maps) else "float64", with_cuml=with_cuml
+    )
     if not np.isfinite(result.scores).all() and _is_float32(maps):
-        result = _pca_on_device(cupy, maps, n_components, "float64", with_cuml)
+        result = _pca_on_device(cupy, maps, n_components, "float64", with_cuml=with_cuml)
     require_finite_scores(result.scores)
     return result
 
@@ -106,7 +108,7 @@ def _is_float32(maps: Any) -> bool:
     return str(maps.dtype).removeprefix("torch.") in ("float32", "float16", "bfloat16")
 
 
-def _pca_on_device(cupy: Any, maps: Any, n_components: int, real: str, with_cuml: bool) -> PCAResult:
+def _pca_on_device(cupy: Any, maps: Any, n_components: int, real: str, *, with_cuml: bool) -> PCAResult:
     n_filters, n_samples, n_pixels = maps.shape
     if n_filters == 0:
         return PCAResult(np.empty((0, n_samples, n_components), real), np.empty((0, n_components)), np.empty(0))
@@ -154,7 +156,7 @@ def _kernel_block(cupy: Any, maps: Any, exponents: NDArray[np.int32], n_componen
     column_means, project, backproject, rotate = (
         kernel("pca", name, **macros) for name in ("column_means", "project", "backproject", "rotate")
     )
-    n, p, false, true = np.int32(n_samples), np.int32(n_pixels), np.bool_(False), np.bool_(True)
+    n, p, false, true = np.int32(n_samples), np.int32(n_pixels), np.bool_(0), np.bool_(1)
     threads = 256 if columns != 12 else 192  # a multiple of the columns and of a warp
     pixel_threads = min(threads, math.ceil(n_pixels / 32) * 32)
     pixel_blocks, sample_blocks = math.ceil(n_pixels / pixel_threads), math.ceil(n_samples / (ROWS * threads // 32))

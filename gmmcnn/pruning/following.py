@@ -178,17 +178,17 @@ class ZeroKeeper(TorchFunctionMode):
         name = _name(func)
         if not any(hasattr(tensor, _MARK) for tensor in inputs):
             if name == "setitem" and not constant:
-                self._noted(inputs[:1], False)
-            return self._noted(func(*args, **kwargs), constant or _FRESH.match(name) is not None)
+                self._noted(inputs[:1], constant=False)
+            return self._noted(func(*args, **kwargs), constant=constant or _FRESH.match(name) is not None)
         with self._unseen.known():
             call = _Call(name, func, args, kwargs, inputs, [tensor for tensor in inputs if self._is_constant(tensor)])
-            return self._noted(call.carried_out(), _FRESH.match(name) is not None)
+            return self._noted(call.carried_out(), constant=_FRESH.match(name) is not None)
 
     def _is_constant(self, tensor: Tensor) -> bool:
         return isinstance(tensor, nn.Parameter) or id(tensor) in self._buffers or hasattr(tensor, _CONSTANT)
 
     @staticmethod
-    def _noted(result: Any, constant: bool) -> Any:
+    def _noted(result: Any, *, constant: bool) -> Any:
         for output in tensors([result]):
             if constant:
                 setattr(output, _CONSTANT, True)
@@ -227,12 +227,12 @@ class _Unseen(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        in_backward_pass = torch._C._current_graph_task_id() != -1
+        in_backward_pass = torch._C._current_graph_task_id() != -1  # noqa: SLF001 - there is no public name for it
         if not self._depth and not in_backward_pass:
             marked = any(hasattr(tensor, _MARK) for tensor in tensors([*args, *kwargs.values()]))
             if marked and func is not torch.ops.aten.detach.default:  # by which torch prints and copies tensors
                 self._noticed = func.__name__
-        with torch._C.DisableTorchFunction():  # an operator is a function too
+        with torch._C.DisableTorchFunction():  # noqa: SLF001 - an operator is a function too
             return func(*args, **kwargs)
 
 
@@ -259,7 +259,7 @@ class _Call:
         if self.name == "copy":
             return self._written(self._copied())
         if self.name == "set":
-            raise self._unclear()
+            raise self.unclear()
         masks = self._moved() if self.name in _MOVES else None  # before what moves in place has moved
         result = self.func(*self.args, **self.kwargs)
         outputs = list(tensors([result]))
@@ -270,12 +270,12 @@ class _Call:
         maps, *others = outputs
         kept = self._rule()(self, maps) if self._counts(maps) else None
         if others and not (self._indexed() or kept is None):
-            raise self._unclear()
+            raise self.unclear()
         if kept is None or kept.all():
             self._forget(maps)
             return result
         if not _broadcasts(kept, maps):
-            raise self._unclear()
+            raise self.unclear()
         kept = kept.to(maps.device)
         if not _holds_maps(maps) or (self.name in _KEPT_AS_THEY_ARE and _holds_maps(self.inputs[0])):
             _mark(maps, kept)
@@ -300,7 +300,7 @@ class _Call:
         if any(maps is tensor for tensor in self.inputs):  # in place, and what is returned may not be looked at
             mark = self.marks[next(i for i, tensor in enumerate(self.inputs) if tensor is maps)]
             if mark is None and _is_part(maps):
-                raise self._unclear()
+                raise self.unclear()
             maps.data.masked_fill_(~kept, 0)  # .data: a backward pass may need the values that are kept
             _mark(maps, kept)
             if not (maps.requires_grad and torch.is_grad_enabled()):
@@ -327,7 +327,7 @@ class _Call:
                 kwargs[first] = self._masks(kwargs[first])
             result = self.func(*args, **{name: value for name, value in kwargs.items() if name != "out"})
         except Exception as error:
-            raise self._unclear() from error
+            raise self.unclear() from error
         return [masked.bool() for masked in tensors([result])]
 
     def _masks(self, values: Any) -> Any:
@@ -339,12 +339,12 @@ class _Call:
 
     def _moved_result(self, result: Any, outputs: list[Tensor], masks: list[Tensor]) -> Any:
         if len(outputs) != len(masks):
-            raise self._unclear()
+            raise self.unclear()
         for maps, masked in zip(outputs, masks, strict=True):
             self._forget(maps)
             if masked.any():
                 if masked.shape != maps.shape:
-                    raise self._unclear()
+                    raise self.unclear()
                 _mark(maps, ~masked)
         return result
 
@@ -378,7 +378,7 @@ class _Call:
             _mark(target, kept.to(target.device))
         return result
 
-    def _unclear(self) -> ModelError:
+    def unclear(self) -> ModelError:
         return ModelError(
             f"{self.name}() makes something of a masked channel, and cannot be followed; "
             "leave the filters before it out of the mask, or use an activation of torch.nn"
@@ -389,7 +389,7 @@ class _Call:
     def of_each(self, _: Tensor) -> Tensor | None:
         """Of the first tensor, alike; the others are parameters."""
         if any(mark is not None for mark in self.marks[1:]):
-            raise self._unclear()
+            raise self.unclear()
         return self.marks[0]
 
     def of_the_first(self, _: Tensor) -> Tensor | None:
@@ -414,13 +414,13 @@ class _Call:
         """Masked where what is divided is; nothing else may be divided by zero."""
         numerator, *denominators = self.marks
         if any(mark is not None and (numerator is None or (numerator & ~mark).any()) for mark in denominators):
-            raise self._unclear()
+            raise self.unclear()
         return numerator
 
     def of_a_channel(self, _: Tensor) -> Tensor | None:
         """Of a function that looks at all pixels of a channel, and at no other channel."""
         if any(mark is not None for mark in self.marks[1:]):
-            raise self._unclear()
+            raise self.unclear()
         maps, mark = self.inputs[0], self.marks[0]
         if mark is None:
             return None
@@ -446,7 +446,7 @@ class _Call:
                 mark = ends
             else:
                 if min(before, after) < 0 or not constant:
-                    raise self._unclear()
+                    raise self.unclear()
                 size = self.inputs[0].shape[dim]
                 first, own, last = (
                     values.expand([n if d == dim else m for d, m in enumerate(mark.shape)])
@@ -458,7 +458,7 @@ class _Call:
     def of_a_reduction(self, output: Tensor) -> Tensor | None:
         """Masked where all that is reduced is."""
         if self.marks[0] is None or any(mark is not None for mark in self.marks[1:]):
-            raise self._unclear()
+            raise self.unclear()
         position = _REDUCTIONS[self.name]
         dims = self.kwargs.get(
             "dim", self.kwargs.get("axis", self.args[position] if len(self.args) > position else None)
@@ -488,10 +488,10 @@ class _Call:
     def of_linear(self, _: Tensor) -> Tensor | None:
         """Masked in rows that are masked as a whole, where linear layers mix pixels; elsewhere channels are mixed."""
         if any(mark is not None for mark in self.marks[1:]):
-            raise self._unclear()
+            raise self.unclear()
         mark = self.marks[0]
         if mark is not None and not mark.any() and mark.ndim > 2:
-            raise self._unclear()  # of channels or of pixels?
+            raise self.unclear()  # of channels or of pixels?
         return None if mark is None else _or_read(mark.amax(-1, keepdim=True))
 
     def of_attention(self, _: Tensor) -> Tensor | None:
@@ -520,12 +520,12 @@ class _Call:
         dims = list(dims)
         ends = mark.amin(dims, keepdim=True)
         if not torch.equal(mark.amax(dims, keepdim=True), ends):
-            raise self._unclear()
+            raise self.unclear()
         return ends
 
 
 def _unknown(call: _Call, _: Tensor) -> None:
-    raise call._unclear()
+    raise call.unclear()
 
 
 def _named(names: Iterable[str]) -> Callable[[_Call], bool]:
@@ -567,7 +567,7 @@ def _mark(maps: Tensor, kept: Tensor) -> None:
 
 def _version(maps: Tensor) -> int | None:
     """Count of the changes of a tensor's memory, by whatever view of it; tensors of inference mode have none."""
-    return None if maps.is_inference() else maps._version
+    return None if maps.is_inference() else maps._version  # noqa: SLF001 - there is no public name for it
 
 
 def _masked(maps: Tensor, kept: Tensor | None, *, float32: bool = False) -> Tensor:
@@ -595,7 +595,8 @@ def _holds_maps(tensor: Tensor) -> bool:
 
 def _is_part(maps: Tensor) -> bool:
     """Whether a tensor is a view, or has only a part of its memory."""
-    return maps._is_view() or maps.untyped_storage().nbytes() > math.prod(maps.shape) * maps.element_size()
+    is_view = maps._is_view()  # noqa: SLF001 - ``_base`` is private too
+    return is_view or maps.untyped_storage().nbytes() > math.prod(maps.shape) * maps.element_size()
 
 
 def _broadcasts(kept: Tensor, maps: Tensor) -> bool:

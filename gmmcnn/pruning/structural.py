@@ -28,7 +28,8 @@ from gmmcnn.models.foreign import CONVOLUTIONS, outcome, runnable
 from gmmcnn.pruning.masks import Mask, checked, masked
 
 _COUPLING = ("AddBackward", "SubBackward", "MulBackward")  # channels that meet others of the same number
-_NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
+# The private bases: own normalisations derive from them.
+_NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)  # noqa: SLF001
 _TOLERANCE = 1e-5
 
 

@@ -106,7 +106,7 @@ def clusters(plot: ClusterPlot, class_of: dict[int, str]) -> go.Figure:
             points[members],
             plot.samples[members].tolist(),
             class_of,
-            what=_cluster_name(cluster, int((plot.labels == cluster).sum()), cluster in small),
+            what=_cluster_name(cluster, int((plot.labels == cluster).sum()), small=cluster in small),
             marker=_small_mark(small.index(cluster)) if cluster in small else _cloud_mark(cluster),
         )
     return figure
@@ -200,7 +200,7 @@ def _whole(values: ArrayLike) -> dict[str, Any]:
     return {"dtick": 1} if np.ptp(np.asarray(values)) < 8 else {"nticks": 8}
 
 
-def _cluster_name(cluster: int, size: int, small: bool) -> str:
+def _cluster_name(cluster: int, size: int, *, small: bool) -> str:
     if cluster < 0:
         return "in no cluster"
     return f"{'small cluster' if small else 'cluster'} of {size}"
