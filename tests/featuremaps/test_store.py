@@ -88,6 +88,7 @@ def test_the_schema_is_the_documented_one(full: ActivationStore) -> None:
     assert np.isnan(array.fill_value)
     assert group.attrs["layers"][1] == {
         "layer": "features.conv2", "n_filters": 2, "height": 2, "width": 2, "description": "after relu",
+        "kind": "Conv2d", "size": "", "coupled": False,
     }  # fmt: skip
     record = json.loads((full.path / "complete" / "000002.json").read_text())
     assert record["samples"] == [8, 11]
