@@ -193,7 +193,7 @@ class ZeroKeeper(TorchFunctionMode):
             if constant:
                 setattr(output, _CONSTANT, True)
             else:
-                for written in (output, output._base):  # in place, or to a part of it
+                for written in (output, output._base):  # noqa: SLF001 - in place, or to a part of the tensor behind it
                     if written is not None and hasattr(written, _CONSTANT):
                         delattr(written, _CONSTANT)
         return result
