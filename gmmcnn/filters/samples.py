@@ -40,8 +40,8 @@ def score_samples(fits: Fits, labels: pd.Series, min_active_share: float) -> pd.
     DataFrame
         One row per sample: ``cluster_label``, the class that its clusters speak for; ``label_surprise``, nats;
         ``cluster_evidence`` for its own label; ``memorisation_rank`` in its batch, from 0 to 1; ``density``, its mean
-        rank from usual (0) to rare (1); and ``label_surprise:LAYER`` in each layer. Missing where a sample has no
-        label, or no filter lives.
+        rank over live filters, from usual (0) to rare (1); and ``label_surprise:LAYER`` in each layer. Missing where a
+        sample has no label, or no filter lives.
     """
     columns = ("label_surprise", "cluster_evidence", "memorisation_rank", "density")
     scores = pd.DataFrame(np.nan, labels.index, [*columns, *(PROFILE + layer for layer in fits.layers)])
@@ -52,8 +52,8 @@ def score_samples(fits: Fits, labels: pd.Series, min_active_share: float) -> pd.
         live = {layer: _Live(fits.layers[layer], batch, min_active_share) for layer in fits.layers}
         n_live = sum(map(len, live.values()))
         if n_live:
-            ranks = sum(of_layer.density_ranks() for of_layer in live.values())
-            scores.iloc[rows, scores.columns.get_loc("density")] = ranks / n_live
+            ranks = np.concatenate([of_layer.density_ranks() for of_layer in live.values()])
+            scores.iloc[rows, scores.columns.get_loc("density")] = ranks.mean(axis=0)
         if n_live and known.sum() >= _LEAST_SAMPLES:
             classes, own = np.unique(labels.iloc[rows][known].to_numpy(np.int64), return_inverse=True)
             found = _by_labels({layer: of_layer.clusters[:, known] for layer, of_layer in live.items()}, own)
@@ -116,11 +116,12 @@ class _Live:
         return self._layer.labels[:, self._batch][self._where]
 
     def density_ranks(self) -> NDArray[np.float64]:
-        """(N,) sum over the clusterings of each sample's rank."""
+        """(F, N) each sample's rank in the first live clustering of each filter: repeats hardly differ."""
         layer, batch = self._layer, self._batch
-        filters = np.nonzero(self._where)[0]
-        mixtures = (array[:, batch][self._where] for array in (layer.weights, layer.means, layer.covariances))
-        return density_rank(layer.scores[filters, batch], *mixtures).sum(axis=0)
+        filters = np.flatnonzero(self._where.any(axis=1))
+        repeats = self._where[filters].argmax(axis=1)
+        mixtures = (array[filters, batch, repeats] for array in (layer.weights, layer.means, layer.covariances))
+        return density_rank(layer.scores[filters, batch], *mixtures)
 
 
 def _by_labels(clusters: dict[str, NDArray[np.int16]], labels: NDArray[np.int64]) -> dict[str, NDArray]:

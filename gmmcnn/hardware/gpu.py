@@ -65,6 +65,11 @@ def is_device_array(array: Any) -> bool:
     return hasattr(array, "__cuda_array_interface__")
 
 
+def without_gradients(array: Any) -> Any:
+    """What is read of an array: a tensor that requires gradients shows its memory only when it is detached."""
+    return array.detach() if getattr(array, "requires_grad", False) else array
+
+
 @contextmanager
 def callers_stream(array: Any) -> Iterator[None]:
     """Launch on the device that holds the array and on the stream that its owner uses.

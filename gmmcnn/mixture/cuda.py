@@ -6,8 +6,8 @@ torch tensor, on the device, where they are taken without a copy and on their ow
 host before the last launch. Results do not depend on how filters are spread over blocks, nor on the device's size: the
 number of threads, which fixes the order of sums, is a function of N alone.
 
-**Not yet run on a device.** The kernels are compiled for every supported architecture and run, text unchanged, on
-an emulated device by the tests.
+Run so far on one card, an NVIDIA H200 (CUDA 13.0, CuPy 14.2), where it agrees with the reference. For all other
+supported architectures the kernels are compiled, and the tests run their text, unchanged, on an emulated device.
 """
 
 import math
@@ -55,6 +55,7 @@ def fit_mixtures(
         A score is NaN or infinite; the message names filter and sample.
     """
     gpu.require()
+    scores = gpu.without_gradients(scores)
     _check_shape(scores)
     n_samples, n_dims = scores.shape[1:]
     if len(scores) == 0:

@@ -147,9 +147,9 @@ class GaussianMixtureSweep(BaseEstimator):
         """
         settings = self._settings()
         engine = mixture_engine(self.engine)
-        array: Any = scores
-        if not (gpu.is_device_array(scores) and self.engine in ("auto", "cuda")):  # the CUDA engine checks its own
-            array = _checked_scores(scores)
+        array: Any = gpu.without_gradients(scores)
+        if not (gpu.is_device_array(array) and self.engine in ("auto", "cuda")):  # the CUDA engine checks its own
+            array = _checked_scores(array)
         n_filters, n_samples, _ = array.shape
         result = engine(
             array,

@@ -8,7 +8,7 @@ decomposed exactly, in float64 on the host. Results do not depend on the other f
 Where one filter's maps alone fill the device (``CUML_MIN_NUMBERS``) and have few pixels (``CUML_MAX_PIXELS``), cuML's
 PCA, which serves one matrix a call, is the better tool and used if installed; ``solver`` overrides that.
 
-**Not yet run on a device**; see :mod:`gmmcnn.mixture.cuda`.
+What it was run on says :mod:`gmmcnn.mixture.cuda`; cuML's part was not yet run on a device.
 """
 
 import importlib.util
@@ -89,6 +89,7 @@ def pca_on_device(maps: Any, n_components: int = 2, *, solver: str = "auto") -> 
         raise ConfigurationError(f"solver={solver!r}: expected one of {', '.join(SOLVERS)}")
     if not 1 <= n_components <= MAX_DIMS:
         raise ConfigurationError(f"n_components={n_components}: engine=cuda serves 1 to {MAX_DIMS}; use engine=cpu")
+    maps = gpu.without_gradients(maps)
     if not gpu.is_device_array(maps):
         maps = checked_maps(maps)
     if len(maps.shape) != 3 or 0 in tuple(maps.shape)[1:]:
