@@ -156,10 +156,15 @@ def _test_sweep(engine: str) -> tuple[str, bool]:
     return f"lower bound within {bound:.0e} of the reference, {equal:.2%} of labels equal", good
 
 
-def _test_pca(engine: str) -> tuple[str, bool]:
+def _maps(n_filters: int, n_samples: int, n_pixels: int) -> NDArray[np.float32]:
+    """Maps (F, N, P) whose principal components fall off as those of real ones do."""
     rng = np.random.default_rng(0)
-    patterns = np.exp(-np.arange(10) / 3)[:, None] * rng.normal(size=(10, 100))
-    maps = np.maximum(rng.normal(size=(6, 200, 10)) @ patterns, 0).astype(np.float32)
+    patterns = np.exp(-np.arange(10) / 3)[:, None] * rng.normal(size=(10, n_pixels))
+    return np.maximum(rng.normal(size=(n_filters, n_samples, 10)) @ patterns, 0).astype(np.float32)
+
+
+def _test_pca(engine: str) -> tuple[str, bool]:
+    maps = _maps(6, 200, 100)
     found, expected = pca(maps, 2, engine=engine), pca(maps, 2, engine="reference")
     difference = float(np.abs(found.scores - expected.scores).max() / np.abs(expected.scores).max())
     return f"scores within {difference:.0e} of the reference", difference <= MAX_SCORE_DIFFERENCE
@@ -214,7 +219,7 @@ def _estimate(settings: Settings, engine: str, job: JobSize) -> str:
     mixtures = probed / work(filters) * work(job.n_filters) * n_fits * gmm.repeats
 
     def seconds_for_components(pixels: int) -> float:
-        maps = rng.normal(size=(2, n_samples, pixels)).clip(0).astype(np.float32)
+        maps = _maps(2, n_samples, pixels)
         seconds, filters = _grow(lambda n: pca(np.tile(maps, (n, 1, 1)), dims, engine=engine), len(maps), 0.1)
         return seconds / filters
 
