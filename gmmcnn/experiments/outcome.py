@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from plotly.offline import get_plotlyjs
 
 from gmmcnn.experiments.statistics import Verdict, estimates_table
 from gmmcnn.files import write_table, write_text
@@ -47,8 +48,10 @@ class Outcome:
             ]
             write_table(folder / "estimates.csv", pd.concat(parts))
         write_text(folder / "verdict.txt", "\n".join(lines) + "\n")
+        if self.figures:
+            write_text(folder / "plotly.min.js", get_plotlyjs())  # where the pages look for it
         for name, figure in self.figures.items():
-            figure.write_html(folder / f"{name}.html", include_plotlyjs="directory")
+            write_text(folder / f"{name}.html", figure.to_html(include_plotlyjs="directory"))
         for line in lines:
             say(line)
         say(f"Tables and figures: {folder}")
