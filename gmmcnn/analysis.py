@@ -11,6 +11,7 @@ import pandas as pd
 from gmmcnn import config
 from gmmcnn.constants import Status
 from gmmcnn.errors import StoreNotFoundError
+from gmmcnn.featuremaps.taps import Tapped
 from gmmcnn.files import arrays_in, write_arrays, write_text
 from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.filters.outcome import Outcome
@@ -66,6 +67,7 @@ class Analysis(Outcome):
             "layers": list(self.fits.layers),
             "k_min": self.fits.k_min,
             "k_max": self.fits.k_max,
+            "tapped": {layer: asdict(tapped) for layer, tapped in self.fits.tapped.items()},
             "samples": self.known.to_json(orient="table"),
         }
         arrays = {
@@ -99,8 +101,9 @@ def load(path: str | Path) -> Analysis:
             layer: LayerFits(**{field.name: arrays[f"{number}.{field.name}"] for field in fields(LayerFits)})
             for number, layer in enumerate(about["layers"])
         }
+        tapped = {layer: Tapped(**said) for layer, said in about.get("tapped", {}).items()}  # not in earlier files
         return Analysis(
-            fits=Fits(layers, about["k_min"], about["k_max"]),
+            fits=Fits(layers, about["k_min"], about["k_max"], tapped),
             known=pd.read_json(StringIO(about["samples"]), orient="table").rename_axis(None),
             thumbnails=arrays["thumbnails"],
             settings=config.Screen(**about["settings"]),

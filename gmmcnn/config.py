@@ -277,7 +277,8 @@ class Screen(_Group):
     min_frequency: float = 0.5
     """Share of probe batches in which a filter must be flagged to be called anomalous."""
     scope: str = "layer"
-    """Averages over the live filters of the same ``layer`` or of the whole ``network``."""
+    """Averages over the live filters of the same ``layer`` or of the whole ``network``, where layers whose maps are one
+    pixel, as in squeeze-and-excitation, have an average of their own."""
     average: str = "median"
     """Average of CH: ``median`` or ``mean``."""
     min_active_share: float = 0.05

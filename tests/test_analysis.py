@@ -1,5 +1,6 @@
 """An analysis on disk and on a page: what is kept is what there was, and what is no analysis is said to be none."""
 
+import json
 from dataclasses import fields, replace
 
 import numpy as np
@@ -11,15 +12,18 @@ import gmmcnn
 from gmmcnn import config
 from gmmcnn.analysis import Analysis
 from gmmcnn.errors import StoreError, StoreNotFoundError
+from gmmcnn.featuremaps.taps import Tapped
+from gmmcnn.files import arrays_in, write_arrays
 from gmmcnn.filters.fits import LayerFits
 
 TWICE = batches_of(ONE_OF_EACH, ONE_OF_EACH)
+TAPPED = {"conv1": Tapped("after relu", "Conv2d", "8x8"), "conv2": Tapped("after relu")}
 
 
 @pytest.fixture
 def analysis() -> Analysis:
     return Analysis(
-        fits=fits_of(TWICE, replace(TWICE, scores=TWICE.scores + 1)),
+        fits=replace(fits_of(TWICE, replace(TWICE, scores=TWICE.scores + 1)), tapped=TAPPED),
         known=pd.DataFrame(
             {"batch": np.arange(2 * N) // N, "label": np.arange(2 * N) % 10, "planted": np.arange(2 * N) == 39}
         ),
@@ -38,12 +42,27 @@ def test_a_saved_analysis_is_the_same_again(analysis, tmp_path):
     np.testing.assert_array_equal(loaded.thumbnails, analysis.thumbnails)
     assert (loaded.skipped, loaded.name, loaded.settings) == (analysis.skipped, analysis.name, analysis.settings)
     assert list(loaded.fits.layers) == ["conv1", "conv2"]
+    assert loaded.fits.tapped == TAPPED
     assert (loaded.fits.k_min, loaded.fits.k_max) == (analysis.fits.k_min, analysis.fits.k_max)
     for layer, fits in analysis.fits.layers.items():
         for field in fields(LayerFits):
             found = getattr(loaded.fits.layers[layer], field.name)
             np.testing.assert_array_equal(found, getattr(fits, field.name), err_msg=field.name)
     assert [path.name for path in tmp_path.iterdir()] == ["analysis.npz"]
+
+
+def test_a_file_of_an_earlier_version_says_nothing_of_what_was_tapped(analysis, tmp_path):
+    path = analysis.save(tmp_path / "analysis.npz")
+    with arrays_in(path, remedy="") as arrays:
+        kept = dict(arrays)
+    about = json.loads(str(kept["about"]))
+    del about["tapped"]
+    write_arrays(path, kept | {"about": np.array(json.dumps(about))}, compressed=True)
+    loaded = gmmcnn.load(path)
+    assert loaded.fits.tapped == {}
+    told = ["tap", "kind", "map_shape"]
+    assert loaded.filters[told].isna().all(axis=None)
+    pd.testing.assert_frame_equal(loaded.filters.drop(columns=told), analysis.filters.drop(columns=told))
 
 
 def test_thresholds_of_a_loaded_analysis_change_as_before(analysis, tmp_path):

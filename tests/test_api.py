@@ -38,6 +38,12 @@ def test_every_filter_gets_a_row_and_every_outlier_its_label(analysis, labels):
         "features.conv2": 32,
         "features.conv3": 64,
     }
+    assert analysis.filters.groupby("layer", sort=False)[["kind", "map_shape"]].first().to_numpy().tolist() == [
+        ["Conv2d", "8x8"],
+        ["Conv2d", "4x4"],
+        ["Conv2d", "2x2"],
+    ]
+    assert analysis.filters["tap"].str.contains("relu").all()
     outliers = analysis.outliers
     assert len(outliers) > 0
     assert outliers["label"].tolist() == labels[outliers["sample"].tolist()].tolist()
@@ -93,6 +99,7 @@ def test_large_maps_go_through_a_store_and_give_the_same_bit_by_bit(digits_cnn, 
     monkeypatch.setattr(api, "feature_maps", None)
     by_store = analyze()
     assert in_memory.skipped == by_store.skipped
+    assert in_memory.fits.tapped == by_store.fits.tapped
     assert in_memory.fits.layers.keys() == by_store.fits.layers.keys()
     for layer, fits in in_memory.fits.layers.items():
         for name, values in vars(fits).items():

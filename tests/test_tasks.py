@@ -155,6 +155,8 @@ def test_imported_samples_that_do_not_divide(source, tmp_path):
 def test_imported_samples_in_batches(source, tmp_path, samples, batches):
     do("run", tmp_path / "run", extract__source=str(source), probe__samples=samples)
     assert f"{batches} batch" in (tmp_path / "run" / "report.html").read_text()
+    told = pd.read_csv(tmp_path / "run" / "filters.csv")[["tap", "kind", "map_shape"]]
+    assert told.drop_duplicates().to_numpy().tolist() == [["imported", "imported", "4x4"]]
 
 
 # ------------------------------------------------------------------------------------------------------- damaged stores

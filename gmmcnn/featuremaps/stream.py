@@ -302,7 +302,7 @@ def import_activations(
     """
     given = open_maps(source)
     n_samples, n_filters, height, width = given.shape
-    tap = Tap(layer, n_filters, height, width, "imported")
+    tap = Tap(layer, n_filters, height, width, "imported", kind="imported")
     taps = Taps("imported", (tap,), (), peak_bytes_per_sample=n_filters * height * width * 4)
     if overwrite and Path(path).exists():
         discard(path)

@@ -4,6 +4,26 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Tapped:
+    """What a layer's maps are, in words: what tables say of it, and what is recorded beside its fits.
+
+    None where an earlier version did not record it.
+    """
+
+    tap: str
+    """Where the maps are taken, as ``"after batch_norm (bn1), relu"``."""
+    kind: str | None = None
+    """Class of the layer, as ``"Conv2d"``; ``"imported"`` of maps from elsewhere."""
+    map_shape: str | None = None
+    """Extent of a map in pixels, as ``"28x28"``; of other than two dimensions ``"100"`` or ``"4x8x8"``."""
+
+    @property
+    def one_pixel(self) -> bool:
+        """Whether a map is known to be one number, as in squeeze-and-excitation."""
+        return self.map_shape is not None and set(self.map_shape.split("x")) == {"1"}
+
+
+@dataclass(frozen=True)
 class Tap:
     """One layer whose feature maps are analysed."""
 
@@ -37,6 +57,11 @@ class Tap:
     def one_pixel(self) -> bool:
         """Whether a map is one number, as in squeeze-and-excitation: no map of places, and compared with none."""
         return self.height * self.width == 1
+
+    @property
+    def tapped(self) -> Tapped:
+        """The tap in words."""
+        return Tapped(self.description, self.kind, self.map_size.replace(" × ", "x"))
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ On disk a layer is a folder of ``.npz`` parts, one per block of filters that was
 and then renamed. Whoever is interrupted loses the block in hand and no other.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmmcnn.constants import Status
+from gmmcnn.featuremaps.taps import Tapped
 from gmmcnn.files import arrays_in, write_arrays
 
 
@@ -113,6 +114,8 @@ class Fits:
     k_min: int
     """Smallest K tried."""
     k_max: int
+    tapped: Mapping[str, Tapped] = field(default_factory=dict)
+    """Layer → what its maps are; without those of which nothing is recorded."""
 
     @property
     def n_filters(self) -> int:

@@ -7,7 +7,7 @@ begin.
 
 import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -21,6 +21,7 @@ from gmmcnn.errors import ConfigurationError, ConvergenceWarning
 from gmmcnn.featuremaps.memory import Maps, MapsInMemory
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.stream import activation_statistics, filter_slices, read_ahead
+from gmmcnn.featuremaps.taps import Tapped
 from gmmcnn.files import name_of, read_json, write_json
 from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.hardware import gpu
@@ -72,7 +73,7 @@ def fit_store(
     layers = {
         layer: _fit_layer(store, layer, fitted_in / layer, n_samples, settings, advance) for layer in store.layers
     }
-    return Fits(layers, settings.gmm.k_min, settings.gmm.k_max)
+    return Fits(layers, settings.gmm.k_min, settings.gmm.k_max, _tapped(store))
 
 
 def fit_in_memory(
@@ -95,7 +96,11 @@ def fit_in_memory(
             parts.append((block.batches, fit_maps(read, layer, block.filters, block.batches, settings)))
             advance(block.n_fits)
         layers[layer] = _join(parts)
-    return Fits(layers, settings.gmm.k_min, settings.gmm.k_max)
+    return Fits(layers, settings.gmm.k_min, settings.gmm.k_max, _tapped(maps))
+
+
+def _tapped(maps: Maps) -> dict[str, Tapped]:
+    return {layer: tap.tapped for layer, tap in maps.layers.items()}
 
 
 def n_fits(store: Maps, n_samples: int) -> int:
@@ -109,9 +114,12 @@ def load_fits(folder: Path, layers: list[str], n_samples: int, settings: config.
     return None if parts is None else read_fits(parts, settings)
 
 
-def read_fits(parts: dict[str, list[Path]], settings: config.Settings) -> Fits:
-    """Read the files that :func:`find_fits` found."""
-    return Fits({layer: _gather(files) for layer, files in parts.items()}, settings.gmm.k_min, settings.gmm.k_max)
+def read_fits(
+    parts: dict[str, list[Path]], settings: config.Settings, tapped: Mapping[str, Tapped] | None = None
+) -> Fits:
+    """Read the files that :func:`find_fits` found; what the layers' maps are does not stand in them."""
+    layers = {layer: _gather(files) for layer, files in parts.items()}
+    return Fits(layers, settings.gmm.k_min, settings.gmm.k_max, tapped or {})
 
 
 def find_fits(

@@ -11,8 +11,8 @@ anomalous and take part in no average: a filter that fires on three samples of 2
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise, product
+from dataclasses import dataclass, fields
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from gmmcnn import config
 from gmmcnn.constants import SATURATED, STRICT, Status
+from gmmcnn.featuremaps.taps import Tapped
 from gmmcnn.filters.fits import Fits, LayerFits, is_live
 from gmmcnn.filters.rules import rules_of
 
@@ -36,7 +37,8 @@ class Screening:
     batches : DataFrame
         One row per filter, probe batch and repeat, with everything the rules looked at and ``flagged``.
     filters : DataFrame
-        One row per filter; see :func:`summarise`.
+        One row per filter; see :func:`summarise`. Then ``tap``, ``kind`` and ``map_shape`` of its layer, as in
+        :class:`~gmmcnn.featuremaps.taps.Tapped`.
     """
 
     batches: pd.DataFrame
@@ -69,7 +71,15 @@ def screen(fits: Fits, settings: config.Screen) -> Screening:
     Screening
     """
     batches = _tabulate(fits, judge(fits, settings))
-    return Screening(batches, summarise(batches, settings))
+    filters = summarise(batches, settings)
+    return Screening(batches, filters.join(_what_was_tapped(fits), on="layer"))
+
+
+def _what_was_tapped(fits: Fits) -> pd.DataFrame:
+    """``tap``, ``kind`` and ``map_shape`` of each layer, missing where they are not recorded."""
+    names = [field.name for field in fields(Tapped)]
+    rows = [[getattr(fits.tapped.get(layer), name, None) for name in names] for layer in fits.layers]
+    return pd.DataFrame(rows, index=list(fits.layers), columns=names, dtype="str")
 
 
 def judge(fits: Fits, settings: config.Screen) -> dict[str, NDArray]:
@@ -116,16 +126,24 @@ def measure(fits: Fits, settings: config.Screen) -> dict[str, NDArray]:
     small = settings.small_cluster_for(fits.n_samples, fits.k_max)
     layers = [_measure_layer(layer, fits.k_min, small, settings) for layer in fits.layers.values()]
     measured = {name: np.concatenate([layer[name] for layer in layers]) for name in layers[0]}
-    if settings.scope == "layer":
-        ends = np.cumsum([len(layer) for layer in fits.layers.values()]).tolist()
-        groups = [slice(first, last) for first, last in pairwise([0, *ends])]
-    else:
-        groups = [slice(None)]
+    groups = _averaged_together(fits, settings.scope)
     live = is_live(measured["status"])
     average = np.median if settings.average == "median" else np.mean
     measured["ch_over_average"] = _over_average(measured["calinski_harabasz"], live, groups, average)
     measured["activation_over_average"] = _over_average(measured["mean_activation"], live, groups, np.mean)
     return measured
+
+
+def _averaged_together(fits: Fits, scope: str) -> list[NDArray[np.intp]]:
+    """Filters that share an average: those of a layer, or of the network, where layers of one-pixel maps stand apart.
+
+    A map of one number, as in squeeze-and-excitation, has other activations and indices than a map of places.
+    """
+    groups = list(range(len(fits.layers)))
+    if scope == "network":
+        groups = [int(layer in fits.tapped and fits.tapped[layer].one_pixel) for layer in fits.layers]
+    group_of = np.repeat(groups, [len(layer) for layer in fits.layers.values()])
+    return [np.flatnonzero(group_of == group) for group in np.unique(group_of)]
 
 
 def _tabulate(fits: Fits, columns: Mapping[str, NDArray]) -> pd.DataFrame:
@@ -143,7 +161,7 @@ def _tabulate(fits: Fits, columns: Mapping[str, NDArray]) -> pd.DataFrame:
 
 
 def _over_average(
-    values: NDArray, live: NDArray[np.bool_], groups: Sequence[slice], average: Callable[[NDArray], Any]
+    values: NDArray, live: NDArray[np.bool_], groups: Sequence[NDArray[np.intp]], average: Callable[[NDArray], Any]
 ) -> NDArray[np.float64]:
     """Divide (F, B, R) values by the average over the live filters of their group in each clustering of a batch.
 
@@ -151,7 +169,8 @@ def _over_average(
     an average that stays finite with it.
     """
     averages = np.full(values.shape, np.nan)
-    for group, batch, repeat in product(groups, *map(range, values.shape[1:])):
+    n_batches, n_repeats = values.shape[1:]
+    for group, batch, repeat in product(groups, range(n_batches), range(n_repeats)):
         among = values[group, batch, repeat][live[group, batch, repeat]]
         finite = among[np.isfinite(among)]
         if finite.size:

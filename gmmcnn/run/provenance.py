@@ -7,12 +7,13 @@ the content of the weights or the source where their file is still there.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError, StoreNotFoundError
+from gmmcnn.featuremaps.taps import Tapped
 from gmmcnn.files import read_json, write_json
 from gmmcnn.models import training
 from gmmcnn.names import command
@@ -38,20 +39,21 @@ class Record:
     n_samples : int
         N, samples in a probe batch.
     analysed : mapping
-        Layer → where its maps were taken.
+        Layer → what its maps are.
     skipped : tuple of (layer, reason)
     """
 
     identity: Mapping[str, Any]
     origin: Mapping[str, Any]
     n_samples: int
-    analysed: Mapping[str, str]
+    analysed: Mapping[str, Tapped]
     skipped: tuple[tuple[str, str], ...]
 
     def write(self, path: Path) -> None:
         """Write to ``path``."""
         content = {"identity": self.identity, "origin": self.origin, "n_samples": self.n_samples}
-        write_json(path, content | {"analysed": self.analysed, "skipped": self.skipped}, indent=1)
+        analysed = {layer: asdict(tapped) for layer, tapped in self.analysed.items()}
+        write_json(path, content | {"analysed": analysed, "skipped": self.skipped}, indent=1)
 
     @classmethod
     def read(cls, path: Path) -> "Record | None":
@@ -66,7 +68,7 @@ class Record:
                 identity=identity | {"settings": _by_name(identity["settings"])},
                 origin={config.MOVED.get(str(name), str(name)): value for name, value in origin.items()},
                 n_samples=content["n_samples"],
-                analysed=dict(content["analysed"]),
+                analysed={layer: _tapped(said) for layer, said in dict(content["analysed"]).items()},
                 skipped=tuple((layer, reason) for layer, reason in content["skipped"]),
             )
         except (LookupError, TypeError, ValueError):
@@ -171,6 +173,11 @@ def _by_name(settings: Any) -> dict[str, Any]:
         return settings
     names = _IMPORTED if len(settings) == len(_IMPORTED) else ("extract.tap", "extract.layers", "extract.dtype")
     return dict(zip(names, settings, strict=False))
+
+
+def _tapped(said: Any) -> Tapped:
+    """What is recorded of a layer: earlier versions kept the description alone."""
+    return Tapped(said) if isinstance(said, str) else Tapped(**said)
 
 
 def _modified(source: Path) -> int:

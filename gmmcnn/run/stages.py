@@ -116,7 +116,7 @@ def extract(job: Run, stage: Stage) -> Stage:
                 store = _import(settings, checkpoint)
             else:
                 store = _stream(network, probe, taps, checkpoint, settings)
-        analysed = {layer: tap.description for layer, tap in store.layers.items()}
+        analysed = {layer: tap.tapped for layer, tap in store.layers.items()}
         record = provenance.Record(identity, origin, n_samples, analysed, tuple(skipped_layers(store)))
     if probe is not None:
         probed.keep(job.folder, probe, job.data().class_names)
@@ -163,7 +163,7 @@ def analyse(job: Run, stage: Stage) -> Analysed:
     if files is None:
         again = command("fit", job.folder)
         raise ConfigurationError(f"{checkpoint.folder}: no fits for these settings; fit first: {again}")
-    fits = fitting.read_fits(files, job.settings)
+    fits = fitting.read_fits(files, job.settings, record.analysed)
     probe = probed.unknown(fits)
     if checkpoint.weights is not None:
         probe = probed.read(job.folder, record.identity["probe samples"])

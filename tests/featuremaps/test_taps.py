@@ -7,13 +7,32 @@ import torch
 from torch import nn
 
 from gmmcnn.featuremaps import find_taps
-from gmmcnn.featuremaps.taps import Skipped, Tap, Taps
+from gmmcnn.featuremaps.taps import Skipped, Tap, Tapped, Taps
 
 TAP = Tap("features.conv1", 4, 7, 5, "after relu")
 
 
 def test_the_shape_is_filters_rows_columns() -> None:
     assert TAP.shape == (4, 7, 5)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "shape", "one_pixel"),
+    [
+        (7, 5, "", "7x5", False),
+        (1, 1, "", "1x1", True),
+        (1, 11, "", "1x11", False),
+        (1, 1, "1", "1", True),
+        (1, 100, "100", "100", False),
+        (32, 8, "4 × 8 × 8", "4x8x8", False),
+        (1, 1, "1 × 1 × 1", "1x1x1", True),
+    ],
+)
+def test_a_tap_in_words(height: int, width: int, size: str, shape: str, one_pixel: bool) -> None:
+    tap = Tap("conv", 4, height, width, "after relu", kind="Conv3d", size=size)
+    assert tap.tapped == Tapped("after relu", "Conv3d", shape)
+    assert tap.tapped.one_pixel is tap.one_pixel is one_pixel
+    assert not Tapped("after relu").one_pixel  # of an earlier version: not known to be
 
 
 def test_records_are_values() -> None:

@@ -59,7 +59,9 @@ def test_maps_in_memory_are_fitted_as_those_of_a_store(store, tmp_path, monkeypa
     maps = MapsInMemory(store.layers, store.n_samples, {layer: store.read(layer) for layer in store.layers})
     done = []
     fits = fitting.fit_in_memory(maps, n_samples=N, settings=SETTINGS, advance=done.append)
-    assert all_equal(fits, fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS))
+    of_store = fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS)
+    assert all_equal(fits, of_store)
+    assert fits.tapped == of_store.tapped == {layer: tap.tapped for layer, tap in store.layers.items()}
     assert sum(done) == fitting.n_fits(maps, N) == 336
 
 

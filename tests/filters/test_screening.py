@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from handmade_fits import K_MAX, K_MIN, ONE_OF_EACH, N, batches_of, layer_of, repeats_of, screened
+from handmade_fits import K_MAX, K_MIN, ONE_OF_EACH, N, batches_of, fits_of, layer_of, repeats_of, screened
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from gmmcnn import config
 from gmmcnn.experiments import thresholds
+from gmmcnn.featuremaps.taps import Tapped
 from gmmcnn.filters.fits import Fits
 from gmmcnn.filters.fitting import fit_maps
 from gmmcnn.filters.screening import (
@@ -23,6 +24,7 @@ from gmmcnn.filters.screening import (
     counts,
     measure,
     saturation,
+    screen,
     usual_status,
     wilson_interval,
 )  # fmt: skip
@@ -135,6 +137,47 @@ def test_scope_network_compares_across_layers():
     loud = layer_of([[37, 3]] * 2, ch=[10, 10], activation=[1, 1])
     assert screened(quiet, loud).filters["active"].all()
     assert screened(quiet, loud, scope="network").filters["active"].tolist() == [False, False, True, True]
+
+
+SPATIAL, EXCITE = Tapped("after relu", "Conv2d", "8x8"), Tapped("after sigmoid", "Conv2d", "1x1")
+
+
+def test_one_pixel_maps_have_an_average_of_their_own_in_scope_network():
+    quiet = layer_of([[37, 3]] * 2, ch=[10, 30], activation=[0.1, 0.3])
+    excite = layer_of([[37, 3]] * 2, ch=[100, 300], activation=[10, 30])
+    loud = layer_of([[37, 3]] * 2, ch=[20, 20], activation=[0.2, 0.2])
+    fits = replace(fits_of(quiet, excite, loud), tapped={"conv1": SPATIAL, "conv2": EXCITE, "conv3": SPATIAL})
+    found = screen(fits, config.Screen(scope="network")).filters
+    assert found["ch_over_average"].tolist() == pytest.approx([0.5, 1.5, 0.5, 1.5, 1, 1])
+    assert found["activation_over_average"].tolist() == pytest.approx([0.5, 1.5, 0.5, 1.5, 1, 1])
+    spatial = screened(quiet, loud, scope="network").filters
+    of_spatial = found[found["layer"] != "conv2"].reset_index(drop=True)
+    assert of_spatial["ch_over_average"].tolist() == spatial["ch_over_average"].tolist()
+    assert of_spatial["reason"].tolist() == spatial["reason"].tolist()
+
+
+@pytest.mark.parametrize("tapped", [{"conv1": EXCITE, "conv2": EXCITE}, {"conv1": SPATIAL}, {"conv1": Tapped("a")}])
+def test_one_pixel_maps_change_nothing_where_there_are_no_others_or_by_layer(tapped):
+    layers = ONE_OF_EACH, layer_of([[37, 3]] * 2, ch=[10, 30], activation=[0.1, 0.3])
+    for scope in ("network", "layer"):
+        of_it = measure(replace(fits_of(*layers), tapped=tapped), config.Screen(scope=scope))
+        for name, values in measure(fits_of(*layers), config.Screen(scope=scope)).items():
+            np.testing.assert_array_equal(of_it[name], values)
+    mixed = replace(fits_of(*layers), tapped={"conv1": SPATIAL, "conv2": EXCITE})
+    for name, values in measure(fits_of(*layers), config.Screen()).items():
+        np.testing.assert_array_equal(measure(mixed, config.Screen())[name], values)
+
+
+def test_the_last_columns_say_what_was_tapped():
+    fits = replace(fits_of(ONE_OF_EACH, ONE_OF_EACH, ONE_OF_EACH), tapped={"conv1": SPATIAL, "conv3": Tapped("a")})
+    filters = screen(fits, config.Screen()).filters
+    bare = screened(ONE_OF_EACH, ONE_OF_EACH, ONE_OF_EACH).filters
+    assert list(filters.columns[-3:]) == ["tap", "kind", "map_shape"]
+    assert filters["tap"].fillna("").tolist() == ["after relu"] * 5 + [""] * 5 + ["a"] * 5
+    assert filters["kind"].fillna("").tolist() == ["Conv2d"] * 5 + [""] * 10
+    assert filters["map_shape"].fillna("").tolist() == ["8x8"] * 5 + [""] * 10
+    pd.testing.assert_frame_equal(filters.iloc[:, :-3], bare.iloc[:, :-3])
+    assert bare.iloc[:, -3:].isna().all(axis=None)
 
 
 def test_flag_frequency_is_the_share_of_batches_that_flag_a_filter():

@@ -10,6 +10,7 @@ import pytest
 
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError, StoreNotFoundError
+from gmmcnn.featuremaps.taps import Tapped
 from gmmcnn.run import provenance
 from gmmcnn.run.provenance import Record
 
@@ -22,7 +23,7 @@ def record_for(settings: config.Settings, weights: str | None = WEIGHTS, probe: 
         identity=provenance.identity(settings, weights, probe),
         origin=config.behind(settings, "maps"),
         n_samples=200,
-        analysed={"conv1": "after relu"},
+        analysed={"conv1": Tapped("after relu", "Conv2d", "8x8")},
         skipped=(("head", "never called"),),
     )
 
@@ -72,6 +73,21 @@ def test_names_of_an_earlier_version_are_read(tmp_path):
     content["origin"]["demo.plant"] = content["origin"].pop("probe.plant")
     path.write_text(json.dumps(content))
     assert Record.read(path) == record_for(GIVEN)
+
+
+def test_earlier_versions_recorded_where_maps_were_taken_and_no_more(tmp_path):
+    path = tmp_path / "taps.json"
+    record_for(GIVEN).write(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"analysed": {"conv1": "after relu"}}))
+    assert Record.read(path) == replace(record_for(GIVEN), analysed={"conv1": Tapped("after relu")})
+
+
+@pytest.mark.parametrize("said", [1, None, [], {}, {"kind": "Conv2d"}, {"tap": "after relu", "colour": "blue"}])
+def test_a_record_that_says_something_else_of_a_layer_is_none(tmp_path, said):
+    path = tmp_path / "taps.json"
+    record_for(GIVEN).write(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"analysed": {"conv1": said}}))
+    assert Record.read(path) is None
 
 
 def test_maps_depend_on_weights_samples_and_where_they_are_taken_and_on_nothing_else():

@@ -179,6 +179,21 @@ def test_a_folder_of_an_earlier_version_is_completed_without_making_maps_again(f
     assert {path: path.read_bytes() for path in finished.rglob("*.npz")} == before
 
 
+def test_tables_say_what_was_tapped_and_of_an_earlier_version_where(finished):
+    told = ["tap", "kind", "map_shape"]
+    filters = pd.read_csv(finished / "filters.csv")
+    assert filters[told].drop_duplicates().to_numpy().tolist() == [["after relu (1)", "Conv2d", "4x4"]]
+    for path in finished.rglob("taps.json"):
+        content = json.loads(path.read_text())
+        content["analysed"] = {layer: said["tap"] for layer, said in content["analysed"].items()}
+        path.write_text(json.dumps(content))
+    execute(replace(SMALL, task="screen"), finished)
+    again = pd.read_csv(finished / "filters.csv")
+    assert again["tap"].tolist() == filters["tap"].tolist()
+    assert again[["kind", "map_shape"]].isna().all(axis=None)
+    pd.testing.assert_frame_equal(again.drop(columns=told), filters.drop(columns=told))
+
+
 def test_a_finished_run_that_cannot_be_written_is_verified_and_reported(finished, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     content = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
