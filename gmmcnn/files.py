@@ -11,11 +11,13 @@ remedy.
 import hashlib
 import json
 import os
+import platform
 import secrets
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -28,6 +30,8 @@ from gmmcnn.errors import StoreError, one_line
 if TYPE_CHECKING:
     from torch import Tensor
 
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}" if Path("/proc/self").exists() else "elsewhere"
+"""Whose processes can be looked up: those of another machine, or of one without ``/proc``, may still be writing."""
 PARTIAL = ".partial"
 """How the names of files end that are being written, and of those that a killed process left behind."""
 
@@ -117,6 +121,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+    _remove_what_was_left(path)
     sync(path.parent)
 
 
@@ -148,7 +153,15 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray], *, compressed: bool 
 
 def aside(path: Path) -> Path:
     """Name beside ``path`` that nobody else uses: of what is to be renamed to it, or is about to be removed."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+    return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+
+
+def _remove_what_was_left(path: Path) -> None:
+    """Remove what killed processes of this machine have begun to write to ``path``."""
+    for draft in path.parent.glob(f".{escape(path.name)}.*{PARTIAL}"):
+        owner = draft.name.removesuffix(PARTIAL).rpartition(".")[2].split("-")
+        if owner[0] == _MACHINE != "elsewhere" and not Path(f"/proc/{owner[1]}").exists():
+            draft.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

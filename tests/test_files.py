@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -113,3 +115,15 @@ def test_no_other_module_writes_a_file_in_place():
     for path in ROOT.rglob("*.py"):
         found = in_place.findall(path.read_text())
         assert len(found) <= allowed.get(str(path.relative_to(ROOT)), 0), (path, found)
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
+    path = tmp_path / "a[1].txt"
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    mine = files.aside(path)
+    left = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{int(ended.stdout)}-"))
+    elsewhere = mine.with_name(mine.name.replace(".txt.", ".txt.0"))
+    for draft in (mine, left, elsewhere):
+        draft.touch()
+    files.write_text(path, "new")
+    assert sorted(tmp_path.iterdir()) == sorted([path, mine, elsewhere])

@@ -301,7 +301,8 @@ import os, signal, sys, time
 from pathlib import Path
 import torch
 from torch import nn
-from gmmcnn import config, data, training
+from gmmcnn import config, data
+from gmmcnn.models import training
 torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports the rest of torch, once for all the processes
 
 N_EPOCHS, N_MANY_EPOCHS = 3, 60
