@@ -57,7 +57,7 @@ def test_content_is_on_disk_before_its_name_and_the_name_before_the_writer_retur
     )
     monkeypatch.setattr(Path, "replace", lambda old, new: done.append(f"rename {new.name}") or replace(old, new))
     files.write_text(tmp_path / "a", "text")
-    assert re.fullmatch(r"\.a\.\d+-[0-9a-f]{8}\.partial", done[0])
+    assert re.fullmatch(r"\.a\.[0-9a-f]{8}-\d+-[0-9a-f]{8}\.partial", done[0])
     assert done[1:] == ["rename a", tmp_path.name]
 
 
