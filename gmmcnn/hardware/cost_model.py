@@ -8,6 +8,8 @@ kernel does, and counts nothing beyond the inner loops.
 
 from dataclasses import dataclass
 
+from gmmcnn.config import Gmm, Pca
+
 REGISTERS_PER_MULTIPROCESSOR = 65536
 SINGLE_PRECISION_SHARE = 0.75
 """Of the counted instructions; the others use other units."""
@@ -52,10 +54,10 @@ class Sweep:
 
     n_filters: int
     n_samples: int
-    n_dims: int = 2
-    k_min: int = 2
-    k_max: int = 10
-    n_init: int = 1
+    n_dims: int = Pca.dims
+    k_min: int = Gmm.k_min
+    k_max: int = Gmm.k_max
+    n_init: int = Gmm.n_init
     em_iterations: float = 25
     lloyd_rounds: float = 15
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from gmmcnn.config import Gmm
 from gmmcnn.constants import Status
 
 STATUSES = (Status.OK, Status.DEAD, Status.TOO_FEW_DISTINCT, Status.UNDEFINED, Status.PERFECTLY_SEPARATED)
@@ -20,12 +21,12 @@ OK, DEAD, TOO_FEW_DISTINCT, UNDEFINED, PERFECTLY_SEPARATED = range(len(STATUSES)
 class MixtureSettings:
     """Settings of a sweep, checked by whoever builds them (:class:`gmmcnn.mixture.sweep.GaussianMixtureSweep`)."""
 
-    k_min: int = 2
-    k_max: int = 10
-    n_init: int = 1
-    tol: float = 1e-3
-    max_iter: int = 100
-    reg_covar: float = 1e-6
+    k_min: int = Gmm.k_min
+    k_max: int = Gmm.k_max
+    n_init: int = Gmm.n_init
+    tol: float = Gmm.tol
+    max_iter: int = Gmm.max_iter
+    reg_covar: float = Gmm.reg_covar
     """Relative to the filter's mean score variance."""
     seed: int = 0
     """Below 2^64."""

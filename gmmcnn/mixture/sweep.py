@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 
-from gmmcnn.config import ENGINES
+from gmmcnn.config import ENGINES, Engine, Gmm
 from gmmcnn.constants import MAX_COMPONENTS, MAX_DIMS, MAX_STARTS
 from gmmcnn.errors import CaptureError, ConfigurationError, ConvergenceWarning
 from gmmcnn.hardware import gpu
@@ -80,14 +80,14 @@ class GaussianMixtureSweep(BaseEstimator):
 
     def __init__(  # noqa: PLR0917 - as estimators of scikit-learn are
         self,
-        k_min: int = 2,
-        k_max: int = 10,
-        n_init: int = 1,
-        tol: float = 1e-3,
-        max_iter: int = 100,
-        reg_covar: float = 1e-6,
-        random_state: int = 0,
-        engine: str = "auto",
+        k_min: int = Gmm.k_min,
+        k_max: int = Gmm.k_max,
+        n_init: int = Gmm.n_init,
+        tol: float = Gmm.tol,
+        max_iter: int = Gmm.max_iter,
+        reg_covar: float = Gmm.reg_covar,
+        random_state: int = Gmm.random_state,
+        engine: str = Engine.name,
         threads: int | None = None,
         dtype: str = "float32",
     ) -> None:
