@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from gmmcnn.config import GROUPS, MOVED, TASKS, Settings, setting_names
 from gmmcnn.errors import ConfigurationError, GmmcnnError, one_line
 from gmmcnn.names import command, did_you_mean, for_a_shell, quoted
-from gmmcnn.run import record
+from gmmcnn.run import record, signals
 
 CONFIG_MODULE = "gmmcnn.conf"
 A_FOLDER = "expected a run folder that can be written: run=FOLDER"
@@ -52,6 +52,9 @@ def main() -> None:
         check(arguments)
         sys.argv = [sys.argv[0], *arguments]
         _job()
+    except KeyboardInterrupt:  # before there was any work
+        _complain("interrupted before it began")
+        sys.exit(signals.EXIT_CODES[KeyboardInterrupt])
     except ConfigurationError as error:
         _complain(one_line(error))
         sys.exit(2)
@@ -70,10 +73,11 @@ def _job(composed: DictConfig) -> None:
     settings = record.settings_of(composed)
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        tasks.execute(settings, folder)
-    except KeyboardInterrupt:
+        with signals.heeded():
+            tasks.execute(settings, folder)
+    except tuple(signals.EXIT_CODES) as end:
         _complain(f"interrupted; goes on where it stopped with: {command(settings.task, folder)}")
-        sys.exit(130)
+        sys.exit(signals.EXIT_CODES[type(end)])
     except Exception as error:  # noqa: BLE001 - the way out: one line for whatever it was
         _exit_codes.append(2 if isinstance(error, ConfigurationError) else 1)
         unexpected = "" if isinstance(error, GmmcnnError) else f"unexpected {type(error).__name__}: "

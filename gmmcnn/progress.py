@@ -1,7 +1,12 @@
-"""Progress with rate and time left on standard error; silent where that is no terminal."""
+"""Progress with rate and time left on standard error, silent where that is no terminal; and steps to end between.
+
+What a long piece of work has finished it keeps before it says ``advance()``. So this is where a process that was asked
+to end does so, with nothing lost: see :func:`end_at_next_step`.
+"""
 
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Protocol
@@ -18,6 +23,23 @@ class Advance(Protocol):
     def __call__(self, n: int = 1, /) -> None:
         """Count ``n`` more."""
         ...
+
+
+class Ended(BaseException):
+    """The work ends here because the process was asked to; like KeyboardInterrupt, no error."""
+
+
+_ending = threading.Event()
+
+
+def end_at_next_step() -> None:
+    """Let whatever is in progress end with :class:`Ended` as soon as the part in hand is finished and kept."""
+    _ending.set()
+
+
+def go_on() -> None:
+    """Take :func:`end_at_next_step` back."""
+    _ending.clear()
 
 
 class _RateColumn(ProgressColumn):
@@ -44,17 +66,29 @@ def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
     Yields
     ------
     Advance
-        To be called with the number of units just finished. It does nothing where standard error is no terminal.
+        To be called with the number of units just finished, and kept. It shows nothing where standard error is no
+        terminal, and raises :class:`Ended` where the process was asked to end.
     """
     if not sys.stderr.isatty():
-        yield lambda n=1, /: None
+        yield _step(lambda n: None)
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total, unit=unit)
-        yield lambda n=1, /: bar.advance(task, n)
+        yield _step(lambda n: bar.advance(task, n))
+
+
+def _step(show: Callable[[int], None]) -> Advance:
+    """Count, and end if that was asked for."""
+
+    def advance(n: int = 1, /) -> None:
+        show(n)
+        if _ending.is_set():
+            raise Ended
+
+    return advance
 
 
 _console = Console(soft_wrap=True, highlight=False)

@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 
 from gmmcnn import cli, config
+from gmmcnn.filters import fitting
+from gmmcnn.run.alive import is_alive
 
 TINY = ["debug=tiny", "train.epochs=2", "engine.threads=1"]
 
@@ -128,7 +130,8 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(tiny_run, tmp_path):
         assert (tmp_path / "killed" / name).read_bytes() == (tiny_run / name).read_bytes()
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on(number, exit_code, tmp_path):
     command = [sys.executable, "-m", "gmmcnn", "task=train", "train.epochs=500", "run=folder"]
     # Whoever runs the tests in the background of a shell passes on that Ctrl-C is ignored.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -136,12 +139,39 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     while not (tmp_path / "folder" / "checkpoints" / "last.pt").exists():
         time.sleep(0.02)
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    running = json.loads((tmp_path / "folder" / "run.json").read_text())
+    assert (running["status"], running["pid"], is_alive(running)) == ("running", process.pid, True)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == exit_code
     assert "interrupted; goes on where it stopped with: gmmcnn task=train run=" in stderr
-    assert "Traceback" not in stderr
-    assert json.loads((tmp_path / "folder" / "run.json").read_text())["status"] == "interrupted"
+    assert stderr.count("\n") == 1
+    ended = json.loads((tmp_path / "folder" / "run.json").read_text())
+    assert (ended["status"], is_alive(ended)) == ("interrupted", False)
+
+
+def test_a_run_that_was_asked_to_end_finishes_the_block_in_hand_and_goes_on_bit_for_bit(tiny_run, here, monkeypatch):
+    fit, done = fitting.fit_maps, []
+
+    def asked_meanwhile(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        fits = fit(*arguments)
+        done.append(fits)
+        return fits
+
+    monkeypatch.setattr(fitting, "fit_maps", asked_meanwhile)
+    code, _, stderr = here(*TINY, "run=asked")
+    assert code == 143
+    assert stderr.startswith("gmmcnn: interrupted; goes on where it stopped with: gmmcnn task=run run=")
+    assert stderr.count("\n") == 1
+    record = json.loads(Path("asked/run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert (len(done), len(list(Path("asked").rglob("*.npz")))) == (1, 1 + 1)  # the block, and the probe samples
+    monkeypatch.setattr(fitting, "fit_maps", fit)
+    code, _, stderr = here("run=asked")
+    assert code == 0, stderr
+    for name in ("filters.csv", "outliers.csv", "metrics.csv", "samples.csv"):
+        assert Path("asked", name).read_bytes() == (tiny_run / name).read_bytes()
 
 
 def test_a_sweep_runs_every_job_in_a_folder_of_its_own(tmp_path):

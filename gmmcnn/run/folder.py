@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +25,7 @@ from gmmcnn.files import read_json, read_table, write_json, write_text
 from gmmcnn.models import training
 from gmmcnn.names import command
 from gmmcnn.progress import say
-from gmmcnn.run import record
+from gmmcnn.run import alive, record
 
 _VERSIONS = ("gmmcnn", "torch", "numpy", "numba", "scikit-learn", "zarr")
 _LOOKING = ("report", "verify", "doctor")
@@ -199,7 +198,8 @@ class Run:
         """Write ``run.json``, which says how the work goes and how long it took, and ``config.yaml`` once accepted.
 
         Settings that are refused after all made nothing, so an earlier task's ``config.yaml`` comes back in their
-        place. ``status`` is running, done, failed or interrupted. ``seconds`` are those that each stage has taken in
+        place. ``status`` is running, done, failed or interrupted; whether what is running still is, its ``host``,
+        ``pid`` and ``heartbeat`` tell (:mod:`gmmcnn.run.alive`). ``seconds`` are those that each stage has taken in
         this folder so far, in all tasks together, and the ``total`` of this task alone.
 
         Raises
@@ -211,7 +211,9 @@ class Run:
             "status": "running",
             "task": self.settings.task,
             "seed": self.settings.seed,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": alive.now(),
+            "heartbeat": None,
+            **alive.this_process(),
             "versions": {name: version(name) for name in _VERSIONS} | {"python": platform.python_version()},
             "machine": {
                 "processor": platform.machine(),
@@ -221,8 +223,14 @@ class Run:
             "git_commit": _git_commit(),
             "seconds": self._earlier_seconds(),
         }
+        path = self.folder / "run.json"
+
+        def beat() -> None:
+            about["heartbeat"] = alive.now()
+            write_json(path, about, indent=1)
+
         try:
-            write_json(self.folder / "run.json", about, indent=1)
+            beat()
         except OSError as error:
             if self.settings.task not in _LOOKING:
                 raise ConfigurationError(
@@ -233,7 +241,8 @@ class Run:
             return
         start = time.perf_counter()
         try:
-            yield
+            with alive.beating(beat):
+                yield
             self.accept()
         except BaseException as error:
             about |= {"status": "failed" if isinstance(error, Exception) else "interrupted", "error": str(error)}
@@ -246,7 +255,7 @@ class Run:
             for stage, seconds in self.timings.items():
                 about["seconds"][stage] = round(about["seconds"].get(stage, 0) + seconds, 3)
             about["seconds"]["total"] = round(time.perf_counter() - start, 3)
-            write_json(self.folder / "run.json", about, indent=1)
+            beat()
 
     def _earlier_seconds(self) -> dict[str, float]:
         """What earlier tasks took, by stage; nothing where their record is missing or damaged."""
