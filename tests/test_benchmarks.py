@@ -11,7 +11,7 @@ import torch
 from joblib import Parallel
 from torch import nn
 
-from benchmarks import bench_pca, bench_pipeline, bench_sweep, cases, peaks, rivals, timing
+from benchmarks import bench_pca, bench_pipeline, bench_samples, bench_sweep, cases, peaks, rivals, timing
 from gmmcnn import config
 from gmmcnn.featuremaps import ActivationStore, extract
 from gmmcnn.principal_components import cpu as pca_cpu
@@ -98,3 +98,14 @@ def test_times_are_scaled_to_the_whole_work() -> None:
     (result,) = timing.compare(timing.Contestant(lambda: time.sleep(0.02)), {"quarter": quarter}, rounds=3)
     assert result.rival_s >= 0.08
     assert result.lowest_ratio <= result.ratio <= result.highest_ratio
+
+
+def test_samples_are_scored_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A twentieth of 1,000 filters, whose samples must be read and scored in two seconds."""
+    arguments = ["--filters", "50", "--rounds", "2", "--json", str(tmp_path / "result")]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    bench_samples.main()
+    (result,) = json.loads((tmp_path / "result").read_text())
+    assert result["sizes"] == {"filters": 50, "batches": 10, "samples": 200, "repeats": 10}
+    seconds = sum(times["processor"] for times in result["results"].values())
+    assert 0 < seconds < 2 * 2 / 20  # on two cores

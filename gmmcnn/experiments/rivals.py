@@ -4,7 +4,9 @@ Every score is higher for odder samples. They differ in what they need, which is
 network as it was trained in the end, or its checkpoints.
 
 Sources: EL2N, GraNd: Paul, Ganguli, Dziugaite, *Deep Learning on a Data Diet*, 2021. VoG: Agarwal, D'souza, Hooker,
-*Estimating Example Difficulty using Variance of Gradients*, 2022. Confident learning: Northcutt, Jiang, Chuang, 2021.
+*Estimating Example Difficulty using Variance of Gradients*, 2022. Self-influence: Pruthi, Liu, Kale, Sundararajan,
+*Estimating Training Data Influence by Tracing Gradient Descent*, 2020. Confident learning: Northcutt, Jiang, Chuang,
+2021.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,6 +46,7 @@ NEEDS = {
     "mean loss": TRAINING,
     "EL2N, early": TRAINING,
     "GraNd, early": TRAINING,
+    "self-influence": TRAINING,
     "VoG": TRAINING,
 }
 """Score → what it needs."""
@@ -73,6 +76,7 @@ def scores(
     final, early = model_after(n_checkpoints), model_after(max(1, round(EARLY_SHARE * n_checkpoints)))
     maps = last_maps(final, samples.images, layer)
     pixels = samples.images.flatten(1).numpy()
+    some = [model_after(number) for number in _some(n_checkpoints)]
     losses = np.stack([loss(model_after(number), samples) for number in range(1, n_checkpoints + 1)])
     by_maps, by_pixels = left_out_probabilities(maps, labels), left_out_probabilities(pixels, labels)
     found = {
@@ -86,7 +90,8 @@ def scores(
         "mean loss": losses.mean(axis=0),
         "EL2N, early": el2n(early, samples),
         "GraNd, early": sample_gradients(early, samples.images, samples.labels).norm,
-        "VoG": vog([model_after(number) for number in _some(n_checkpoints)], samples),
+        "self-influence": self_influence(some, samples),
+        "VoG": vog(some, samples),
     }
     if find_spec("cleanlab"):
         rank = import_module("cleanlab.rank")
@@ -116,6 +121,15 @@ def el2n(model: nn.Module, samples: Images) -> NDArray[np.float64]:
     """(N,) Euclidean distances between the probabilities and the one-hot label."""
     probabilities = logits(model, samples.images).double().softmax(dim=1)
     return (probabilities - F.one_hot(samples.labels, probabilities.shape[1])).norm(dim=1).numpy()
+
+
+def self_influence(models: Sequence[nn.Module], samples: Images) -> NDArray[np.float64]:
+    """(N,) sum over checkpoints of the squared norm of the loss's gradient by all parameters.
+
+    TracIn's influence of a sample on its own loss, for a learning rate that is the same at every checkpoint.
+    """
+    norms = [sample_gradients(model, samples.images, samples.labels).norm for model in models]
+    return np.square(norms).sum(axis=0)
 
 
 def vog(models: Sequence[nn.Module], samples: Images) -> NDArray[np.float64]:

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from gmmcnn.filters.density import density_rank
 from gmmcnn.filters.fits import Fits, LayerFits
-from gmmcnn.filters.surprise import cluster_evidence, label_surprise, memorisation_rank, times_together
+from gmmcnn.filters.surprise import cluster_evidence, memorisation_rank
+from gmmcnn.filters.surprise_cpu import times_together, total_surprise
+from gmmcnn.hardware.threads import one_blas_thread
 
 PROFILE = "label_surprise:"
 """Begin of the names of the columns that hold the label surprise in one layer."""
 _LEAST_SAMPLES = 3
 """With a known label, in a batch: fewer say nothing about each other."""
-_VALUES_AT_ONCE = 2**22
 
 
 def score_samples(fits: Fits, labels: pd.Series, min_active_share: float) -> pd.DataFrame:
@@ -126,10 +127,11 @@ class _Live:
 
 def _by_labels(clusters: dict[str, NDArray[np.int16]], labels: NDArray[np.int64]) -> dict[str, NDArray]:
     """Scores of a batch by name: of N samples with labels from 0, in the clusterings (Q, N) of each layer."""
-    sums = {layer: _total_surprise(of_layer, labels) for layer, of_layer in clusters.items()}
+    sums = {layer: total_surprise(of_layer, labels) for layer, of_layer in clusters.items()}
     surprise = np.sum(list(sums.values()), axis=0) / sum(map(len, clusters.values()))
     together = np.sum([times_together(of_layer) for of_layer in clusters.values()], axis=0)
-    evidence = cluster_evidence(together, labels)
+    with one_blas_thread():  # several would wait for each other longer than they compute
+        evidence = cluster_evidence(together, labels)
     own = evidence[np.arange(len(labels)), labels]
     profile = {PROFILE + layer: sums[layer] / len(clusters[layer]) for layer in clusters if len(clusters[layer])}
     return {
@@ -139,11 +141,3 @@ def _by_labels(clusters: dict[str, NDArray[np.int16]], labels: NDArray[np.int64]
         "memorisation_rank": memorisation_rank(surprise, own),
         **profile,
     }
-
-
-def _total_surprise(clusters: NDArray[np.int16], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(N,) sum of the label surprise over clusterings (Q, N); some after the other, since all may be too large."""
-    at_once, total = max(1, _VALUES_AT_ONCE // len(labels)), np.zeros(len(labels))
-    for first in range(0, len(clusters), at_once):
-        total += label_surprise(clusters[first : first + at_once], labels).sum(axis=0)
-    return total

@@ -14,6 +14,9 @@ out of what they compare it with:
 
 The *memorisation rank* is the mean of the sample's ranks by both. Everything is read from stored labels of clusters;
 nothing is fitted again, and neither the network nor the maps are needed. Labels of the samples are.
+
+The two sums over clusterings, :func:`total_surprise` and :func:`times_together`, are here as they are defined, and
+compiled in :mod:`gmmcnn.filters.surprise_cpu`.
 """
 
 import numpy as np
@@ -24,7 +27,6 @@ PSEUDO_COUNT = 5.0
 """Members with the batch's own label frequencies that every cluster is taken to have beside its own (m)."""
 RIDGE = 1.0
 """Penalty, in units of the mean squared length of a sample's centred memberships."""
-_BYTES_AT_ONCE = 2**26
 
 
 def label_surprise(
@@ -60,17 +62,16 @@ def label_surprise(
     return np.log(share) - np.log(expected)
 
 
+def total_surprise(
+    clusters: NDArray[np.integer], labels: NDArray[np.integer], *, pseudo_count: float = PSEUDO_COUNT
+) -> NDArray[np.float64]:
+    """(N,) sum of the label surprise of each sample over Q clusterings; arguments as of :func:`label_surprise`."""
+    return label_surprise(clusters, labels, pseudo_count=pseudo_count).sum(axis=0)
+
+
 def times_together(clusters: NDArray[np.integer]) -> NDArray[np.float64]:
-    """(N, N) number of the Q clusterings (Q, N) in which two samples share a cluster; exact below 2^24."""
-    n_clusterings, n_samples = clusters.shape
-    n_clusters = int(clusters.max(initial=0)) + 1
-    at_once = max(1, _BYTES_AT_ONCE // (4 * n_samples * n_clusters))
-    together = np.zeros((n_samples, n_samples), np.float32)
-    for first in range(0, n_clusterings, at_once):
-        some = clusters[first : first + at_once]
-        memberships = (some[:, None, :] == np.arange(n_clusters)[:, None]).reshape(-1, n_samples).astype(np.float32)
-        together += memberships.T @ memberships
-    return together.astype(np.float64)
+    """(N, N) number of the Q clusterings (Q, N) in which two samples share a cluster."""
+    return (clusters[:, :, None] == clusters[:, None, :]).sum(axis=0).astype(np.float64)
 
 
 def cluster_evidence(

@@ -3,6 +3,10 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+from threadpoolctl import ThreadpoolController
 
 BLOCKS_PER_THREAD = 64
 """So many that a thread which ends last ends little after the others."""
@@ -49,3 +53,14 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@cache
+def _blas_libraries() -> ThreadpoolController:
+    """Those of NumPy and SciPy, which whoever asks has loaded; to find them takes milliseconds."""
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> Any:
+    """Context of one BLAS thread: the threads are ours, and no result depends on how BLAS splits its work."""
+    return _blas_libraries().limit(limits=1, user_api="blas")

@@ -22,12 +22,12 @@ from gmmcnn.constants import MAX_DIMS
 from gmmcnn.errors import CaptureError, ConfigurationError
 from gmmcnn.hardware import gpu
 from gmmcnn.hardware.kernel_loader import kernel
+from gmmcnn.hardware.threads import one_blas_thread
 from gmmcnn.principal_components.reference import (  # fmt: skip
     PCAResult,
     checked_maps,
     component_signs,
     exact_pca,
-    one_blas_thread,
     require_finite_scores,
 )
 

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from gmmcnn.config import ENGINES
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.hardware import gpu
-from gmmcnn.hardware.threads import for_blocks
+from gmmcnn.hardware.threads import for_blocks, one_blas_thread
 from gmmcnn.principal_components import cpu as pca_cpu
 from gmmcnn.principal_components.cuda import pca_on_device
 from gmmcnn.principal_components.reference import (  # fmt: skip
     PCAResult,
     checked_maps,
     exact_pca,
-    one_blas_thread,
     require_finite,
     require_finite_scores,
 )

@@ -1,13 +1,11 @@
 """What a principal component analysis is: its result, its sign, and the exact decomposition in float64."""
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from gmmcnn.errors import CaptureError
 from gmmcnn.hardware.arrays import as_floats
@@ -107,14 +105,3 @@ def component_signs(components: NDArray) -> NDArray:
     """Signs (d,) that make the entry of largest size in each component (d, P) positive: scikit-learn's ``svd_flip``."""
     largest = np.abs(components).argmax(axis=1)
     return np.where(components[np.arange(len(components)), largest] < 0, -1.0, 1.0)
-
-
-@cache
-def _blas_libraries() -> ThreadpoolController:
-    """Those of NumPy and SciPy, loaded with this module; to find them takes milliseconds."""
-    return ThreadpoolController()
-
-
-def one_blas_thread() -> Any:
-    """Context of one BLAS thread: the threads are ours, and no result depends on how BLAS splits its work."""
-    return _blas_libraries().limit(limits=1, user_api="blas")

@@ -53,6 +53,18 @@ def test_vog_is_the_spread_of_gradients_within_a_class(samples):
     assert np.isfinite(rivals.vog(models, samples)).all()
 
 
+def test_self_influence_is_the_squared_gradient_over_checkpoints(samples):
+    models = [Fixed(1.0), Fixed(3.0)]
+    # The logits are image * weight: the gradient by the weight is (p - y) · image, by all else 0.
+    expected = np.zeros(3)
+    for weight in (1.0, 3.0):
+        p = torch.softmax(samples.images.flatten(1).double() * weight, dim=1)
+        y = torch.eye(3, dtype=torch.float64)[samples.labels]
+        expected += ((p - y) * samples.images.flatten(1)).sum(dim=1).square().numpy()
+    np.testing.assert_allclose(rivals.self_influence(models, samples), expected, rtol=1e-5)
+    assert rivals.self_influence(models, samples).argmax() == 2  # the one whose label is least believed in
+
+
 @pytest.mark.parametrize(
     "score",
     [

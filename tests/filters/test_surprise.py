@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.linear_model import Ridge
 
-from gmmcnn.filters.surprise import cluster_evidence, label_surprise, memorisation_rank, times_together
+from gmmcnn.filters.surprise import (
+    cluster_evidence,
+    label_surprise,
+    memorisation_rank,
+    times_together,
+    total_surprise,
+)
 
 
 @pytest.fixture
@@ -39,6 +45,12 @@ def test_surprise_is_that_of_the_definition(clusters, labels, m):
     np.testing.assert_allclose(label_surprise(clusters, labels, pseudo_count=m), expected, atol=1e-12)
 
 
+def test_total_is_the_sum_over_clusterings(clustered):
+    clusters, labels = clustered
+    expected = sum(label_surprise(row[None], labels)[0] for row in clusters)
+    np.testing.assert_allclose(total_surprise(clusters, labels), expected)
+
+
 def test_a_lone_sample_says_nothing():
     clusters, labels = np.array([[0, 1, 1, 1]]), np.array([0, 1, 1, 0])
     assert label_surprise(clusters, labels)[0, 0] == 0
@@ -54,12 +66,6 @@ def test_times_together_counts_shared_clusters(clustered):
     clusters, _ = clustered
     expected = (clusters[:, :, None] == clusters[:, None, :]).sum(axis=0)
     np.testing.assert_array_equal(times_together(clusters), expected)
-
-
-def test_times_together_does_not_depend_on_the_size_of_its_blocks(clustered, monkeypatch):
-    whole = times_together(clustered[0])
-    monkeypatch.setattr("gmmcnn.filters.surprise._BYTES_AT_ONCE", 1)
-    np.testing.assert_array_equal(times_together(clustered[0]), whole)
 
 
 def test_evidence_is_what_a_regression_without_the_sample_predicts(clustered):

@@ -10,11 +10,11 @@ from hypothesis.extra.numpy import arrays
 from sklearn.decomposition import PCA
 
 from gmmcnn.errors import CaptureError
+from gmmcnn.hardware.threads import one_blas_thread
 from gmmcnn.principal_components.reference import (
     checked_maps,
     component_signs,
     exact_pca,
-    one_blas_thread,
     require_finite,
 )
 

@@ -1,0 +1,112 @@
+"""The sums over clusterings that scores of samples are made of, compiled: twins of :mod:`gmmcnn.filters.surprise`.
+
+Both go through the stored labels once. Shared clusters are counted in bytes, one row of the result at a time, which a
+processor does for 32 or 64 samples at once; the logarithms of the label surprise are looked up, since they are of
+counts. Neither result depends on the number of threads: counts are exact, and sums are made in blocks of fixed size.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmmcnn.filters import surprise
+from gmmcnn.filters.surprise import PSEUDO_COUNT
+from gmmcnn.hardware.compiled import compiled_entry
+from gmmcnn.hardware.threads import for_blocks
+
+_BYTE = 255
+"""Clusterings that are counted in one byte a sample before they are added up."""
+_AT_ONCE = 256
+"""Clusterings in a block of the sum of surprises."""
+_ROWS = 16
+"""Samples whose rows of counts are made by one call."""
+
+
+def total_surprise(
+    clusters: NDArray[np.integer],
+    labels: NDArray[np.integer],
+    *,
+    pseudo_count: float = PSEUDO_COUNT,
+    threads: int | None = None,
+) -> NDArray[np.float64]:
+    """Sum of the label surprise of each sample over Q clusterings.
+
+    Parameters
+    ----------
+    clusters, labels, pseudo_count
+        As for :func:`gmmcnn.filters.surprise.label_surprise`.
+    threads : int or None
+        None takes one for each core this process may use.
+
+    Returns
+    -------
+    (N,) float64
+        Equal to :func:`gmmcnn.filters.surprise.total_surprise` but for the rounding of sums.
+    """
+    n_samples, n_clusters = len(labels), int(clusters.max(initial=0)) + 1
+    share = np.bincount(labels) / n_samples
+    # Indexed by counts of members, the sample itself among them.
+    others = np.arange(n_samples + 1) - 1
+    with np.errstate(divide="ignore", invalid="ignore"):  # at a count of 0, which no sample has
+        alike = np.log(others + pseudo_count * share[:, None]) - np.log(share)[:, None]
+        members = np.log(others + pseudo_count)
+    sums = np.zeros((-(-len(clusters) // _AT_ONCE), n_samples))
+    compact = _compact(clusters, n_clusters)
+
+    def add(first: int, last: int) -> None:
+        for block in range(first, last):
+            some = compact[block * _AT_ONCE : (block + 1) * _AT_ONCE]
+            _add_surprise(some, labels, n_clusters, alike, members, sums[block])
+
+    for_blocks(add, len(sums), threads)
+    return sums.sum(axis=0)
+
+
+def times_together(clusters: NDArray[np.integer], *, threads: int | None = None) -> NDArray[np.float64]:
+    """(N, N) number of the Q clusterings (Q, N) in which two samples share a cluster; exact."""
+    n_samples = clusters.shape[1]
+    counts = np.zeros((n_samples, n_samples), np.int64)
+    compact = _compact(clusters, int(clusters.max(initial=0)) + 1)
+
+    def count(first: int, last: int) -> None:
+        _count_together(compact, first * _ROWS, min(last * _ROWS, n_samples), counts)
+
+    for_blocks(count, -(-n_samples // _ROWS), threads)
+    return counts.astype(np.float64)
+
+
+def _compact(clusters: NDArray[np.integer], n_clusters: int) -> NDArray[np.integer]:
+    """Clusters in bytes where these suffice, contiguous."""
+    return np.ascontiguousarray(clusters, np.uint8 if n_clusters <= _BYTE else np.int64)
+
+
+@compiled_entry(surprise)
+def _add_surprise(clusters, labels, n_clusters, alike, members, total):  # type: ignore[no-untyped-def]
+    """Add the surprise in clusterings (Q, N) to ``total`` (N,), by tables of logarithms."""
+    n_classes = len(alike)
+    counts = np.empty((n_clusters, n_classes), np.int64)
+    sizes = np.empty(n_clusters, np.int64)
+    for row in clusters:
+        counts[:] = 0
+        for n in range(len(labels)):
+            counts[row[n], labels[n]] += 1
+        for k in range(n_clusters):
+            sizes[k] = counts[k].sum()
+        for n in range(len(labels)):
+            total[n] += members[sizes[row[n]]] - alike[labels[n], counts[row[n], labels[n]]]
+
+
+@compiled_entry()
+def _count_together(clusters, first, last, counts):  # type: ignore[no-untyped-def]
+    """Count rows first … last - 1 of the samples that share a cluster, over clusterings (Q, N), into ``counts``."""
+    n_clusterings, n_samples = clusters.shape
+    in_bytes = np.empty(n_samples, np.uint8)
+    for start in range(0, n_clusterings, _BYTE):
+        some = clusters[start : start + _BYTE]
+        for i in range(first, last):
+            in_bytes[:] = 0
+            for row in some:
+                own = row[i]
+                for j in range(n_samples):
+                    in_bytes[j] += np.uint8(row[j] == own)
+            for j in range(n_samples):
+                counts[i, j] += in_bytes[j]
