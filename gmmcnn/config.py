@@ -15,7 +15,10 @@ from gmmcnn.constants import MAX_COMPONENTS, MAX_DIMS, MAX_STARTS, SMALL_SHARE
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.names import did_you_mean
 
-TASKS = ("run", "train", "extract", "fit", "screen", "samples", "prune", "report", "verify", "experiment", "doctor")
+TASKS = (
+    "run", "train", "extract", "fit", "screen", "samples", "prune", "report", "verify", "repair", "experiment",
+    "doctor",
+)  # fmt: skip
 EXPERIMENTS = (
     "overfitting", "gradients", "pruning", "ablation", "sensitivity", "scalability", "planted", "conditions",
     "memorised",

@@ -19,13 +19,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from gmmcnn.errors import StoreError, one_line
+from gmmcnn.names import command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,17 @@ _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}" if Path("/proc/self").e
 """Whose processes can be looked up: those of another machine, or of one without ``/proc``, may still be writing."""
 PARTIAL = ".partial"
 """How the names of files end that are being written, and of those that a killed process left behind."""
+
+
+Kind: TypeAlias = "type | tuple[Kind, ...] | list[Kind] | dict[type, Kind] | None"
+"""What :func:`read_record` may expect of a value."""
+Kinds: TypeAlias = Mapping[str, Kind]
+DIGESTS = "digests.json"
+"""Record of the files in its folder, each with its SHA-256."""
+_OWN_DIGEST = "digest"
+"""Where a record's own digest stands in it: SHA-256 of all the rest."""
+_WHOLE = 64
+_SHOWN = 40
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
@@ -46,6 +58,63 @@ def read_json(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_record(path: Path, kinds: "Kinds", *, remedy: str) -> dict[str, Any] | None:
+    """Content of a record that :func:`write_record` wrote; None if it is missing.
+
+    Records of earlier versions bear no digest: their content is looked at, but whether it is as it was written cannot
+    be told.
+
+    Parameters
+    ----------
+    path : Path
+    kinds : mapping
+        Name → type of what must stand there. A list of one type is a list of such items; a dictionary of one, ``{str:
+        type}``, a dictionary of such values; a tuple names alternatives; ``None`` stands for itself. Other names may
+        stand beside them.
+    remedy : str
+        End of the error's message.
+
+    Raises
+    ------
+    StoreError
+        The file is damaged: no JSON, of another digest than it says itself, or of other types.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise StoreError(f"{path}: damaged, no JSON ({one_line(error)}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise StoreError(f"{path}: damaged, no JSON object; {remedy}")
+    said = content.pop(_OWN_DIGEST, None)
+    if said not in (None, name_of(content, _WHOLE)):
+        raise StoreError(f"{path}: damaged, its content is not what was written; {remedy}")
+    for name, kind in kinds.items():
+        if not _is(content.get(name), kind):
+            raise StoreError(f"{path}: damaged, {name} is {_shown(content.get(name))}; {remedy}")
+    return content
+
+
+def _shown(value: Any) -> str:
+    """A value from a damaged record, cut short."""
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
+
+
+def _is(value: Any, kind: "Kind") -> bool:
+    """Whether a value from JSON is of a kind; truth values are no numbers, whole numbers are numbers."""
+    if isinstance(kind, tuple):
+        return any(_is(value, alternative) for alternative in kind)
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_is(item, kind[0]) for item in value)
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(_is(item, kind[str]) for item in value.values())
+    if kind is None:
+        return value is None
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
 def read_table(path: Path, columns: Sequence[str], *, remedy: str) -> pd.DataFrame:
@@ -136,6 +205,11 @@ def write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = N
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that :func:`read_record` knows again: with a digest of its own content."""
+    write_json(path, {**content, _OWN_DIGEST: name_of(content, _WHOLE)}, indent=1)
+
+
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table without its index: as Parquet where the name ends in ``.parquet``, else as CSV."""
     if path.suffix == ".parquet":
@@ -220,6 +294,37 @@ def digest_tensors(
         values: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(values)
     return digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_digests(folder: Path, digests: Mapping[str, str]) -> None:
+    """Record what files of a folder hold: name → SHA-256."""
+    write_record(folder / DIGESTS, {"sha256": dict(digests)})
+
+
+def read_digests(folder: Path) -> dict[str, str] | None:
+    """Read what :func:`write_digests` recorded; None if that is missing, StoreError if it is damaged."""
+    path = folder / DIGESTS
+    record = read_record(path, {"sha256": {str: str}}, remedy=f"written again by: {command('repair', run_of(path))}")
+    return None if record is None else record["sha256"]
+
+
+def require_as_recorded(path: Path) -> None:
+    """Raise StoreError if a file is another than its folder's :data:`DIGESTS` say; it may not be named there."""
+    expected = (read_digests(path.parent) or {}).get(path.name)
+    if expected is not None and sha256(path) != expected:
+        again = command("repair", run_of(path))
+        raise StoreError(f"{path}: damaged, its SHA-256 is not the one recorded; made again by: {again}")
+
+
+def run_of(path: Path) -> Path | str:
+    """Run folder that a file lies in: the nearest one above it with a record of settings; ``FOLDER`` where none is."""
+    return next((folder for folder in path.parents if (folder / "config.yaml").exists()), "FOLDER")
 
 
 def crc32(path: Path, bytes_at_once: int = 1 << 22) -> str:

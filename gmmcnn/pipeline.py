@@ -17,11 +17,12 @@ Screening, and the page, need nothing but the run folder.
 import shutil
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from gmmcnn import models
 from gmmcnn.files import write_table
 from gmmcnn.filters.fits import is_live
-from gmmcnn.models import training
+from gmmcnn.models import retraining, training
 from gmmcnn.progress import progress, say
 from gmmcnn.pruning import masks as pruning
 from gmmcnn.report.findings import findings
@@ -61,6 +62,17 @@ def train(job: Run) -> None:
         f"Trained {settings.train.epochs} epochs: training accuracy {last['train_accuracy']:.1%}, "
         f"validation accuracy {last['validation_accuracy']:.1%}; validation loss was best at epoch {result.best_epoch}."
     )
+
+
+def retrain(job: Run) -> list[Path]:
+    """Train again what is damaged or lost of the training in the folder; returns the files made again."""
+    settings, folder = job.settings, job.folder / "checkpoints"
+    if not (job.trained_here and retraining.problems(folder)):
+        return []
+    network, data = job.network(), job.data()
+    with progress(f"training {settings.model.name} again", settings.train.epochs, "epochs") as advance:
+        names = retraining.again(network, data, settings.train, folder, seed=settings.seed, advance=advance)
+    return [folder / name for name in names]
 
 
 def extract(job: Run) -> None:

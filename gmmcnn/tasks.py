@@ -6,13 +6,12 @@ from pathlib import Path
 
 from gmmcnn import pipeline
 from gmmcnn.config import Settings
-from gmmcnn.errors import EngineError, StoreError, StoreNotFoundError
+from gmmcnn.errors import EngineError, StoreError
 from gmmcnn.experiments import running as experiments
-from gmmcnn.featuremaps import ActivationStore, find_taps
-from gmmcnn.names import command
+from gmmcnn.featuremaps import find_taps
 from gmmcnn.progress import say
 from gmmcnn.report.views import plural
-from gmmcnn.run import page
+from gmmcnn.run import page, verify
 from gmmcnn.run.doctor import JobSize, run_doctor
 from gmmcnn.run.folder import Run
 
@@ -42,35 +41,35 @@ def experiment(job: Run) -> None:
         experiments.run(job.settings, job.folder)
 
 
-def verify(job: Run) -> None:
-    """Say of every store of feature maps in the run folder whether it is complete and undamaged.
+def repair(job: Run) -> None:
+    """Make again what is damaged or lost in the run folder, from what is there, and say what was done.
+
+    Weights are trained again, bit by bit the same; feature maps and fits are made from them; tables from the fits.
 
     Raises
     ------
-    StoreNotFoundError
-        There is no store.
     StoreError
-        Anything is missing, damaged, or left behind by an interrupted writer.
+        Something is still wrong afterwards.
     """
-    stores = sorted((job.folder / "activations").glob("*/maps.zarr"))
-    if not stores:
-        raise StoreNotFoundError(f"{job.folder}: holds no feature maps; {command('extract', job.folder)} makes them")
-    problems = {path: _problems(path) for path in stores}
-    for path, found in problems.items():
-        say(f"{path}: {'; '.join(found) or 'complete'}")
-    if n_wrong := sum(bool(found) for found in problems.values()):
-        raise StoreError(
-            f"{n_wrong} of {plural(len(stores), 'store')} not as recorded: see above; "
-            f"made again by: {command('extract', job.folder)}"
-        )
-
-
-def _problems(path: Path) -> list[str]:
-    """What is wrong with a store."""
-    try:
-        return ActivationStore.open(path, partial=True).verify()
-    except StoreError as error:
-        return [str(error)]
+    problems = verify.wrong(job.folder, verify.parts(job.folder))
+    if not problems:
+        say(f"{job.folder}: nothing to repair")
+        return
+    for part, lines in problems.items():
+        say(f"{part.path}: {'; '.join(lines)}")
+    kinds = {part.kind for part in problems}
+    verify.remove_leftovers(problems)
+    if "weights" in kinds:
+        for name in [*pipeline.retrain(job), *experiments.retrain(job.settings, job.folder)]:
+            say(f"{name}: trained again")
+    if "maps" in kinds:
+        pipeline.extract(job)
+        pipeline.fit(job)
+    left = verify.wrong(job.folder, verify.parts(job.folder))
+    if left:
+        part, lines = next(iter(left.items()))
+        raise StoreError(f"{part.path}: {lines[0]}; it cannot be made again from what is here")
+    say(f"{job.folder}: repaired, {plural(len(problems), 'part')} in all")
 
 
 def doctor(job: Run) -> None:
@@ -101,7 +100,8 @@ TASKS: dict[str, Callable[[Run], None]] = {
     "samples": pipeline.samples,
     "prune": pipeline.prune,
     "report": report,
-    "verify": verify,
+    "verify": lambda job: verify.verify(job.folder),
+    "repair": repair,
     "experiment": experiment,
     "doctor": doctor,
 }

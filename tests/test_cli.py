@@ -209,7 +209,7 @@ def test_runs_started_at_once_do_not_collide(tmp_path):
         ),
         (
             ["task=fly"],
-            "task=fly: expected one of run, train, extract, fit, screen, samples, prune, report, verify, experiment",
+            "task=fly: expected one of run, train, extract, fit, screen, samples, prune, report, verify, repair, ",
         ),
     ],
 )

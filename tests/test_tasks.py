@@ -189,12 +189,12 @@ def test_a_damaged_store_is_found_and_made_again(finished, capsys, damage):
     do("verify", finished)
     assert f"{last(finished) / 'maps.zarr'}: complete" in capsys.readouterr().out
     what = damage(last(finished) / "maps.zarr")
-    with pytest.raises(StoreError, match="1 of 1 store not as recorded: see above; made again by: gmmcnn task=extract"):
+    with pytest.raises(StoreError, match=r"1 of 2 parts not as recorded: see above; made again by: gmmcnn task=repair"):
         do("verify", finished)
     line = next(line for line in capsys.readouterr().out.splitlines() if "maps.zarr" in line)
     assert f"{last(finished) / 'maps.zarr'}: " in line
     assert what in line
-    do("extract", finished)
+    do("repair", finished)
     do("verify", finished)
     assert content(finished / "activations") == before
 
@@ -215,7 +215,9 @@ def test_a_damaged_store_of_imported_maps_is_made_again(source, tmp_path, capsys
 
 
 def test_nothing_to_verify(tmp_path):
-    with pytest.raises(StoreNotFoundError, match=r"holds no feature maps; gmmcnn task=extract run=.* makes them"):
+    with pytest.raises(
+        StoreNotFoundError, match=r"holds neither weights nor feature maps; made by: gmmcnn task=extract"
+    ):
         do("verify", tmp_path / "run")
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import groupby, product
 from operator import itemgetter
 from pathlib import Path
@@ -35,7 +35,7 @@ from gmmcnn.data.probe import ProbeSet, draw_probe
 from gmmcnn.data.splits import Images, Splits
 from gmmcnn.experiments.sizes import SIZES, Size
 from gmmcnn.files import name_of, write_json, write_table
-from gmmcnn.models import training
+from gmmcnn.models import retraining, training
 from gmmcnn.models.training import TrainingResult, checkpoint_path
 from gmmcnn.progress import progress
 from gmmcnn.pruning.masks import Mask, masked
@@ -76,6 +76,7 @@ class Laboratory:
         self.settings = replace(settings, screen=replace(settings.screen, small_cluster=size_of_small))
         self.folder = folder
         self.data = lru_cache(maxsize=2)(self._data)
+        self.trained = cache(self._trained)
 
     def beside(self, settings: config.Settings) -> "Laboratory":
         """Look at the same networks with other settings of what comes after training; images are read only once."""
@@ -122,7 +123,7 @@ class Laboratory:
         held_out = Images(splits.validation.images[:limit], splits.validation.labels[:limit])
         return replace(splits, validation=held_out)
 
-    def trained(self, network: Network) -> TrainingResult:
+    def _trained(self, network: Network) -> TrainingResult:
         """Train a network, or read the training that is there."""
         started = time.perf_counter()
         settings = self.settings_of(network)
@@ -133,6 +134,17 @@ class Laboratory:
         if not already:
             self._log("train", network, started)
         return result
+
+    def retrained(self) -> list[Path]:
+        """Train again what is damaged or lost of the networks that are there; the files made again."""
+        made = []
+        for network in self.networks():
+            folder, settings = self._folder(network) / "checkpoints", self.settings_of(network).train
+            if folder.is_dir() and retraining.problems(folder):
+                model, data = self._untrained(network), self.data(network)
+                names = retraining.again(model, data, settings, folder, seed=network.seed)
+                made += [folder / name for name in names]
+        return made
 
     def metrics(self, network: Network) -> pd.DataFrame:
         """Losses and accuracies at the end of each round, with ``seed``, ``condition``, ``round`` and ``epoch``.

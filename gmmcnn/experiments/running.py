@@ -18,6 +18,11 @@ def require_possible(settings: Settings) -> None:
             raise ConfigurationError(f"{key}={value}: task=experiment trains its own networks; expected no {key}")
 
 
+def retrain(settings: Settings, folder: Path) -> list[Path]:
+    """Train again what is damaged or lost of the networks that the experiment has trained; the files made again."""
+    return Laboratory(settings, folder).retrained() if (folder / "networks").is_dir() else []
+
+
 def run(settings: Settings, folder: Path) -> None:
     """Carry out ``settings.experiment``; its tables, figures and verdict come to ``experiments/NAME-SIZE``."""
     chosen = settings.experiment

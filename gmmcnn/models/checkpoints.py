@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gmmcnn.errors import ModelError, one_line
+from gmmcnn.errors import ModelError, StoreError, one_line
+from gmmcnn.files import require_as_recorded
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
 _COMPILED = "_orig_mod."
@@ -24,7 +25,8 @@ def load_checkpoint(model: nn.Module, path: Path | str) -> None:
     The file holds a state dict, or a dictionary with one under ``state_dict`` or the like, as Lightning writes it. The
     network's weights may be those of a part of what was saved: where all of them stand under one prefix, such as
     ``module.``, ``model.`` or ``net.``, they are taken from there, and what stands beside it is not looked at. The file
-    is read by torch's loader of tensors, which runs no code, and its checksums are checked.
+    is read by torch's loader of tensors, which runs no code, and its checksums are checked: those within it, and the
+    SHA-256 that a training has recorded beside it.
 
     Raises
     ------
@@ -57,8 +59,11 @@ def _read(path: Path) -> object:
     if not path.is_file():
         raise ModelError(f"{path}: no such checkpoint; expected a file written by torch.save(model.state_dict(), path)")
     try:
-        damaged = zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip()  # torch does not look at the checksums
+        require_as_recorded(path)
+        damaged = damaged_part(path)
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except StoreError as error:
+        raise ModelError(str(error)) from None
     except pickle.UnpicklingError:
         raise ModelError(
             f"{path}: damaged, or holds more than tensors, which is not loaded; save model.state_dict() alone"
@@ -68,6 +73,14 @@ def _read(path: Path) -> object:
     if damaged:
         raise ModelError(f"{path}: damaged, its part {damaged} has another checksum; write it again")
     return content
+
+
+def damaged_part(path: Path) -> str | None:
+    """Name of the first part of a file of torch's whose checksum is wrong, which torch itself does not look at."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as parts:
+        return parts.testzip()
 
 
 def _reason(error: Exception) -> str:

@@ -3,14 +3,14 @@
 All randomness of an epoch (order of the samples, dropout) comes from a generator keyed by (seed, epoch), so the state
 to resume from is the weights, the optimiser and the number of epochs done. It is kept in ``last.pt``, which is written
 aside and renamed after every epoch; the other files of an epoch are written before it, and written again with the same
-content where a killed process did not come as far as ``last.pt``.
+content where a killed process did not come as far as ``last.pt``. It holds the SHA-256 of those files, so that damage
+is found; once training is finished they stand in ``digests.json``, too, which whoever reads weights looks at.
 
 On one machine with the same number of torch threads, the weights are the same bit by bit. CUDA's convolutions add in an
 order of their own, unless ``torch.use_deterministic_algorithms`` is set.
 """
 
-import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,15 @@ from torch import Tensor, nn
 
 from gmmcnn import config
 from gmmcnn.data.splits import Images, Splits
-from gmmcnn.errors import TrainingError
-from gmmcnn.files import digest_tensors, replacing, write_table
+from gmmcnn.errors import StoreError, TrainingError, one_line
+from gmmcnn.files import digest_tensors, read_digests, replacing, run_of, sha256, write_digests, write_table
+from gmmcnn.models.checkpoints import damaged_part
+from gmmcnn.names import command
 from gmmcnn.progress import Advance
 
+BEST, LAST, TABLE = "best.pt", "last.pt", "metrics.csv"
+NEXT_BEST = "best.pt.next"
+"""Weights that are the best once ``last.pt`` says so: until then the former ones stay, whose digest it holds."""
 METRICS = ("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 """Columns of ``metrics.csv``. Losses are mean cross-entropies in nats, accuracies shares from 0 to 1; both sides are
 evaluated in eval mode at the end of the epoch, on all images, against the labels trained on (wrong ones included)."""
@@ -58,7 +63,7 @@ class TrainingResult:
     @property
     def best(self) -> Path:
         """State dict of the epoch with the lowest validation loss."""
-        return self.folder / "best.pt"
+        return self.folder / BEST
 
     @property
     def best_epoch(self) -> int:
@@ -84,8 +89,8 @@ def train(
     settings : config.Train
     folder : Path
         Made if need be. Holds afterwards ``epoch-NNNN.pt`` for every kept epoch, ``best.pt`` (lowest validation loss),
-        ``metrics.csv`` (:data:`METRICS`) and ``last.pt``, the state to resume from. Where the training is already
-        finished, its results are returned at once.
+        ``metrics.csv`` (:data:`METRICS`), ``last.pt``, the state to resume from, and ``digests.json``, the SHA-256 of
+        each of them. Where the training is already finished, its results are returned at once.
     seed : int
         Of the order of the samples, and of dropout.
     advance : Advance, optional
@@ -94,21 +99,22 @@ def train(
     Raises
     ------
     TrainingError
-        The loss became NaN or infinite, or the folder holds a training from other settings, data or initial weights.
+        The loss became NaN or infinite, the folder holds a training from other settings, data or initial weights, or a
+        file of it is damaged or missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with modes_restored(model):
-        rows = _train(model, data, settings, folder, seed, advance or (lambda n=1, /: None))
-    return TrainingResult(folder, settings.kept_epochs, _write_metrics(folder, rows))
+        rows, digests = _train(model, data, settings, folder, seed, advance or (lambda n=1, /: None))
+    return TrainingResult(folder, settings.kept_epochs, finish(folder, rows, digests))
 
 
 def _train(
     model: nn.Module, data: Splits, settings: config.Train, folder: Path, seed: int, advance: Advance
-) -> list[dict[str, float]]:
-    """Train the epochs that the folder does not hold yet; return the metrics of all."""
+) -> tuple[list[dict[str, float]], dict[str, str]]:
+    """Train the epochs that the folder does not hold yet; return metrics of all, and the digests of weights."""
     optimizer = _optimizer(model, settings)
     identity = _identity(settings, seed, data, model)
-    done, rows = _resume(folder, model, optimizer, identity)
+    done, rows, digests = _resume(folder, model, optimizer, identity)
     if done:
         advance(done)
     for epoch in range(done + 1, settings.epochs + 1):
@@ -116,14 +122,16 @@ def _train(
         if settings.evaluate == "all" or epoch in settings.kept_epochs:
             rows.append(_measure(model, data, epoch))
             if all(rows[-1]["validation_loss"] < row["validation_loss"] for row in rows[:-1]):
-                _save(folder / "best.pt", model.state_dict())
+                digests[BEST] = _save(folder / NEXT_BEST, model.state_dict())
         if epoch in settings.kept_epochs:
-            _save(checkpoint_path(folder, epoch), model.state_dict())
+            path = checkpoint_path(folder, epoch)
+            digests[path.name] = _save(path, model.state_dict())
         state = {"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        _save(folder / "last.pt", state | {"rows": rows, "identity": identity})
+        _save(folder / LAST, state | {"rows": rows, "identity": identity, "digests": digests})
+        _promote(folder, digests)
         _write_metrics(folder, rows)
         advance(1)
-    return rows
+    return rows, digests
 
 
 def require_same(
@@ -145,7 +153,7 @@ def require_same(
     TrainingError
         It is from others, or the folder's ``last.pt`` is damaged.
     """
-    state = _last_state(folder, torch.device("cpu"))
+    state = last_state(folder)
     if state:
         _require_identity(folder, state["identity"], _identity(settings, seed, data, model))
 
@@ -279,34 +287,77 @@ def _identity(
 
 def _resume(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
-) -> tuple[int, list[dict[str, float]]]:
-    """Bring model and optimiser to the state of ``last.pt``; return the epochs done and the metrics up to there."""
-    state = _last_state(folder, _device(model))
+) -> tuple[int, list[dict[str, float]], dict[str, str]]:
+    """Bring model and optimiser to the state of ``last.pt``; return epochs done, metrics and digests up to there."""
+    state = last_state(folder, _device(model))
     if not state:
-        return 0, []
+        return 0, [], {}
     _require_identity(folder, state["identity"], identity)
+    _promote(folder, state.get("digests", {}))
+    if spoilt := spoilt_files(folder, state):
+        name, why = next(iter(spoilt.items()))
+        raise TrainingError(
+            f"{folder / name}: {why} in a training that came to epoch {state['epoch']}; "
+            f"trained again by: {command('repair', run_of(folder))}"
+        )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    done: int = state["epoch"]
-    missing = [e for e in identity["train.checkpoint_epochs"] if e <= done and not checkpoint_path(folder, e).exists()]
-    if missing:
-        raise TrainingError(
-            f"{checkpoint_path(folder, missing[0])}: missing from a training that came to epoch {done}; "
-            "delete the folder to train again"
-        )
-    return done, state["rows"]
+    return state["epoch"], state["rows"], state.get("digests", {})
 
 
-def _last_state(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Content of ``last.pt``, empty where there is none."""
-    path = folder / "last.pt"
+def _promote(folder: Path, digests: Mapping[str, str]) -> None:
+    """Put the next best weights in the place of the best ones, if they are those that ``last.pt`` speaks of."""
+    path = folder / NEXT_BEST
+    if path.exists():
+        if sha256(path) == digests.get(BEST):
+            path.replace(folder / BEST)
+        else:
+            path.unlink()
+
+
+def spoilt_files(folder: Path, state: Mapping[str, Any]) -> dict[str, str]:
+    """Weights that a training should have left behind up to a state, and are not there as it left them.
+
+    Parameters
+    ----------
+    folder : Path
+    state : mapping
+        As :func:`last_state` reads it.
+
+    Returns
+    -------
+    dict
+        Name → ``missing`` or ``damaged``. A training of an earlier version recorded no digests: what is damaged there
+        shows only in its own checksums.
+    """
+    digests = state.get("digests", {})
+    kept = [checkpoint_path(folder, epoch).name for epoch in state["identity"]["train.checkpoint_epochs"]]
+    done = [name for name in kept if name <= checkpoint_path(folder, state["epoch"]).name]
+    best = [BEST] if state["rows"] else []
+    found = {}
+    for path in (folder / name for name in done + best):
+        if not path.exists():
+            found[path.name] = "missing"
+        elif path.name in digests and sha256(path) != digests[path.name]:
+            found[path.name] = "damaged"
+    return found
+
+
+def last_state(folder: Path, device: torch.device | None = None) -> dict[str, Any]:
+    """Content of ``last.pt``, empty where there is none. TrainingError if it is damaged."""
+    path = folder / LAST
     if not path.exists():
         return {}
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        if part := damaged_part(path):
+            raise ValueError(f"its part {part} has another checksum")
+        state = torch.load(path, map_location=device or "cpu", weights_only=True)
         state["identity"]  # a file of something else has none
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path}: damaged, or something else; delete it, and task=train starts anew") from error
+    except Exception as error:  # noqa: BLE001 - torch's reader raises whatever it stumbles on
+        raise TrainingError(
+            f"{path}: damaged, or something else ({one_line(error)}); "
+            f"trained again by: {command('repair', run_of(path))}"
+        ) from None
     return state
 
 
@@ -320,14 +371,33 @@ def _require_identity(folder: Path, recorded: dict[str, Any], identity: dict[str
             )
 
 
-def _save(path: Path, content: object) -> None:
+def _save(path: Path, content: object) -> str:
+    """Write a file of torch's; return its SHA-256."""
     with replacing(path) as file:
         torch.save(content, file)
+    return sha256(path)
+
+
+def finish(folder: Path, rows: list[dict[str, float]], digests: dict[str, str]) -> pd.DataFrame:
+    """Write the table of a training, and the record of what its files hold; returns the table."""
+    metrics = _write_metrics(folder, rows)
+    held = digests | {name: sha256(folder / name) for name in (LAST, TABLE)}
+    if held != _recorded(folder):
+        write_digests(folder, held)
+    return metrics
+
+
+def _recorded(folder: Path) -> dict[str, str] | None:
+    """What is recorded of the files in a folder; None where that is missing or damaged."""
+    try:
+        return read_digests(folder)
+    except StoreError:
+        return None
 
 
 def _write_metrics(folder: Path, rows: list[dict[str, float]]) -> pd.DataFrame:
     metrics = pd.DataFrame(rows, columns=list(METRICS))
-    write_table(folder / "metrics.csv", metrics)
+    write_table(folder / TABLE, metrics)
     return metrics
 
 

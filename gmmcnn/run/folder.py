@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from gmmcnn import config, data, models
 from gmmcnn.data.probe import ProbeSet, draw_probe
 from gmmcnn.errors import ConfigurationError, TrainingError
-from gmmcnn.files import read_json, read_table, write_json, write_text
+from gmmcnn.files import read_digests, read_json, read_table, require_as_recorded, write_json, write_text
 from gmmcnn.models import training
 from gmmcnn.names import command
-from gmmcnn.progress import say
+from gmmcnn.progress import note, say
 from gmmcnn.run import alive, record
 
 _VERSIONS = ("gmmcnn", "torch", "numpy", "numba", "scikit-learn", "zarr")
@@ -140,6 +140,8 @@ class Run:
             if not (checkpoint.weights and checkpoint.weights.exists()) and not checkpoint.taps.exists():
                 again = command("train", self.folder)
                 raise ConfigurationError(f"{checkpoint.weights} is missing; train first: {again}")
+        if {path.name for path in weights.glob("*.pt")} - (read_digests(weights) or {}).keys():
+            note(f"{weights}: holds weights without a recorded digest, as earlier versions left them: taken unverified")
         metrics = self.training_metrics()
         best = int(metrics["epoch"][metrics["validation_loss"].idxmin()])
         if best not in kept:
@@ -149,7 +151,9 @@ class Run:
     def training_metrics(self) -> pd.DataFrame:
         """Read losses and accuracies by epoch. StoreError if their file is missing or damaged."""
         path = self.folder / "checkpoints" / "metrics.csv"
-        return read_table(path, training.METRICS, remedy=f"write it again: {command('train', self.folder)}")
+        table = read_table(path, training.METRICS, remedy=f"write it again: {command('train', self.folder)}")
+        require_as_recorded(path)
+        return table
 
     def require_own_training(self) -> None:
         """Raise TrainingError if the folder's network was trained with other settings or data than those in force."""
@@ -186,9 +190,9 @@ class Run:
 
     def accept(self) -> None:
         """Make the settings in force those of the folder: a task calls it once it knows that it can work with them."""
-        if self._accepted:
-            return
         path = self.folder / record.NAME
+        if self._accepted or (self.settings.task == "repair" and path.exists()):  # which changes no settings
+            return
         self._earlier = path.read_text(encoding="utf-8") if path.exists() else None
         write_text(path, record.as_text(self.settings))
         self._accepted = True

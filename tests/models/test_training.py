@@ -59,7 +59,7 @@ def test_a_folder_holds_what_it_should(few_digits: Splits, tmp_path: Path) -> No
     result = train(model, few_digits, settings, tmp_path / "new" / "folder", seed=0)
 
     names = sorted(path.name for path in result.folder.iterdir())
-    assert names == ["best.pt", "epoch-0002.pt", "epoch-0004.pt", "last.pt", "metrics.csv"]
+    assert names == ["best.pt", "digests.json", "epoch-0002.pt", "epoch-0004.pt", "last.pt", "metrics.csv"]
     assert [epoch for epoch, _ in result.checkpoints] == [2, 4]
     final = Net(seed=9)
     load_checkpoint(final, result.checkpoints[-1][1])
@@ -213,7 +213,10 @@ def test_a_folder_of_other_data_is_refused(few_digits: Splits, tmp_path: Path) -
 def test_a_deleted_checkpoint_is_missed(few_digits: Splits, tmp_path: Path) -> None:
     result = train(Net(), few_digits, QUICK, tmp_path, seed=0)
     result.checkpoints[1][1].unlink()
-    with pytest.raises(TrainingError, match=r"epoch-0002\.pt: missing from a training that came to epoch 3"):
+    with pytest.raises(
+        TrainingError,
+        match=r"epoch-0002\.pt: missing in a training that came to epoch 3; trained again by: gmmcnn task=repair",
+    ):
         train(Net(), few_digits, QUICK, tmp_path, seed=0)
 
 
@@ -225,7 +228,9 @@ def test_a_damaged_state_is_named(few_digits: Splits, tmp_path: Path, damage: st
     torch.save(torch.ones(3), path)
     path.write_bytes(content.get(damage, path.read_bytes()))
     for ask in (partial(train, Net()), require_same):
-        with pytest.raises(TrainingError, match=r"last\.pt: damaged, or something else; delete it, and task=train"):
+        with pytest.raises(
+            TrainingError, match=r"last\.pt: damaged, or something else .*; trained again by: gmmcnn task=repair"
+        ):
             ask(data=few_digits, settings=QUICK, folder=tmp_path, seed=0)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from gmmcnn import config, data, files, models
-from gmmcnn.errors import ConfigurationError, StoreNotFoundError
+from gmmcnn.errors import ConfigurationError, GmmcnnError, ModelError, StoreNotFoundError
 from gmmcnn.featuremaps import find_taps
 from gmmcnn.models import checkpoints, training
 from gmmcnn.run import stages
@@ -142,8 +142,28 @@ def test_screening_and_the_page_need_the_run_folder_alone(finished, monkeypatch)
 def test_weights_that_were_written_over_are_not_taken_for_those_of_the_maps(finished):
     weights = finished / "checkpoints"
     shutil.copy(weights / "epoch-0001.pt", weights / "epoch-0004.pt")
+    with pytest.raises(ModelError, match=r"epoch-0004\.pt: damaged, its SHA-256 is not .*: gmmcnn task=repair run="):
+        execute(replace(SMALL, task="screen"), finished)
+    (weights / "digests.json").unlink()  # as earlier versions left the folder
     with pytest.raises(ConfigurationError, match=r"epoch-0004: holds feature maps of other weights; give what they"):
         execute(replace(SMALL, task="screen"), finished)
+
+
+def test_damaged_weights_cost_no_maps_and_are_trained_again(finished, capsys):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.name != "run.json"}
+    weights = finished / "checkpoints" / "epoch-0002.pt"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    (finished / ".filters.csv.0-1-2.partial").touch()
+    for task in ("extract", "run", "verify"):
+        with pytest.raises(GmmcnnError, match="gmmcnn task=repair run="):
+            execute(replace(SMALL, task=task), finished)
+    assert "epoch-0002.pt: damaged" in capsys.readouterr().out
+    execute(replace(SMALL, task="repair"), finished)
+    assert f"{weights}: trained again" in capsys.readouterr().out
+    after = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.name != "run.json"}
+    assert after == before
+    execute(replace(SMALL, task="repair"), finished)
+    assert "nothing to repair" in capsys.readouterr().out
 
 
 def test_settings_that_change_nothing_about_the_maps_are_learnt_without_making_them_again(finished):
