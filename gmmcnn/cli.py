@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from gmmcnn.config import GROUPS, MOVED, TASKS, Settings, setting_names
 from gmmcnn.errors import ConfigurationError, GmmcnnError, one_line
 from gmmcnn.names import command, did_you_mean, for_a_shell, quoted
-from gmmcnn.run import record, signals
+from gmmcnn.run import lock, record, signals
 
 CONFIG_MODULE = "gmmcnn.conf"
 A_FOLDER = "expected a run folder that can be written: run=FOLDER"
@@ -208,7 +208,11 @@ def _folder(override: Override) -> Path:
 def _require_new_run(folder: Path, given: Mapping[str, Override]) -> None:
     """Raise ConfigurationError unless a run can and is to be started in a folder that holds none."""
     task = str(given["task"].value()) if "task" in given else Settings.task
-    others = [path.name for path in _entries(folder) if path.name != RESULT and not path.name.endswith(".partial")]
+    others = [
+        path.name
+        for path in _entries(folder)
+        if path.name not in (RESULT, lock.NAME) and not path.name.endswith(".partial")
+    ]
     if others:
         raise ConfigurationError(f"{folder}: holds {others[0]} and no run; {A_FOLDER}")
     near = did_you_mean(folder.name, [path.name for path in _entries(folder.absolute().parent) if path != folder])

@@ -45,6 +45,10 @@ class StoreError(GmmcnnError, ValueError):
     """A store, or another file that a run keeps, is incomplete, corrupted, or something else."""
 
 
+class BusyError(GmmcnnError, BlockingIOError):
+    """Another process works in the same run folder."""
+
+
 class StoreNotFoundError(StoreError, FileNotFoundError):
     """There is no store at that path."""
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from gmmcnn import config, data, models
 from gmmcnn.data.probe import ProbeSet, draw_probe
-from gmmcnn.errors import ConfigurationError, TrainingError
+from gmmcnn.errors import BusyError, ConfigurationError, TrainingError
 from gmmcnn.files import read_digests, read_json, read_table, require_as_recorded, write_json, write_text
 from gmmcnn.models import training
 from gmmcnn.names import command
 from gmmcnn.progress import note, say
 from gmmcnn.run import alive, record
+from gmmcnn.run.lock import one_writer
 
 _VERSIONS = ("gmmcnn", "torch", "numpy", "numba", "scikit-learn", "zarr")
 _LOOKING = ("report", "verify", "doctor")
@@ -210,8 +211,36 @@ class Run:
         ------
         ConfigurationError
             The folder cannot be written, and the task does more than look.
+        BusyError
+            Another process works in the folder.
         """
-        about: dict[str, Any] = {
+        with ExitStack() as held:
+            try:
+                held.enter_context(one_writer(self.folder, self.settings.task))
+                about = self._about()
+                self._write(about)
+            except OSError as error:
+                self._require_only_looking(error)
+                yield
+                return
+            start = time.perf_counter()
+            try:
+                with alive.beating(lambda: self._write(about)):
+                    yield
+                self.accept()
+            except BaseException as error:
+                about |= {"status": "failed" if isinstance(error, Exception) else "interrupted", "error": str(error)}
+                if self._earlier is not None and isinstance(error, ConfigurationError | TrainingError):
+                    write_text(self.folder / record.NAME, self._earlier)
+                with suppress(OSError):  # of a full disk, say: what went wrong is in hand already
+                    self._write(self._timed(about, start))
+                raise
+            about["status"] = "done"
+            self._write(self._timed(about, start))
+
+    def _about(self) -> dict[str, Any]:
+        """What ``run.json`` says when a task begins."""
+        return {
             "status": "running",
             "task": self.settings.task,
             "seed": self.settings.seed,
@@ -227,39 +256,30 @@ class Run:
             "git_commit": _git_commit(),
             "seconds": self._earlier_seconds(),
         }
-        path = self.folder / "run.json"
 
-        def beat() -> None:
-            about["heartbeat"] = alive.now()
-            write_json(path, about, indent=1)
+    def _write(self, about: dict[str, Any]) -> None:
+        """Write ``run.json``, with a heartbeat."""
+        about["heartbeat"] = alive.now()
+        write_json(self.folder / "run.json", about, indent=1)
 
-        try:
-            beat()
-        except OSError as error:
-            if self.settings.task not in _LOOKING:
-                raise ConfigurationError(
-                    f"{self.folder}: cannot be written ({error.strerror}); expected a run folder that can: run=FOLDER"
-                ) from error
-            say(f"{self.folder}: cannot be written ({error.strerror}), so nothing is recorded there")
-            yield
-            return
-        start = time.perf_counter()
-        try:
-            with alive.beating(beat):
-                yield
-            self.accept()
-        except BaseException as error:
-            about |= {"status": "failed" if isinstance(error, Exception) else "interrupted", "error": str(error)}
-            if self._earlier is not None and isinstance(error, ConfigurationError | TrainingError):
-                write_text(self.folder / record.NAME, self._earlier)
-            raise
-        else:
-            about["status"] = "done"
-        finally:
-            for stage, seconds in self.timings.items():
-                about["seconds"][stage] = round(about["seconds"].get(stage, 0) + seconds, 3)
-            about["seconds"]["total"] = round(time.perf_counter() - start, 3)
-            beat()
+    def _timed(self, about: dict[str, Any], start: float) -> dict[str, Any]:
+        """With the seconds that this task took added."""
+        for stage, seconds in self.timings.items():
+            about["seconds"][stage] = round(about["seconds"].get(stage, 0) + seconds, 3)
+        about["seconds"]["total"] = round(time.perf_counter() - start, 3)
+        return about
+
+    def _require_only_looking(self, error: OSError) -> None:
+        """Raise an error unless the task can do its work in a folder that is not its own to write to; say so then."""
+        busy = isinstance(error, BusyError)
+        if self.settings.task not in _LOOKING or (busy and self.settings.task == "report"):
+            if busy:
+                raise error
+            raise ConfigurationError(
+                f"{self.folder}: cannot be written ({error.strerror}); expected a run folder that can: run=FOLDER"
+            ) from error
+        why = str(error) if busy else f"{self.folder}: cannot be written ({error.strerror})"
+        say(f"{why}, so nothing is recorded there")
 
     def _earlier_seconds(self) -> dict[str, float]:
         """What earlier tasks took, by stage; nothing where their record is missing or damaged."""

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from gmmcnn import config
-from gmmcnn.errors import ConfigurationError, StoreError
+from gmmcnn.errors import BusyError, ConfigurationError, StoreError
 from gmmcnn.files import write_table
 from gmmcnn.models import training
 from gmmcnn.run.folder import Checkpoint, Run
+from gmmcnn.run.lock import one_writer
+from gmmcnn.tasks import execute
 
 SETTINGS = config.Settings(
     data=config.Data(train_samples=100),
@@ -179,3 +181,11 @@ def test_seconds_of_earlier_tasks_are_kept_but_for_their_total(tmp_path):
     found = record_of(tmp_path)["seconds"]
     assert (found["fit"], found["prune"]) == (5.0, 1.0)
     assert found["total"] < 1
+
+
+@pytest.mark.parametrize("task", ["run", "train", "fit", "screen", "report", "repair", "experiment"])
+def test_a_folder_in_which_another_process_works_is_left_alone(tmp_path, task):
+    with one_writer(tmp_path, "extract"):
+        with pytest.raises(BusyError, match=r"task=extract works there since .*; wait for its end"):
+            execute(replace(SETTINGS, task=task), tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
