@@ -25,17 +25,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from gmmcnn.config import GROUPS, MOVED, TASKS, Settings, setting_names
 from gmmcnn.errors import ConfigurationError, GmmcnnError, one_line
-from gmmcnn.names import command, did_you_mean, for_a_shell, quoted
+from gmmcnn.names import command, did_you_mean, for_a_shell, quoted, runs_foreign_code
 from gmmcnn.run import lock, record, signals
 
 CONFIG_MODULE = "gmmcnn.conf"
 A_FOLDER = "expected a run folder that can be written: run=FOLDER"
 STARTING = ("run", "train", "extract", "experiment")
 """Tasks that a run can start with."""
+FROM_THE_FOLDER_ALONE = ("screen", "samples", "report", "verify")
+"""Tasks that look up neither the network nor the data set that a run folder names, so whoever wrote it runs nothing."""
 RESULT = "run.json"
 """What a refused command leaves in a folder that it found empty."""
 
-_NO_START = ("task", "run", "estimate", "debug")
+_NO_START = ("task", "run", "estimate", "trust", "debug")
 _FREE_FORM = ("data.kwargs.", "model.kwargs.")
 _exit_codes: list[int] = []
 """Of the jobs that failed."""
@@ -76,16 +78,22 @@ def _job(composed: DictConfig) -> None:
         with signals.heeded():
             tasks.execute(settings, folder)
     except tuple(signals.EXIT_CODES) as end:
-        _complain(f"interrupted; goes on where it stopped with: {command(settings.task, folder)}")
+        _complain(f"interrupted; goes on where it stopped with: {_again(settings, folder)}")
         sys.exit(signals.EXIT_CODES[type(end)])
-    except Exception as error:  # noqa: BLE001 - the way out: one line for whatever it was
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the way out: one line for whatever it was
         _exit_codes.append(2 if isinstance(error, ConfigurationError) else 1)
         unexpected = "" if isinstance(error, GmmcnnError) else f"unexpected {type(error).__name__}: "
-        again = command(settings.task, folder, "debug=true")
+        again = _again(settings, folder, "debug=true")
         hint = f"; see the traceback with: {again}" if unexpected and not settings.debug else ""
         _complain(f"{unexpected}{one_line(error)}{hint}")
         if settings.debug:
             traceback.print_exc()
+
+
+def _again(settings: Settings, folder: Path, *more: str) -> str:
+    """Command line by which a job goes on, with the word that its network or data set needs."""
+    own = runs_foreign_code("model.name", settings.model.name) or runs_foreign_code("data.name", settings.data.name)
+    return command(settings.task, folder, *(["trust=true"] if own else []), *more)
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -104,6 +112,8 @@ def check(arguments: Sequence[str]) -> None:
     flags = get_args_parser().parse_args(arguments)
     if flags.help or flags.hydra_help or flags.info or flags.shell_completion:
         return
+    if flags.config_dir and not Path(flags.config_dir).is_dir():
+        raise ConfigurationError(f"--config-dir={flags.config_dir}: no such folder; expected one with more options")
     search = [f"hydra.searchpath=[file://{Path(flags.config_dir).resolve()}]"] if flags.config_dir else []
     with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         known = _known_names()
@@ -183,13 +193,51 @@ def _going_on(arguments: list[str]) -> list[str]:
         if experiment and (recorded.task, recorded.experiment.name) != ("experiment", experiment):
             recorded = _with_experiment(recorded, str(experiment))
             arguments = [a for a in arguments if a not in flags.overrides or _parsed(a).key_or_group != "experiment"]
+        _require_trust(folder, {"model.name": recorded.model.name, "data.name": recorded.data.name}, given)
         _lay_over(replace(recorded, task=Settings.task))
         return arguments
     earlier = record.read_earlier(folder)
+    _require_settings(folder, earlier or [])
     if earlier is None and not flags.cfg:
         _require_new_run(folder, given)
     kept = [o for o in earlier or [] if _parsed(o).key_or_group not in given.keys() | set(record.OF_A_COMMAND)]
+    _require_trust(folder, {_parsed(o).key_or_group: str(_parsed(o).value()) for o in kept}, given)
     return [*kept, *arguments]
+
+
+def _require_settings(folder: Path, overrides: Sequence[str]) -> None:
+    """Raise ConfigurationError unless stored overrides set what a run depends on, and neither flags nor Hydra."""
+    known = _known_names()
+    for override in overrides:
+        key = "" if override.startswith("-") else _parsed(override).key_or_group
+        if key not in known and not key.startswith(_FREE_FORM):
+            raise ConfigurationError(
+                f"{folder / record.EARLIER}: {override!r} is no setting of a run, so nothing of it is used; "
+                "delete the line, or the file and give the settings with run="
+            )
+
+
+def _require_trust(folder: Path, stored: Mapping[str, str], given: Mapping[str, Override]) -> None:
+    """Raise ConfigurationError if the task would import what a run folder names and nobody has asked for.
+
+    Parameters
+    ----------
+    folder : Path
+    stored : mapping
+        Settings of the folder's record.
+    given : mapping
+        Overrides on the command line by key: a name that stands there too was chosen by who typed it.
+    """
+    task = str(given["task"].value()) if "task" in given else Settings.task
+    if task in FROM_THE_FOLDER_ALONE or ("trust" in given and given["trust"].value() is True):
+        return
+    for key in ("model.name", "data.name"):
+        name = stored.get(key, "")
+        if runs_foreign_code(key, name) and not {key, key.partition(".")[0]} & given.keys():
+            raise ConfigurationError(
+                f"{folder}: its settings ask for {key}={name}, which would be imported and run; if you trust it: "
+                f"{command(task, folder, 'trust=true')}"
+            )
 
 
 def _lay_over(settings: Settings) -> None:

@@ -378,6 +378,8 @@ class Settings(_Group):
     seed: int = 0
     estimate: bool = False
     """With ``task=doctor``: say how long fitting would take here."""
+    trust: bool = False
+    """Import the network or data set that a run folder names, whoever wrote it: that runs its code."""
     debug: bool = False
     """Show the traceback of a failed run."""
     data: Data = field(default_factory=Data)
@@ -444,7 +446,7 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
         "experiment.validation_samples", "experiment.controls", "experiment.finetune_epochs",
     ),
     "nothing": (
-        "task", "run", "estimate", "debug",  # what to do, where, and how to talk about it
+        "task", "run", "estimate", "trust", "debug",  # what to do, where, and how to talk about it
         "data.root",  # where files lie; what is in them has a digest of its own
         "extract.forward_samples", "extract.keep_maps",  # how maps are made and kept
         "engine.name", "engine.threads",  # who computes: engines agree within their tolerances

@@ -83,5 +83,6 @@ _LONGEST = 400
 
 def one_line(error: BaseException) -> str:
     """Message of an error from elsewhere, without line breaks, to stand in one of ours."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    said = f"it called sys.exit({error.code!r})" if isinstance(error, SystemExit) else str(error)
+    text = " ".join(said.split()) or type(error).__name__
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"

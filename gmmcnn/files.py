@@ -8,14 +8,16 @@ What is read may be missing, torn or something else: there is one reader a kind,
 remedy.
 """
 
+import csv
 import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}" if Path("/proc/self").exists() else "elsewhere"
 """Whose processes can be looked up: those of another machine, or of one without ``/proc``, may still be writing."""
+_FORMULA = re.compile(r"'*[=+\-@\t\r].", re.DOTALL)
+"""How texts begin that a spreadsheet would run, and those that had an apostrophe before already."""
+_OWN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(?<!\.)")  # not ending in a dot, which Windows would drop
 PARTIAL = ".partial"
 """How the names of files end that are being written, and of those that a killed process left behind."""
 
@@ -55,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Content of a JSON file, empty if it is missing or no JSON object."""
     try:
         content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -134,7 +139,7 @@ def read_table(path: Path, columns: Sequence[str], *, remedy: str) -> pd.DataFra
         The file is missing or damaged.
     """
     try:
-        table = pd.read_csv(path)
+        table = _cells(pd.read_csv(path), lambda text: text[1:] if text[:1] == "'" and _FORMULA.match(text) else text)
         table[list(columns)]
     except FileNotFoundError as error:
         raise StoreError(f"{path}: missing; {remedy}") from error
@@ -211,12 +216,20 @@ def write_record(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table without its index: as Parquet where the name ends in ``.parquet``, else as CSV."""
+    """Write a table without its index: as Parquet where the name ends in ``.parquet``, else as CSV.
+
+    In CSV a text that a spreadsheet would take for a formula, as ``=1+1`` or ``@name``, follows an apostrophe, by which
+    spreadsheets know text; :func:`read_table` takes it off again.
+    """
     if path.suffix == ".parquet":
         with replacing(path) as file:
             table.to_parquet(file, index=False)
     else:
-        write_text(path, table.to_csv(index=False))
+        as_text = _cells(table, lambda text: f"'{text}" if _FORMULA.match(text) else text)
+        text = as_text.to_csv(index=False)
+        if "\r" in text:  # which ends a line where it stands without quotes
+            text = as_text.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+        write_text(path, text)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray], *, compressed: bool = False) -> None:
@@ -254,7 +267,36 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
+def _cells(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """Change all texts in a table's cells; other values, numbers in a column of mixed types among them, stay."""
+    texts = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
+    return table.assign(**{name: table[name].map(lambda v: change(v) if isinstance(v, str) else v) for name in texts})
+
+
 # -------------------------------------------------------------------------------------------------------------- digests
+
+
+def file_name(text: str, length: int = 80) -> str:
+    """Name of a file or folder for a text from outside, such as a layer's name: one component, never a path.
+
+    A text of small letters, digits, ``.``, ``_`` and ``-`` that begins with a letter or digit is its own name. Of any
+    other, what is left when the rest is replaced by ``_`` is followed by a digest of the whole: no two texts share a
+    name, not even where files are told apart without regard to case.
+
+    Parameters
+    ----------
+    text : str
+    length : int
+        Characters that are kept.
+    """
+    if _OWN_NAME.fullmatch(text) and len(text) <= length:
+        return text
+    return f"{without_unusual(text)[:length].lstrip('._-') or 'name'}-{name_of(text, 8)}"
+
+
+def without_unusual(text: str) -> str:
+    """Replace all but ASCII letters, digits, ``.``, ``_`` and ``-`` by ``_``; different texts may become one."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text)
 
 
 def name_of(content: object, length: int = 12) -> str:

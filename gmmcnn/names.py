@@ -12,6 +12,11 @@ from typing import Any
 
 from gmmcnn.errors import ConfigurationError, one_line
 
+_NETWORKS = re.compile(
+    r"(gmmcnn\.models(\.plain|\.resnet)?|torch\.nn|torchvision\.models(\.(detection|quantization|segmentation|video))?)"
+    r"[.:][A-Za-z]\w*"
+)
+"""Where the packages that this one is built on publish networks."""
 _PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf|[+-]?\.?\d[\d_.e+-]*)$)[A-Za-z0-9_./:@%+-]+")
 """What Hydra reads as a text without quotes."""
 
@@ -19,6 +24,21 @@ _PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf|[+-]?\.?\d[\d_.e+-]*)$)[A-Z
 def is_dotted(name: str) -> bool:
     """Tell ``package.module:Class`` and ``package.module.Class`` from the plain name of something built in."""
     return "." in name or ":" in name
+
+
+def runs_foreign_code(key: str, name: str) -> bool:
+    """Whether a stored name makes whoever looks it up run code that neither gmmcnn, torch nor torchvision publishes.
+
+    Only what builds a network is let through: of these packages other functions load and write files. A data set of
+    torchvision's unpickles, downloads and writes where its arguments say.
+
+    Parameters
+    ----------
+    key : str
+        ``model.name`` or ``data.name``.
+    name : str
+    """
+    return is_dotted(name) and not (key == "model.name" and _NETWORKS.fullmatch(name))
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
@@ -73,7 +93,7 @@ def import_dotted(key: str, name: str) -> Callable[..., Any]:
         sys.path.append(working_folder)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
         raise ConfigurationError(
             f"{key}={name}: cannot import {module_name!r} ({one_line(error)}); "
             "install it, or run where it can be imported"

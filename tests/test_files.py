@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import gmmcnn
 from gmmcnn import files
@@ -127,3 +129,37 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
         draft.touch()
     files.write_text(path, "new")
     assert sorted(tmp_path.iterdir()) == sorted([path, mine, elsewhere])
+
+
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_a_name_of_a_file_is_one_component_and_no_two_texts_share_it(one, other):
+    name = files.file_name(one)
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name)
+    assert not name.endswith(".")
+    assert (name.lower() == files.file_name(other).lower()) is (one == other)
+
+
+@pytest.mark.parametrize("text", ["conv1", "layer1.0.conv2", "features.0", "a-b_c"])
+def test_a_usual_name_is_its_own(text):
+    assert files.file_name(text) == text
+
+
+@pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1", "'=1", "''@x"])
+def test_a_spreadsheet_takes_no_text_for_a_formula_and_a_reader_gets_it_back(tmp_path, text):
+    files.write_table(tmp_path / "t.csv", pd.DataFrame({"layer": [text, "conv1"], "value": [-1.5, 2.0]}))
+    written = (tmp_path / "t.csv").read_text()
+    assert not re.search(r'(^|,|\n)"?[=+@\t\r-]\D', written)
+    back = files.read_table(tmp_path / "t.csv", ["layer"], remedy="none")
+    assert back["layer"].tolist() == [text, "conv1"]
+    assert back["value"].tolist() == [-1.5, 2.0]
+
+
+@pytest.mark.parametrize("text", ["-", "plain", "'quoted'", "a=b", ""])
+def test_other_texts_are_written_as_they_are(tmp_path, text):
+    files.write_table(tmp_path / "t.csv", pd.DataFrame({"layer": [text, "conv1"]}))
+    assert pd.read_csv(tmp_path / "t.csv", keep_default_na=False)["layer"].tolist() == [text, "conv1"]
+
+
+def test_json_that_is_nested_beyond_reason_is_no_record(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    assert files.read_json(tmp_path / "deep.json") == {}

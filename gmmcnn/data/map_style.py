@@ -77,7 +77,7 @@ def _open(name: str, factory: Any, kwargs: dict[str, Any], seed: int) -> MapStyl
     check_arguments("data.kwargs", factory, kwargs)
     try:
         dataset = factory(**kwargs)
-    except Exception as error:  # whatever the user's class raises
+    except (Exception, SystemExit) as error:  # whatever the user's class raises
         raise DataError(f"{name}: cannot be opened with {kwargs} ({one_line(error)}); see data.kwargs") from error
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DataError(f"{name}: a {type(dataset).__name__} has no length or index; expected a map-style data set")

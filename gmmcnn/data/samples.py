@@ -68,7 +68,7 @@ class Samples:
             )
         try:
             self._length = len(data)
-        except Exception as error:  # whatever the user's class raises
+        except (Exception, SystemExit) as error:  # whatever the user's class raises
             raise ConfigurationError(
                 f"{name}: a {type(given).__name__} without a length ({one_line(error)})"
             ) from error

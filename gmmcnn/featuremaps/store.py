@@ -27,7 +27,6 @@ block in hand.
 
 import math
 import os
-import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +42,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from gmmcnn.errors import StoreError, StoreNotFoundError, one_line
 from gmmcnn.featuremaps.taps import Tap
-from gmmcnn.files import PARTIAL, aside, crc32, read_json, sync, sync_tree, write_json
+from gmmcnn.files import PARTIAL, aside, crc32, read_json, sync, sync_tree, without_unusual, write_json
 
 FORMAT, VERSION = "gmmcnn feature maps", 1
 DTYPES = ("float32", "float16")
@@ -383,7 +382,7 @@ def discard(path: str | os.PathLike[str]) -> None:
 
 
 def _array_name(index: int, layer: str) -> str:
-    return f"{index:03d}." + re.sub(r"[^A-Za-z0-9._-]", "_", layer)[:100]
+    return f"{index:03d}." + without_unusual(layer)[:100]
 
 
 def _filters_per_chunk(tap: Tap, block_samples: int) -> int:

@@ -6,6 +6,7 @@ begin.
 """
 
 import hashlib
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,13 +23,14 @@ from gmmcnn.featuremaps.memory import Maps, MapsInMemory
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.stream import activation_statistics, filter_slices, read_ahead
 from gmmcnn.featuremaps.taps import Tapped
-from gmmcnn.files import name_of, read_json, write_json
+from gmmcnn.files import file_name, name_of, read_json, without_unusual, write_json
 from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.hardware import gpu
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 from gmmcnn.principal_components.pca import pca
 from gmmcnn.progress import Advance
 
+_PART = re.compile(r"batch-\d{4,}/filter-\d{6,}\.npz")
 BYTES_PER_BLOCK = 64 * 2**20
 _FORMAT = 2  # raised when fits of an earlier version must not be reused
 
@@ -71,7 +73,8 @@ def fit_store(
         )
     fitted_in = folder / fit_key(settings, n_samples)
     layers = {
-        layer: _fit_layer(store, layer, fitted_in / layer, n_samples, settings, advance) for layer in store.layers
+        layer: _fit_layer(store, layer, _of_layer(fitted_in, layer), n_samples, settings, advance)
+        for layer in store.layers
     }
     return Fits(layers, settings.gmm.k_min, settings.gmm.k_max, _tapped(store))
 
@@ -127,7 +130,7 @@ def find_fits(
 ) -> dict[str, list[Path]] | None:
     """Files of the fits that :func:`fit_store` kept for these settings, by layer; None where they are not all there."""
     for key in (fit_key(settings, n_samples), *_earlier_keys(settings, n_samples)):
-        parts = {layer: _complete_parts(folder / key / layer) for layer in layers}
+        parts = {layer: _complete_parts(_of_layer(folder / key, layer)) for layer in layers}
         if all(parts.values()):
             return parts
     return None
@@ -215,6 +218,13 @@ def _blocks(store: Maps, layer: str, n_samples: int) -> list[_Block]:
     return blocks
 
 
+def _of_layer(folder: Path, layer: str) -> Path:
+    """Folder of a layer's fits; that of earlier versions, which took the name as it was, where it can be one."""
+    could_be_one = layer == without_unusual(layer) and layer.strip(".") and len(layer) < 256
+    earlier = folder / layer if could_be_one else None
+    return earlier if earlier and earlier.is_dir() else folder / file_name(layer)
+
+
 def _completion(folder: Path) -> Path:
     """Record of the files that a layer's fits consist of, once they are all there."""
     return folder / "complete.json"
@@ -222,7 +232,10 @@ def _completion(folder: Path) -> Path:
 
 def _complete_parts(folder: Path) -> list[Path]:
     """Files of a layer's fits; none where there is no record of them, or one of them is lost."""
-    files = [folder / name for name in read_json(_completion(folder)).get("parts", [])]
+    names = read_json(_completion(folder)).get("parts")
+    if not isinstance(names, list) or not all(isinstance(name, str) and _PART.fullmatch(name) for name in names):
+        return []
+    files = [folder / name for name in names]
     return files if all(file.exists() for file in files) else []
 
 

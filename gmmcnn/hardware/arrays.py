@@ -154,7 +154,7 @@ def as_array(given: Any, name: str) -> NDArray:
         raise DataError(f"{name}: a masked array with masked values; expected all of them: fill or leave them out")
     try:
         return np.asarray(given)
-    except Exception as error:  # whatever the user's class raises
+    except (Exception, SystemExit) as error:  # whatever the user's class raises
         raise DataError(f"{name}: a {type(given).__name__} that is no array ({one_line(error)})") from error
 
 

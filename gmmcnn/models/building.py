@@ -83,7 +83,7 @@ def _check_image_size(name: str, image_size: tuple[int, int], smallest: tuple[in
 def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.Module:
     try:
         model = factory(**kwargs)
-    except Exception as error:  # whatever the user's class raises
+    except (Exception, SystemExit) as error:  # whatever the user's class raises
         raise ModelError(f"{name}: cannot be built with {kwargs} ({one_line(error)}); see model.kwargs") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name}: returned a {type(model).__name__}; expected a torch.nn.Module")
@@ -96,7 +96,7 @@ def _try(name: str, model: nn.Module, image_shape: tuple[int, ...], n_classes: i
     try:
         with torch.no_grad():
             logits = model(torch.zeros(2, *image_shape))
-    except Exception as error:  # whatever the user's forward raises
+    except (Exception, SystemExit) as error:  # whatever the user's forward raises
         raise ModelError(
             f"{name}: fails on images of shape {image_shape} ({one_line(error)}); see model.kwargs"
         ) from error

@@ -326,7 +326,7 @@ class _Call:
                 first = next(iter(kwargs))
                 kwargs[first] = self._masks(kwargs[first])
             result = self.func(*args, **{name: value for name, value in kwargs.items() if name != "out"})
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.unclear() from error
         return [masked.bool() for masked in tensors([result])]
 

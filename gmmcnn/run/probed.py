@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gmmcnn.data.probe import ProbeSet, thumbnails
 from gmmcnn.errors import StoreNotFoundError
-from gmmcnn.files import arrays_in, write_arrays
+from gmmcnn.files import arrays_in, file_name, write_arrays
 from gmmcnn.filters.fits import Fits
 from gmmcnn.names import command
 
@@ -74,4 +74,4 @@ def unknown(fits: Fits) -> Probed:
 
 
 def _path(run: Path, fingerprint: str) -> Path:
-    return run / "probe" / f"{fingerprint}.npz"
+    return run / "probe" / f"{file_name(fingerprint)}.npz"

@@ -8,17 +8,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import yaml  # type: ignore[import-untyped]
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from gmmcnn.config import GROUPS, MOVED, Settings, setting_names
 from gmmcnn.errors import ConfigurationError
 
 NAME = "config.yaml"
 EARLIER = Path(".hydra") / "overrides.yaml"
+_LONGEST = 1 << 20
+"""Characters of a record; those that are written have some thousands."""
+_UNREADABLE = (
+    yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException, ValueError, RecursionError, AssertionError,
+)  # fmt: skip
+"""What OmegaConf and the parser below it raise on a file that is no record."""
 _TAP = "extract.tap=post_activation"  # the default of the versions that kept their overrides there
-OF_A_COMMAND = ("task", "run", "estimate")
+OF_A_COMMAND = ("task", "run", "estimate", "trust")
 """Settings that say what one command does, and where: those of the next one are its own."""
 
 
@@ -69,8 +75,8 @@ def read(folder: Path) -> Settings | None:
         return None
     remedy = "write it again, or delete it and give the settings with run="
     try:
-        content = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
-    except (YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException, ValueError, AttributeError):
+        content = OmegaConf.to_container(_yaml(path))
+    except (*_UNREADABLE, AttributeError):
         content = None
     if not isinstance(content, dict) or not {"seed", "data"} <= content.keys():
         raise ConfigurationError(f"{path}: damaged; expected the settings of that run; {remedy}")
@@ -99,8 +105,8 @@ def read_earlier(folder: Path) -> list[str] | None:
     if not path.exists():
         return None
     try:
-        stored = OmegaConf.to_object(OmegaConf.load(path))
-    except (YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException):
+        stored = OmegaConf.to_object(_yaml(path))
+    except _UNREADABLE:
         stored = None
     if not isinstance(stored, list) or not all(isinstance(override, str) for override in stored):
         raise ConfigurationError(
@@ -109,6 +115,18 @@ def read_earlier(folder: Path) -> list[str] | None:
         )
     given = [_renamed(override) for override in stored]
     return given if any(override.startswith(("extract.tap", "extract=")) for override in given) else [*given, _TAP]
+
+
+def _yaml(path: Path) -> DictConfig | ListConfig:
+    """Content of a YAML file of no more than a record's size. Aliases are refused: ten lines of them make gigabytes."""
+    with path.open(encoding="utf-8") as file:
+        text = file.read(_LONGEST + 1)
+    if len(text) > _LONGEST or any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+        raise ValueError("no record")
+    content = OmegaConf.create(text)
+    if not isinstance(content, DictConfig | ListConfig):
+        raise ValueError("neither settings nor a list")
+    return content
 
 
 def values_of(settings: Settings) -> dict[str, Any]:
