@@ -31,8 +31,8 @@ from gmmcnn.run.folder import Checkpoint, Run
 from gmmcnn.run.stages import Analysed
 
 
-def run(job: Run) -> Analysed:
-    """Do the whole method for one network and data set; the analysis of the network as it is now."""
+def run(job: Run) -> list[Analysed]:
+    """Do the whole method for one network and data set; analyses of all checkpoints, the network as it is now last."""
     stages.require_possible(job)
     train(job)
     checkpoints, opened = job.checkpoints(), []
@@ -41,10 +41,10 @@ def run(job: Run) -> Analysed:
         stages.fit(job, stage)
         _tidy(job, checkpoint, last=checkpoints[-1])
         opened.append(stage)
-    analysed = [stages.analyse(job, stage) for stage in opened]
-    _screen(job, analysed)
-    _prune(job, analysed[-1])
-    return analysed[-1]
+    found = [stages.analyse(job, stage) for stage in opened]
+    _screen(job, found)
+    _prune(job, found[-1])
+    return found
 
 
 def train(job: Run) -> None:
@@ -91,20 +91,25 @@ def fit(job: Run) -> None:
 
 def screen(job: Run) -> None:
     """Apply the criteria to the stored fits of every checkpoint, and tell what was found."""
-    _screen(job, [stages.analyse(job, stages.open_checkpoint(checkpoint)) for checkpoint in job.checkpoints()])
+    _screen(job, analysed(job))
 
 
 def samples(job: Run) -> None:
     """Score every probe sample by the stored fits of every checkpoint, and tell whose labels surprise most."""
-    analysed = [stages.analyse(job, stages.open_checkpoint(checkpoint)) for checkpoint in job.checkpoints()]
+    scored = analysed(job)
     job.accept()
-    tables.write_samples(job.folder, {found.checkpoint: found.analysis for found in analysed})
-    say(tables.surprising(analysed[-1].analysis))
+    tables.write_samples(job.folder, {found.checkpoint: found.analysis for found in scored})
+    say(tables.surprising(scored[-1].analysis))
 
 
 def prune(job: Run) -> None:
     """Mask the anomaly filters of the network as it is now, and compare with random masks of the same size."""
     _prune(job, latest(job))
+
+
+def analysed(job: Run) -> list[Analysed]:
+    """Analyses of all checkpoints, from stored fits."""
+    return [stages.analyse(job, stages.open_checkpoint(checkpoint)) for checkpoint in job.checkpoints()]
 
 
 def latest(job: Run) -> Analysed:

@@ -30,7 +30,7 @@ def run(job: Run) -> None:
 
 def report(job: Run) -> None:
     """The page about the network as it is now."""
-    page.write(job, pipeline.latest(job))
+    page.write(job, pipeline.analysed(job))
 
 
 def experiment(job: Run) -> None:

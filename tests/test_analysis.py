@@ -126,8 +126,9 @@ def test_it_is_shown_in_five_lines(analysis):
 
 
 def test_the_summary_is_sentences(analysis):
-    headline, reading, *others = analysis.summary().split("\n")
-    assert headline.startswith("2 of 10 filters are anomalous: conv1:0, conv2:0")
+    headline, reading, which, *others = analysis.summary().split("\n")
+    assert headline.startswith("2 of 10 filters are anomalous: they respond strongly and set a few images apart")
+    assert which.startswith("Anomalous: conv1:0, conv2:0")
     assert reading == "λ·K_max/N = 4·3/40 = 0.30: informative."
     assert others[-2:] == ["Not analysed: head: never called.", "Not analysed: side: 1 x 1 maps."]
 

@@ -47,7 +47,7 @@ def test_the_method_from_top_to_bottom(done, tmp_path):
         "possible", "train", "open 1", "extract 1", "fit 1", "open 2", "extract 2", "fit 2", "analyse 1", "analyse 2",
         "screen 2", "prune 2",
     ]  # fmt: skip
-    assert found.checkpoint.epoch == 2
+    assert [one.checkpoint.epoch for one in found] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def findings(analysis: Outcome, metrics: pd.DataFrame | None = None, masking: pd
         return [_saturated(analysis), *_planted(analysis), *_masking(masking)]
     return [
         _headline(analysis),
+        *_which(analysis),
         *_outliers(analysis),
         *_planted(analysis),
         *_surprising(analysis),
@@ -43,15 +44,25 @@ def _saturated(analysis: Outcome) -> str:
 
 def _headline(analysis: Outcome) -> str:
     filters = analysis.filters
-    anomalous = filters[filters["anomalous"]]
+    n_anomalous = int(filters["anomalous"].sum())
+    if not n_anomalous:
+        none = f"None of {_count(len(filters), 'filter')} is anomalous"
+        return f"{none}: none responds strongly and sets a few images apart."
+    verbs = ("is", "it responds", "sets") if n_anomalous == 1 else ("are", "they respond", "set")
+    return "{} of {} {} anomalous: {} strongly and {} a few images apart from all others.".format(
+        n_anomalous, _count(len(filters), "filter"), *verbs
+    )
+
+
+def _which(analysis: Outcome) -> Iterator[str]:
+    filters = analysis.filters
+    names = [f"{row.layer}:{row.filter}" for row in filters[filters["anomalous"]].itertuples()]
     dead = int(filters["status"].isin([Status.DEAD, Status.NEAR_DEAD]).sum())
-    aside = f"; {_count(dead, 'filter')} (near-)dead and left out" if dead else ""
-    if anomalous.empty:
-        return f"None of {_count(len(filters), 'filter')} is anomalous{aside}."
-    names = [f"{row.layer}:{row.filter}" for row in anomalous.itertuples()]
     listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    verb = "is" if len(names) == 1 else "are"
-    return f"{len(names)} of {_count(len(filters), 'filter')} {verb} anomalous: {listed}{aside}."
+    said = [f"Anomalous: {listed}"] if names else []
+    said += [f"{_count(dead, 'filter')} (near-)dead and left out"] if dead else []
+    if said:
+        yield "; ".join(said) + "."
 
 
 def _outliers(analysis: Outcome) -> Iterator[str]:

@@ -7,34 +7,15 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from gmmcnn.filters.fits import is_live
-from gmmcnn.filters.samples import most_surprising, surprising_layers
-from gmmcnn.report.content import ClusterPlot, ReportContent
+from gmmcnn.filters.samples import surprising_layers
+from gmmcnn.report.content import ReportContent
 
-MOST_PLOTS = 40
-MOST_OUTLIERS = 400
-"""Outlier samples in the gallery; ``outliers.csv`` holds all of them."""
-MOST_SURPRISING = 24
-"""Samples with surprising labels in theirs; ``samples.csv`` holds all."""
+MOST_SAMPLES = 120
+"""Samples in the gallery by each ranking; ``samples.csv`` and ``outliers.csv`` hold all."""
+RANKINGS = ("n_anomalous", "n_filters", "memorisation_rank", "label_surprise", "density")
+"""Columns by which the gallery can be ranked, greatest first."""
 SIGNIFICANCE = 0.05
 """Level of the one-sided rank tests against random masks."""
-FILTER_COLUMNS = [
-    "layer",
-    "filter",
-    "status",
-    "flag_frequency",
-    "flag_frequency_low",
-    "flag_frequency_high",
-    "n_components",
-    "calinski_harabasz",
-    "smallest_cluster",
-    "n_small_clusters",
-    "mean_activation",
-    "unbalanced",
-    "separated",
-    "active",
-    "anomalous",
-    "reason",
-]
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -74,15 +55,12 @@ def class_name(label: int, names: list[str] | None) -> str:
     return names[label] if names and 0 <= label < len(names) else f"class {label}"
 
 
-def columns(frame: pd.DataFrame, names: list[str]) -> dict[str, list[Any]]:
-    """The named columns that ``frame`` has, ready for JSON."""
-    return {name: _plain(frame[name]) for name in names if name in frame}
-
-
-def _plain(column: pd.Series) -> list[Any]:
-    if pd.api.types.is_float_dtype(column):
-        return finite(column)
-    return [None if pd.isna(value) else value for value in column.tolist()]
+def curves(metrics: pd.DataFrame | None) -> dict[str, list[float | None]] | None:
+    """Columns of the course of training that the page draws; None below two epochs."""
+    if metrics is None or len(metrics) < 2:
+        return None
+    drawn = ("epoch", "anomalous_filters", "flagged_per_batch", "train_accuracy", "validation_accuracy")
+    return {name: finite(metrics[name]) for name in drawn if name in metrics}
 
 
 def tiles(content: ReportContent) -> list[tuple[str, str, str]]:
@@ -90,9 +68,12 @@ def tiles(content: ReportContent) -> list[tuple[str, str, str]]:
     filters = content.filters
     n_anomalous, n_live = int(filters["anomalous"].sum()), int(is_live(filters["status"]).sum())
     n_out = len(filters) - n_live
+    by_anomalous = int((_with_filters(content)["n_anomalous"] > 0).sum())
+    others = len(content.outliers) - by_anomalous
+    by_others = f"; {others:,} more by filters flagged too rarely" if others else ""
     shown = [
         (f"{n_anomalous:,}", "anomaly filters", f"of {plural(n_live, 'live filter')}"),
-        (f"{len(content.outliers):,}", "outlier samples", "singled out by flagged filters"),
+        (f"{by_anomalous:,}", "outlier samples", f"singled out by anomaly filters{by_others}"),
         (f"{n_out:,}", "filters left out", "dead, near-dead or too few distinct maps"),
     ]
     if content.metrics is not None and len(content.metrics):
@@ -112,60 +93,40 @@ def layers(filters: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def chosen_plots(clusters: list[ClusterPlot], filters: pd.DataFrame) -> list[ClusterPlot]:
-    """At most ``MOST_PLOTS``, most flagged filters first; every filter is seen once before one is seen twice."""
-    if not clusters:
+def sample_rows(content: ReportContent) -> list[dict[str, Any]]:
+    """Samples that stand first by any ranking, with all that their cards say."""
+    table = _with_filters(content)
+    if table.empty:
         return []
-    known = verdicts(filters)
-    table = pd.DataFrame({"layer": [plot.layer for plot in clusters], "filter": [plot.filter for plot in clusters]})
-    of_filter = table.groupby(["layer", "filter"], sort=False)
-    table = table.assign(
-        turn=of_filter.cumcount(),
-        order=of_filter.ngroup(),
-        frequency=[known.get((plot.layer, plot.filter), (False, 0.0))[1] for plot in clusters],
-    )
-    most_flagged = {"frequency": False, "order": True, "turn": True}
-    chosen = table.sort_values(["turn", "frequency"], ascending=[True, False], kind="stable").head(MOST_PLOTS)
-    chosen = chosen.sort_values(list(most_flagged), ascending=list(most_flagged.values()))
-    return [clusters[position] for position in chosen.index]
+    known = [name for name in RANKINGS if name in table]
+    first = {index for name in known for index in table[table[name] > 0].nlargest(MOST_SAMPLES, name).index}
+    return [_card(row, known, content.class_names) for row in table.loc[sorted(first)].to_dict("records")]
 
 
-def verdicts(filters: pd.DataFrame) -> dict[tuple[str, int], tuple[bool, float]]:
-    """(layer, filter) → is it anomalous, and its flag frequency."""
-    keys = zip(filters["layer"], filters["filter"], strict=True)
-    return dict(zip(keys, zip(filters["anomalous"], filters["flag_frequency"], strict=True), strict=True))
+def _with_filters(content: ReportContent) -> pd.DataFrame:
+    """Scores of all samples, with the filters that single them out and how many of these are anomalous."""
+    outliers = content.outliers.set_index("sample")
+    filters = content.filters[content.filters["anomalous"]]
+    anomalous = {f"{row.layer}:{row.filter}" for row in filters.itertuples()}
+    counted = [sum(name in anomalous for name in names.split(", ")) for names in outliers["filters"]]
+    found = outliers.assign(n_anomalous=pd.Series(counted, outliers.index, dtype=int))
+    if content.samples.empty:
+        return found.reset_index()
+    singled_out = content.samples["sample"].map(found["filters"]).astype(object).fillna("")
+    n_anomalous = content.samples["sample"].map(found["n_anomalous"]).fillna(0).astype(int)
+    return content.samples.assign(filters=singled_out, n_anomalous=n_anomalous)
 
 
-def figure(plot: ClusterPlot, known: dict[tuple[str, int], tuple[bool, float]]) -> dict[str, Any]:
-    """What stands around one scatter: its filter's verdict and the members of its small clusters."""
-    anomalous, frequency = known.get((plot.layer, plot.filter), (False, None))
-    sizes = np.bincount(plot.labels[plot.labels >= 0], minlength=len(plot.small))
-    members = {int(k): plot.samples[plot.labels == k].tolist() for k in np.flatnonzero(plot.small & (sizes > 0))}
+def _card(row: dict[str, Any], rankings: list[str], names: list[str] | None) -> dict[str, Any]:
+    label: Any = row.get("label")
     return {
-        "layer": plot.layer,
-        "filter": plot.filter,
-        "batch": plot.batch,
-        "anomalous": bool(anomalous),
-        "frequency": frequency,
-        "n_samples": len(plot.samples),
-        "n_clusters": int((sizes > 0).sum()),
-        "members": list(members.values()),
+        "sample": int(row["sample"]),
+        "class": None if pd.isna(label) else class_name(int(label), names),
+        "filters": row["filters"].split(", ") if row["filters"] else [],
+        "sentence": in_words(row, names) if pd.notna(row.get("cluster_label")) and pd.notna(label) else None,
+        **{name: finite([row[name]])[0] for name in rankings},
+        **_badges(row),
     }
-
-
-def gallery(outliers: pd.DataFrame) -> list[dict[str, Any]]:
-    """Outlier samples, those singled out by most filters first."""
-    ranked = outliers.sort_values("n_filters", ascending=False, kind="stable").head(MOST_OUTLIERS)
-    return [
-        {
-            "sample": int(row["sample"]),
-            "label": None if pd.isna(row["label"]) else int(row["label"]),
-            "n_filters": int(row["n_filters"]),
-            "filters": row["filters"],
-            **_badges(row),
-        }
-        for row in ranked.to_dict("records")
-    ]
 
 
 def _badges(row: dict[str, Any]) -> dict[str, Any]:
@@ -173,25 +134,8 @@ def _badges(row: dict[str, Any]) -> dict[str, Any]:
     kind = row.get("planted")
     return {
         "planted": kind.replace("_", " ") if isinstance(kind, str) else "",
-        "noisy_label": row.get("noisy_label", False) == True,  # noqa: E712 - NaN and None are not True
+        "wrong": row.get("noisy_label", False) == True,  # noqa: E712 - NaN and None are not True
     }
-
-
-def surprising(samples: pd.DataFrame, names: list[str] | None) -> list[dict[str, Any]]:
-    """Samples whose labels their clusters speak against, by memorisation rank, each with a sentence."""
-    if samples.empty:
-        return []
-    first = most_surprising(samples, MOST_SURPRISING).query("label_surprise > 0")
-    return [
-        {
-            "sample": int(row["sample"]),
-            "label": int(row["label"]),
-            "sentence": in_words(row, names),
-            "rank": row["memorisation_rank"],
-            **_badges(row),
-        }
-        for row in first.to_dict("records")
-    ]
 
 
 def in_words(row: dict[str, Any], names: list[str] | None) -> str:

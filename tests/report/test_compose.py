@@ -15,8 +15,8 @@ from gmmcnn import config
 from gmmcnn.analysis import Analysis
 from gmmcnn.data import Splits
 from gmmcnn.filters.fits import Fits, LayerFits
-from gmmcnn.report import views
-from gmmcnn.report.compose import page_of
+from gmmcnn.report import compose
+from gmmcnn.report.compose import content_of, page_of
 
 N, K = 20, 2
 
@@ -64,14 +64,10 @@ def text_of(page: str) -> str:
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", bare)).split())
 
 
-def figures_of(page: str) -> dict[str, Any]:
+def data_of(page: str) -> dict[str, Any]:
     block = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, flags=re.DOTALL)
     assert block
-    return json.loads(block[1])["figures"]
-
-
-def images_of(page: str) -> list[int]:
-    return [int(sample) for sample in re.findall(r"^\.i(\d+)\{", page, flags=re.MULTILINE)]
+    return json.loads(block[1])
 
 
 def test_facts_of_the_analysis_come_before_those_given():
@@ -89,58 +85,73 @@ def test_facts_of_the_analysis_come_before_those_given():
         assert fact in text
     assert text.index("Anomalous flagged in at least") < text.index("Colour of the sky blue")
     assert "head never called" in text
-    assert "λ·K_max/N = 2·2/20 = 0.20: informative. A note." in text
+    assert "λ·K_max/N = 2·2/20 = 0.20: informative. Keep in mind A note." in text
     assert "network X" in text
 
 
 def test_findings_name_the_filter_its_sample_and_the_planted_one():
     planted = np.where(np.arange(N) == N - 1, "noise", "")
     text = text_of(page_of(analysed([1, 10], planted=planted), class_names=["cat"]))
-    assert "1 of 2 filters is anomalous: conv1:0." in text
+    assert "1 of 2 filters is anomalous: it responds strongly and sets a few images apart from all others." in text
+    assert "Anomalous: conv1:0." in text
     assert "1 noise image planted in the probe set (samples 19): 1 of 1 found by conv1:0; 0 other samples" in text
-    assert "sample 19 cat planted: noise 1 filter: conv1:0" in text
 
 
-def test_an_anomaly_filter_is_plotted_in_the_first_batch_that_flags_it():
-    figures = figures_of(page_of(analysed([1, 10], n_batches=2), class_names=["cat"]))
-    assert list(figures) == ["clusters-0"]
-    small = figures["clusters-0"]["data"][-1]
-    assert small["customdata"] == [N - 1]
-    assert small["hovertext"] == ["<br>cat"]
-    assert "small cluster of 1" in small["hovertemplate"]
+def test_an_anomaly_filter_is_drawn_in_the_first_batch_that_flags_it():
+    analysis = analysed([1, 10], n_batches=3)
+    labels = analysis.fits.layers["conv1"].labels
+    labels[0, 0] = np.repeat([0, 1], N // 2)  # an even split, which is not flagged
+    assert content_of(analysis).scatters.clustering.tolist() == [1, 0]
 
 
-def test_images_are_those_of_the_plots_and_outliers_only():
-    page = page_of(analysed([1, 10], n_batches=3))
-    outliers = [N - 1, 2 * N - 1, 3 * N - 1]
-    assert images_of(page) == sorted({*range(N), *outliers})
-
-
-def test_without_an_anomaly_there_is_neither_figure_nor_plotly():
-    page = page_of(analysed([10, 10]))
-    assert "None of 2 filters is anomalous." in text_of(page)
-    assert "No sample was singled out" in text_of(page)
-    assert figures_of(page) == {}
-    assert images_of(page) == []
-    assert "plotly.js" not in page
+def test_the_card_of_an_outlier_says_who_singles_it_out():
+    cards = data_of(page_of(analysed([1, 10]), class_names=["cat"]))["samples"]
+    [card] = [card for card in cards if card["filters"]]
+    assert (card["sample"], card["class"], card["filters"], card["n_anomalous"]) == (N - 1, "cat", ["conv1:0"], 1)
 
 
 def test_imported_maps_have_neither_labels_nor_images():
     page = page_of(analysed([1, 10], images=False, label=pd.NA))
-    assert images_of(page) == []
-    assert "sample 19 1 filter: conv1:0" in text_of(page)
-    assert "see its image" not in text_of(page)
-    assert {text for trace in figures_of(page)["clusters-0"]["data"] for text in trace["hovertext"]} == {""}
+    data = data_of(page)
+    assert data["sheet"] is None
+    assert [card["sample"] for card in data["samples"] if card["filters"]] == [N - 1]
+    assert {card["class"] for card in data["samples"]} == {None}
+    assert "data:image" not in page
 
 
-def test_more_anomaly_filters_than_plots_is_said_on_the_page():
-    n_anomalous = views.MOST_PLOTS + 2
-    page = page_of(analysed([1] * n_anomalous + [10]))
-    assert len(figures_of(page)) == views.MOST_PLOTS
-    assert f"The {views.MOST_PLOTS} plots of the most flagged filters, of {n_anomalous} in all." in text_of(page)
+def test_epochs_that_are_given_follow_the_thresholds_if_they_are_of_the_same_clusterings():
+    now, before, other = analysed([1, 10]), analysed([10, 10]), analysed([1, 10], n_batches=2)
+    assert list(content_of(now, earlier={3: before}, epoch=7).ranks) == [3, 7]
+    assert list(content_of(now, earlier={3: before, 5: other}, epoch=7).ranks) == [7]
+    assert list(content_of(now).ranks) == [None]
 
 
-def test_curves_and_masks_become_figures():
+def test_too_many_clusterings_leave_the_earlier_epochs_out(monkeypatch):
+    monkeypatch.setattr(compose, "_MOST_CLUSTERINGS", 5)
+    now, before = analysed([1, 10]), analysed([10, 10])
+    assert list(content_of(now, earlier={3: before}, epoch=7).ranks) == [3, 7]
+    assert list(content_of(now, earlier={3: before, 4: before}, epoch=7).ranks) == [7]
+
+
+def test_a_saturated_setting_is_a_warning_and_an_informative_one_a_note():
+    informative = content_of(analysed([1, 10]))
+    assert informative.warnings == []
+    assert len(informative.notes) == 1
+    saturated = content_of(analysed([1, 10]).with_thresholds(small_cluster=4))
+    assert "saturated" in saturated.warnings[0]
+    assert saturated.notes == []
+
+
+def test_the_index_of_every_number_of_clusters_is_the_median_of_the_clusterings():
+    analysis = analysed([1, 10], n_batches=4)
+    index = analysis.fits.layers["conv1"].calinski_harabasz
+    index[0, :, 0, 0], index[1, :, 0, 0] = [5, np.inf, np.nan, 7], np.nan
+    found = content_of(analysis).index_by_k
+    assert found[0, 0] == 7
+    assert np.isnan(found[1, 0])
+
+
+def test_curves_and_masks_stand_on_the_page():
     metrics = pd.DataFrame(
         {"epoch": [1, 2, 3], "train_accuracy": [0.1, 0.2, 0.3], "validation_accuracy": [0.1, 0.2, 0.2]}
     ).assign(train_loss=1.0, validation_loss=1.0, anomalous_filters=[1, np.nan, 2], flagged_per_batch=[1, np.nan, 2])
@@ -148,7 +159,9 @@ def test_curves_and_masks_become_figures():
         train_accuracy=[0.3, 0.2, 0.1], validation_accuracy=[0.2, 0.1, 0.1], train_loss=1.0, validation_loss=1.0
     )
     page = page_of(analysed([1, 10]), metrics=metrics, masking=masking)
-    assert set(figures_of(page)) == {"training", "masking", "clusters-0"}
+    data = data_of(page)
+    assert data["metrics"]["anomalous_filters"] == [1, None, 2]
+    assert [lane["name"] for lane in data["masking"]] == ["training", "validation"]
     assert "Filters flagged per probe batch: 1.0 after epoch 1, 2.0 after epoch 3" in text_of(page)
 
 
@@ -163,9 +176,9 @@ def test_a_real_network_gets_its_page(digits_cnn: nn.Module, digits: Splits, tmp
     )
     page = analysis.to_html(tmp_path / "report.html").read_text(encoding="utf-8")
     anomalous = int(analysis.filters["anomalous"].sum())
-    assert len(figures_of(page)) == anomalous > 0
+    assert anomalous > 0
     assert f"{anomalous} of {len(analysis.filters)} filters" in text_of(page)
-    assert images_of(page) == list(range(60))
+    assert data_of(page)["arrays"]["images"]["length"] == 60
 
 
 def test_samples_planted_in_training_stand_beside_what_the_criteria_single_out():
@@ -179,10 +192,13 @@ def test_samples_planted_in_training_stand_beside_what_the_criteria_single_out()
         "memorisation rank (chance 0.1); the criteria of anomaly filters single out 0 of them, and 0 others."
     ) in text
     assert "Sample 9 stands first by memorisation rank: labelled 1, its clusters say 0" in text
-    assert "labelled bag, clusters say shirt; surprising in conv1" in text
+    cards = data_of(page_of(analysis, class_names=["shirt", "bag"]))["samples"]
+    assert {card["sample"]: card["sentence"] for card in cards}[
+        9
+    ] == "labelled bag, clusters say shirt; surprising in conv1"
 
 
 def test_without_labels_the_page_says_so():
     text = text_of(page_of(analysed([10, 10], label=pd.NA)))
-    assert "The labels of the samples are not known." in text
+    assert "The labels of the samples are not known, so none can surprise." in text
     assert "stands first" not in text

@@ -21,8 +21,11 @@ def outcome(small_cluster: int | None = None, **about) -> Outcome:
 
 
 def test_the_headline_counts_anomaly_filters():
-    headline, outliers, first, course = findings(outcome(), METRICS)
-    assert headline == "1 of 5 filters is anomalous: conv1:0; 1 filter (near-)dead and left out."
+    headline, which, outliers, first, course = findings(outcome(), METRICS)
+    assert headline == (
+        "1 of 5 filters is anomalous: it responds strongly and sets a few images apart from all others."
+    )
+    assert which == "Anomalous: conv1:0; 1 filter (near-)dead and left out."
     assert outliers == "3 outlier samples of 40; sample 37 stands out most, in 1 filter."
     assert first.startswith("Sample ")
     assert "stands first by memorisation rank: labelled " in first

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -7,17 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gmmcnn.report import views
-from gmmcnn.report.content import ClusterPlot
-
-
-def a_plot(index: int, batch: int = 0) -> ClusterPlot:
-    return ClusterPlot("c", index, batch, np.zeros((3, 2)), np.array([0, 0, 1]), np.arange(3), np.array([False, True]))
-
-
-def frequencies(values: list[float]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {"layer": "c", "filter": range(len(values)), "anomalous": [v >= 0.5 for v in values], "flag_frequency": values}
-    )
+from gmmcnn.report.content import ReportContent
 
 
 def masks(change: float, random: list[float]) -> pd.DataFrame:
@@ -65,27 +56,6 @@ def test_any_number_becomes_json(values: list[float]) -> None:
             assert stored is None
 
 
-def test_every_filter_is_plotted_once_before_one_is_plotted_twice() -> None:
-    plots = [a_plot(index, batch) for index in range(30) for batch in range(5)]
-    filters = frequencies([1 - index / 100 for index in range(30)])
-    chosen = views.chosen_plots(plots, filters)
-    assert len(chosen) == views.MOST_PLOTS
-    assert {plot.filter for plot in chosen} == set(range(30))
-    assert [(plot.filter, plot.batch) for plot in chosen[:4]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-
-
-def test_beyond_the_limit_the_least_flagged_filters_are_dropped() -> None:
-    filters = frequencies([index / 60 for index in range(60)])
-    chosen = views.chosen_plots([a_plot(index) for index in range(60)], filters)
-    assert [plot.filter for plot in chosen] == list(range(59, 19, -1))
-
-
-def test_a_figure_lists_the_members_of_its_small_clusters_only() -> None:
-    figure = views.figure(a_plot(1), views.verdicts(frequencies([0.2, 0.7])))
-    assert figure["members"] == [[2]]
-    assert (figure["anomalous"], figure["frequency"], figure["n_clusters"]) == (True, 0.7, 2)
-
-
 @pytest.mark.parametrize(
     ("change", "random", "verdict"),
     [
@@ -109,21 +79,34 @@ def test_without_an_anomaly_mask_there_is_no_masking_result() -> None:
     assert views.masking(None) is None
 
 
-def test_gallery_is_ranked_and_reads_missing_badges_as_none() -> None:
-    table = pd.DataFrame(
-        {
-            "sample": [3, 1, 2],
-            "label": [1, np.nan, 0],
-            "n_filters": [1, 4, 1],
-            "filters": "c:0",
-            "planted": [None, "wrong_label", ""],
-        }
-    )
-    cards = views.gallery(table)
-    assert [card["sample"] for card in cards] == [1, 3, 2]
-    assert [card["planted"] for card in cards] == ["wrong label", "", ""]
-    assert [card["label"] for card in cards] == [None, 1, 0]
-    assert not any(card["noisy_label"] for card in cards)
+def test_cards_are_the_first_by_any_ranking_with_all_that_is_known(content: ReportContent, monkeypatch) -> None:
+    monkeypatch.setattr(views, "MOST_SAMPLES", 3)
+    rows = views.sample_rows(content)
+    table = content.samples.set_index("sample")
+    shown = {row["sample"]: row for row in rows}
+    assert set(table.nlargest(3, "memorisation_rank").index) <= set(shown)
+    assert set(table.nlargest(3, "density").index) <= set(shown)
+    assert 3 <= len(rows) <= 3 * len(views.RANKINGS)
+    anomalous = {f"{r.layer}:{r.filter}" for r in content.filters[content.filters["anomalous"]].itertuples()}
+    outliers = content.outliers.set_index("sample")
+    assert any(row["n_anomalous"] for row in rows)
+    for sample, row in shown.items():
+        names = outliers["filters"].get(sample, "")
+        assert ", ".join(row["filters"]) == names
+        assert row["n_anomalous"] == sum(name in anomalous for name in row["filters"]) <= len(row["filters"])
+        assert row["planted"] == ("uniform noise" if sample < 4 else "")
+        assert row["wrong"] == (sample % 40 == 4)
+        assert row["class"] == content.class_names[table["label"][sample]]
+        assert row["sentence"].startswith(f"labelled {row['class']}, clusters ")
+
+
+def test_samples_without_scores_or_labels_are_cards_of_outliers_alone(content: ReportContent) -> None:
+    outliers = content.outliers.assign(label=pd.NA, planted=None).drop(columns="noisy_label")
+    rows = views.sample_rows(replace(content, samples=content.samples.iloc[:0], outliers=outliers))
+    assert {row["sample"] for row in rows} <= set(outliers["sample"])
+    assert all(row["class"] is None and row["sentence"] is None for row in rows)
+    assert not any(row["planted"] or row["wrong"] for row in rows)
+    assert views.sample_rows(replace(content, samples=content.samples.iloc[:0], outliers=outliers.iloc[:0])) == []
 
 
 def scored(profile: list[float], *, label: int = 1, says: int = 2, **more) -> dict:
@@ -150,17 +133,20 @@ def test_a_sample_is_put_into_words(profile: list[float], says: int, sentence: s
     assert views.in_words(scored(profile, says=says), ["coat", "shirt", "bag"]) == sentence
 
 
-def test_samples_are_shown_by_rank_if_their_label_surprises() -> None:
-    rows = [
-        scored([1, 1], memorisation_rank=0.7, label_surprise=0.2, sample=0),
-        scored([1, 1], memorisation_rank=0.9, label_surprise=0.1, sample=1, planted="inverted", noisy_label=True),
-        scored([1, 1], memorisation_rank=0.8, label_surprise=-0.1, sample=2),
-        scored([1, 1], memorisation_rank=np.nan, label_surprise=np.nan, sample=3),
-    ]
-    cards = views.surprising(pd.DataFrame(rows), None)
-    assert [(card["sample"], card["planted"], card["noisy_label"]) for card in cards] == [
-        (1, "inverted", True),
-        (0, "", False),
-    ]
-    assert cards[0]["sentence"].startswith("labelled class 1, clusters say class 2")
-    assert views.surprising(pd.DataFrame(), None) == []
+def test_curves_need_two_epochs_and_leave_out_what_was_not_measured() -> None:
+    metrics = pd.DataFrame({"epoch": [1, 2], "train_accuracy": [0.5, np.nan], "other": 1.0})
+    assert views.curves(metrics) == {"epoch": [1.0, 2.0], "train_accuracy": [0.5, None]}
+    assert views.curves(metrics.iloc[:1]) is None
+    assert views.curves(None) is None
+
+
+def test_tiles_tell_samples_of_anomaly_filters_from_those_of_filters_flagged_too_rarely(content: ReportContent) -> None:
+    rarely = content.filters["layer"] == "conv2"
+    content = replace(content, filters=content.filters.assign(anomalous=content.filters["anomalous"] & ~rarely))
+    tiles = {what: (value, remark) for value, what, remark in views.tiles(content)}
+    value, remark = tiles["outlier samples"]
+    anomalous = {f"{r.layer}:{r.filter}" for r in content.filters[content.filters["anomalous"]].itertuples()}
+    own = sum(bool(anomalous & set(names.split(", "))) for names in content.outliers["filters"])
+    assert value == str(own)
+    assert 0 < own < len(content.outliers)
+    assert remark == f"singled out by anomaly filters; {len(content.outliers) - own} more by filters flagged too rarely"

@@ -39,7 +39,7 @@ def job(tmp_path: Path) -> Run:
 
 
 def written(job: Run, found: Analysed) -> str:
-    page.write(job, found)
+    page.write(job, [found])
     return (job.folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -47,9 +47,21 @@ def test_the_page_shows_analysis_settings_and_curve(job, found, capsys):
     text = written(job, found)
     assert "network X" in text
     assert "2 epochs of" in text
-    assert "3.0 after epoch 2" in text
+    assert "gmmcnn task=screen run=" in text
+    for fact in ("Written by", "Settings changed", "train.epochs=2", "Machine", "Python 3."):
+        assert fact in text
     assert "dog" in text
     assert f"Report: {job.folder / 'report.html'}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_course_is_counted_by_the_thresholds_in_force(job, found):
+    """Those of metrics.csv may be others."""
+    earlier = replace(found.analysis, settings=config.Screen(ch_ratio=1e6))
+    before = replace(found, checkpoint=Checkpoint("epoch-0001", 1, Path("1.pt"), Path("c")), analysis=earlier)
+    page.write(job, [before, found])
+    text = (job.folder / "report.html").read_text(encoding="utf-8")
+    assert "Filters flagged per probe batch: 0.0 after epoch 1, 1.0 after epoch 2." in text
+    assert '"anomalous_filters":[0.0,1.0]' in text
 
 
 def test_masking_is_shown_where_it_is_of_the_filters_that_are_anomalous_now(job, found):
@@ -88,7 +100,7 @@ def test_a_folder_that_cannot_be_written_gets_its_page_elsewhere(job, found, tmp
         write(path, text)
 
     monkeypatch.setattr(page, "write_text", refused)
-    page.write(job, found)
+    page.write(job, [found])
     elsewhere = tmp_path / "here" / f"{job.folder.name}-report.html"
     assert "network X" in elsewhere.read_text(encoding="utf-8")
     said = " ".join(capsys.readouterr().out.split())
