@@ -2,4 +2,5 @@
 
 from gmmcnn.cli import main
 
-main()
+if __name__ == "__main__":  # and not in the processes that the jobs of a sweep are
+    main()

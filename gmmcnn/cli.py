@@ -22,8 +22,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from gmmcnn.config import GROUPS, MOVED, TASKS, Settings, setting_names
+from gmmcnn.config import GROUPS, LAUNCHERS, MOVED, TASKS, LocalLauncher, Settings, SlurmLauncher, setting_names
 from gmmcnn.errors import ConfigurationError, GmmcnnError, one_line
 from gmmcnn.names import command, did_you_mean, for_a_shell, quoted, runs_foreign_code
 from gmmcnn.run import lock, record, signals
@@ -39,10 +40,13 @@ RESULT = "run.json"
 
 _NO_START = ("task", "run", "estimate", "trust", "debug")
 _FREE_FORM = ("data.kwargs.", "model.kwargs.")
+_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 _exit_codes: list[int] = []
 """Of the jobs that failed."""
 
 ConfigStore.instance().store(name="settings", node=Settings())
+for _name, _kind in LAUNCHERS.items():
+    ConfigStore.instance().store(group="hydra/launcher", name=f"{_name}_settings", node=_kind())
 OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:6], use_cache=True)
 
 
@@ -52,8 +56,11 @@ def main() -> None:
     try:
         arguments = _going_on([_normalise(argument) for argument in sys.argv[1:]])
         check(arguments)
-        sys.argv = [sys.argv[0], *arguments]
-        _job()
+        exit_code = _sweep(arguments)
+        if exit_code is None:
+            sys.argv = [sys.argv[0], *arguments]
+            _job()
+            exit_code = max(_exit_codes, default=0)
     except KeyboardInterrupt:  # before there was any work
         _complain("interrupted before it began")
         sys.exit(signals.EXIT_CODES[KeyboardInterrupt])
@@ -63,8 +70,86 @@ def main() -> None:
     except OSError as error:  # those of the work itself do not get here
         _complain(f"{error.filename}: {error.strerror}; {A_FOLDER}")
         sys.exit(2)
-    if _exit_codes:
-        sys.exit(max(_exit_codes))
+    if exit_code:
+        sys.exit(exit_code)
+
+
+def _sweep(arguments: Sequence[str]) -> int | None:
+    """Run or aggregate a sweep, and return an exit code; None where the arguments are of one run.
+
+    Hydra's own launchers, and those of other packages, do without a record: they are left to Hydra.
+    """
+    flags = get_args_parser().parse_args(arguments)
+    if flags.help or flags.hydra_help or flags.info or flags.cfg or flags.shell_completion:
+        return None
+    given = {override.key_or_group: override for override in map(_parsed, flags.overrides)}
+    folder = str(given["sweep"].value()) if "sweep" in given else None
+    if not flags.multirun:
+        return _aggregate(given, folder)
+    own = [override for override in flags.overrides if _key(override).startswith("hydra")]
+    launcher = _launcher(own)
+    if launcher is None:
+        return None
+    from gmmcnn.multirun import launch
+
+    of_jobs = [override for override in flags.overrides if override not in own and _key(override) != "sweep"]
+    asked = _jobs(of_jobs, multirun=True) if of_jobs else []
+    sweep = launch.opened(folder, asked)
+    try:
+        with signals.heeded():
+            return launch.launch(sweep, launcher, do_job)
+    except tuple(signals.EXIT_CODES) as end:
+        _complain(f"interrupted; goes on where it stopped with: {launch.again(sweep)}")
+        return signals.EXIT_CODES[type(end)]
+
+
+def _aggregate(given: Mapping[str, Override], folder: str | None) -> int | None:
+    """Aggregate a sweep where that is the task."""
+    if "task" not in given or given["task"].value() != "aggregate":
+        if folder is not None:
+            raise ConfigurationError(f"sweep={folder}: expected gmmcnn -m sweep=FOLDER, or task=aggregate with it")
+        return None
+    if folder is None:
+        raise ConfigurationError("task=aggregate: of which sweep? expected sweep=FOLDER")
+    from gmmcnn.multirun import launch
+
+    launch.told(launch.opened(folder, []))
+    return 0
+
+
+def _launcher(overrides: list[str]) -> LocalLauncher | SlurmLauncher | None:
+    """Settings of the launcher that is chosen; None for Hydra's own and those of other packages."""
+    with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        try:
+            composed = hydra.compose("config", overrides=overrides, return_hydra_config=True).hydra
+            if "_target_" in composed.launcher or composed.sweeper["_target_"] != _SWEEPER:
+                return None
+            settings = OmegaConf.to_object(composed.launcher)
+        except MissingConfigException as error:
+            raise _no_such_option(error) from None
+        except (HydraException, OmegaConfBaseException) as error:
+            if isinstance(error.__cause__, ConfigurationError):
+                raise error.__cause__ from None
+            raise ConfigurationError(record.in_one_line(error)) from None
+    assert isinstance(settings, LocalLauncher | SlurmLauncher)
+    return settings
+
+
+def do_job(folder: str, name: str, *, needs_gpu: str = "", threads: int | None = None) -> int:
+    """Do one job of a sweep in this process, which is its own; see :func:`gmmcnn.multirun.work.do`."""
+    from gmmcnn.multirun import work
+
+    return work.do(folder, name, _command_line, needs_gpu=needs_gpu, threads=threads)
+
+
+def _command_line(arguments: Sequence[str]) -> int:
+    """Run a command as if these were the arguments of this process; its exit code."""
+    sys.argv = ["gmmcnn", *arguments]
+    try:
+        main()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    return 0
 
 
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")
@@ -133,7 +218,7 @@ def _jobs(overrides: list[str], *, multirun: bool) -> Sequence[Sequence[str]]:
         return [overrides]
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    if any(_parsed(override).key_or_group == "run" for override in overrides):
+    if any(_key(override) == "run" for override in overrides):
         raise ConfigurationError("run= in a sweep: its jobs would overwrite each other; leave it out")
     return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), max_batch_size=None)[0]
 
@@ -292,6 +377,10 @@ def _with_experiment(recorded: Settings, name: str) -> Settings:
         if key not in record.OF_A_COMMAND:
             OmegaConf.update(merged, key, value, merge=False)
     return record.settings_of(merged)
+
+
+def _key(override: str) -> str:
+    return str(_parsed(override).key_or_group)
 
 
 def _parsed(override: str) -> Override:

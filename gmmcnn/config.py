@@ -17,7 +17,7 @@ from gmmcnn.names import did_you_mean
 
 TASKS = (
     "run", "train", "extract", "fit", "screen", "samples", "prune", "report", "verify", "repair", "experiment",
-    "doctor",
+    "doctor", "aggregate",
 )  # fmt: skip
 EXPERIMENTS = (
     "overfitting", "gradients", "pruning", "ablation", "sensitivity", "scalability", "planted", "conditions",
@@ -50,7 +50,7 @@ class _Group:
     """Settings of the types that their annotations say; numbers of any library become Python's own."""
 
     def __post_init__(self) -> None:
-        prefix = "" if isinstance(self, Settings) else f"{type(self).__name__.lower()}."
+        prefix = "" if isinstance(self, Settings) else f"{self._group()}."
         for name, hint in get_type_hints(type(self)).items():
             kind = next((kind for kind in _KINDS if hint in (kind, kind | None)), None)
             value = getattr(self, name)
@@ -59,6 +59,11 @@ class _Group:
             accepted, expected = _KINDS[kind]
             _require(isinstance(value, accepted) and not isinstance(value, bool), prefix + name, repr(value), expected)
             setattr(self, name, kind(value))
+
+    @classmethod
+    def _group(cls) -> str:
+        """Name of the group on the command line."""
+        return cls.__name__.lower()
 
 
 @dataclass
@@ -375,6 +380,8 @@ class Settings(_Group):
     task: str = "run"
     run: str | None = None
     """Run folder: that of an earlier run to go on in, or a new one."""
+    sweep: str | None = None
+    """Folder of a sweep: of an earlier one to go on with or to aggregate, or of a new one."""
     seed: int = 0
     estimate: bool = False
     """With ``task=doctor``: say how long fitting would take here."""
@@ -399,6 +406,74 @@ class Settings(_Group):
         _require_one_of("task", self.task, TASKS)
         _require(0 <= self.seed <= MAX_SEED, "seed", self.seed, _A_SEED)
 
+
+class _Launcher(_Group):
+    @classmethod
+    def _group(cls) -> str:
+        return "hydra.launcher"
+
+
+@dataclass
+class LocalLauncher(_Launcher):
+    """Jobs of a sweep on this machine, ``hydra/launcher=local``."""
+
+    name: str = "local"
+    jobs: int | None = None
+    """At once. None: one for each GPU that is visible, or else for each core."""
+    threads: int | None = None
+    """Of each job. None shares the cores out."""
+    gpus_per_job: int | None = None
+    """1: each job has a GPU of its own, and a machine without one is refused. 0: none has. None: where there are
+    some."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("jobs", "threads"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"hydra.launcher.{key}", value, ">= 1")
+        _require(self.gpus_per_job in (None, 0, 1), "hydra.launcher.gpus_per_job", self.gpus_per_job, "0, 1 or null")
+
+
+@dataclass
+class SlurmLauncher(_Launcher):
+    """Jobs of a sweep as an array of Slurm jobs, ``hydra/launcher=slurm``; names as in ``hydra-submitit-launcher``."""
+
+    name: str = "slurm"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    timeout_min: int = 60
+    """Time limit of a job."""
+    signal_delay_s: int = 120
+    """So long before its time limit a job is asked to end, and requeued."""
+    max_num_timeout: int = 3
+    """Requeues of a job at its time limit, at most; it goes on where it stopped."""
+    nodes: int = 1
+    tasks_per_node: int = 1
+    cpus_per_task: int | None = 2
+    gpus_per_node: int | None = None
+    """GPUs of a job: one that asks for some and sees none fails."""
+    mem_gb: int | None = None
+    array_parallelism: int = 256
+    """Jobs at once, at most."""
+    setup: list[str] | None = None
+    """Shell commands before each job, as ``[module load cuda]``."""
+    additional_parameters: dict[str, Any] = field(default_factory=dict)
+    """Options of sbatch that have no name here."""
+    wait: bool = True
+    """Stay until all jobs have ended, and aggregate; the jobs need nobody to wait for them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("timeout_min", "nodes", "tasks_per_node", "array_parallelism"):
+            _require(getattr(self, key) >= 1, f"hydra.launcher.{key}", getattr(self, key), ">= 1")
+        for key in ("signal_delay_s", "max_num_timeout"):
+            _require(getattr(self, key) >= 0, f"hydra.launcher.{key}", getattr(self, key), ">= 0")
+
+
+LAUNCHERS: dict[str, Any] = {"local": LocalLauncher, "slurm": SlurmLauncher}
+"""Option of ``hydra/launcher`` → its settings."""
 
 GROUPS: dict[str, Any] = {f.name: f.default_factory for f in fields(Settings) if isinstance(f.default_factory, type)}
 """Config group → its dataclass."""
@@ -446,7 +521,7 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
         "experiment.validation_samples", "experiment.controls", "experiment.finetune_epochs",
     ),
     "nothing": (
-        "task", "run", "estimate", "trust", "debug",  # what to do, where, and how to talk about it
+        "task", "run", "sweep", "estimate", "trust", "debug",  # what to do, where, and how to talk about it
         "data.root",  # where files lie; what is in them has a digest of its own
         "extract.forward_samples", "extract.keep_maps",  # how maps are made and kept
         "engine.name", "engine.threads",  # who computes: engines agree within their tolerances

@@ -14,6 +14,7 @@ TESTS = Path(__file__).parent
 ROOMS = (
     {"__main__", "earlier"},
     {"cli"},
+    {"multirun"},
     {"tasks"},
     {"experiments", "pipeline"},
     {"run"},

@@ -24,7 +24,7 @@ _UNREADABLE = (
 )  # fmt: skip
 """What OmegaConf and the parser below it raise on a file that is no record."""
 _TAP = "extract.tap=post_activation"  # the default of the versions that kept their overrides there
-OF_A_COMMAND = ("task", "run", "estimate", "trust")
+OF_A_COMMAND = ("task", "run", "sweep", "estimate", "trust")
 """Settings that say what one command does, and where: those of the next one are its own."""
 
 
