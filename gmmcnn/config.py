@@ -24,6 +24,7 @@ EXPERIMENTS = (
     "memorised",
 )  # fmt: skip
 SIZES = ("smoke", "quick", "full")
+PRUNING = ("mask", "remove")
 ENGINES = ("auto", "cpu", "cuda", "reference")
 
 ALL = "all"
@@ -315,9 +316,12 @@ class Prune(_Group):
 
     controls: int = 20
     """Random masks of the same size per layer."""
+    method: str = "mask"
+    """``mask``, or ``remove`` to write the smaller network as well: pruned.pt, pruned.pt2, pruning.csv."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_one_of("prune.method", self.method, PRUNING)
         _require(self.controls >= 0, "prune.controls", self.controls, ">= 0")
 
 
@@ -524,6 +528,7 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
         "task", "run", "sweep", "estimate", "trust", "debug",  # what to do, where, and how to talk about it
         "data.root",  # where files lie; what is in them has a digest of its own
         "extract.forward_samples", "extract.keep_maps",  # how maps are made and kept
+        "prune.method",  # what is written beside the mask
         "engine.name", "engine.threads",  # who computes: engines agree within their tolerances
         "experiment.name", "experiment.factors", "experiment.grid",  # which questions are asked
     ),

@@ -10,6 +10,7 @@ them, go on later, or start over from any of them with other settings::
     RUN/filters.csv, outliers.csv, metrics.csv      screen: anomaly filters, outlier samples
     RUN/samples.csv                                 screen, samples: scores of every probe sample
     RUN/mask.json, masking.csv                      prune: accuracies without the anomaly filters
+    RUN/pruned.pt, pruned.pt2, pruning.csv          prune.method=remove: the network without them
 
 Screening, and the page, need nothing but the run folder.
 """
@@ -19,12 +20,15 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from gmmcnn import models
 from gmmcnn.files import write_table
 from gmmcnn.filters.fits import is_live
 from gmmcnn.models import retraining, training
 from gmmcnn.progress import progress, say
 from gmmcnn.pruning import masks as pruning
+from gmmcnn.pruning import smaller, structural
 from gmmcnn.report.findings import findings
 from gmmcnn.run import stages, tables
 from gmmcnn.run.folder import Checkpoint, Run
@@ -137,6 +141,9 @@ def _prune(job: Run, found: Analysed) -> None:
         return
     network = job.network(models.read_state(weights), weights)
     mask, table = analysis.screening.anomalous, job.folder / "masking.csv"
+    removing = job.settings.prune.method == "remove"
+    if removing:
+        structural.require_torch_pruning()
     job.accept()
     table.unlink(missing_ok=True)  # it may be of another mask
     pruning.save_mask(job.folder / "mask.json", mask)
@@ -150,6 +157,20 @@ def _prune(job: Run, found: Analysed) -> None:
         masking = pruning.compare_masks(network, mask, controls, evaluate, advance)
     write_table(table, masking)
     say(findings(analysis, masking=masking)[-1])
+    if removing:
+        _remove(job, network, mask)
+
+
+def _remove(job: Run, network: nn.Module, mask: pruning.Mask) -> None:
+    """Write the network without the filters of a mask, and what that saves."""
+    example = job.data().validation.images[:1]
+    removal = structural.remove_filters(network.eval(), mask, example)
+    sizes = smaller.compare(network, removal, example, partial(training.accuracies, data=job.data()))
+    write_table(job.folder / "pruning.csv", sizes)
+    problem = smaller.save(job.folder, network, removal, example)
+    say(smaller.sentence(sizes, removal))
+    if problem:
+        say(f"No pruned.pt2: torch cannot export this network ({problem}); pruned.pt holds its weights and the plan")
 
 
 def _tidy(job: Run, checkpoint: Checkpoint, *, last: Checkpoint) -> None:

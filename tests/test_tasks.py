@@ -3,15 +3,25 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from gmmcnn import config
-from gmmcnn.errors import CaptureError, ConfigurationError, GmmcnnError, StoreError, StoreNotFoundError, TrainingError
+from gmmcnn.errors import (
+    CaptureError,
+    ConfigurationError,
+    EngineError,
+    GmmcnnError,
+    StoreError,
+    StoreNotFoundError,
+    TrainingError,
+)
 from gmmcnn.featuremaps import ActivationStore
 from gmmcnn.pruning import masks as pruning
 from gmmcnn.tasks import execute
@@ -296,3 +306,27 @@ def test_seconds_of_every_stage_stay_when_later_tasks_run(finished):
         do("screen", finished, probe__plant=1)
     assert set(json.loads(record.read_text())["seconds"]) == {"total"}
     assert len(pd.read_csv(finished / "filters.csv")) == 224
+
+
+def test_removing_writes_the_network_without_the_masked_filters(finished):
+    do("prune", finished, prune__controls=1, prune__method="remove")
+    mask = json.loads((finished / "mask.json").read_text())["layers"]
+    n_filters = sum(map(len, mask.values()))
+    assert n_filters
+    plan = torch.load(finished / "pruned.pt", weights_only=True)["plan"]
+    assert {**plan["removed"], **plan["silenced"]} == mask
+    sizes = pd.read_csv(finished / "pruning.csv").set_index("network")
+    assert sizes["filters"]["before"] - sizes["filters"]["after"] == sum(map(len, plan["removed"].values()))
+    masking = pd.read_csv(finished / "masking.csv").set_index("mask")
+    torch.export.load(finished / "pruned.pt2")
+    assert sizes["validation_accuracy"]["after"] == pytest.approx(masking["validation_accuracy"]["anomalous"])
+
+
+def test_without_torch_pruning_nothing_is_begun(finished, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    before = content(finished)
+    with pytest.raises(EngineError, match=r"pip install 'gmmcnn\[prune\]'"):
+        do("prune", finished, prune__method="remove")
+    assert {name: text for name, text in content(finished).items() if name in before and name != "run.json"} == {
+        name: text for name, text in before.items() if name != "run.json"
+    }
