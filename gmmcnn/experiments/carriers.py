@@ -21,6 +21,7 @@ from gmmcnn.featuremaps.capture import find_taps
 from gmmcnn.featuremaps.stream import feature_maps
 from gmmcnn.filters.fits import Fits
 from gmmcnn.filters.surprise import label_surprise
+from gmmcnn.filters.surprise_cpu import log_sizes
 from gmmcnn.models.gradients import sample_gradients
 from gmmcnn.pruning.masks import Mask, masked
 
@@ -103,7 +104,7 @@ def surprise(fits: Fits, labels: NDArray[np.int64]) -> ByFilter:
 
 def cluster_sizes(fits: Fits) -> ByFilter:
     """Log size of every sample's cluster by filter, mean over repeats; infinite for those without clusters."""
-    return _of_clusterings(fits, lambda clusters: np.log([np.bincount(row)[row] for row in clusters]))
+    return np.concatenate([log_sizes(layer.labels[:, 0], layer.live[:, 0]) for layer in fits.layers.values()])
 
 
 def _of_clusterings(fits: Fits, measure: Callable[[NDArray], NDArray[np.float64]]) -> ByFilter:

@@ -3,6 +3,9 @@
 Label surprise, cluster evidence and memorisation rank are those of :mod:`gmmcnn.filters.surprise`, over all live
 clusterings of a sample's probe batch: those of filters that are neither dead nor near-dead, all repeats. Samples whose
 label is not known have none of them, and do not count among the members of a cluster.
+
+The filters that *carry* a sample are those that put it into the smallest clusters, near-dead ones among them: when they
+are masked, memorised labels fall before other predictions change (:mod:`gmmcnn.experiments.carriers`).
 """
 
 from collections.abc import Mapping
@@ -15,11 +18,13 @@ from numpy.typing import NDArray
 from gmmcnn.filters.density import density_rank
 from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.filters.surprise import cluster_evidence, memorisation_rank
-from gmmcnn.filters.surprise_cpu import times_together, total_surprise
+from gmmcnn.filters.surprise_cpu import log_sizes, times_together, total_surprise
 from gmmcnn.hardware.threads import one_blas_thread
 
 PROFILE = "label_surprise:"
 """Begin of the names of the columns that hold the label surprise in one layer."""
+CARRIERS = 3
+"""Filters named beside each sample, at most."""
 _LEAST_SAMPLES = 3
 """With a known label, in a batch: fewer say nothing about each other."""
 
@@ -41,12 +46,14 @@ def score_samples(fits: Fits, labels: pd.Series, min_active_share: float) -> pd.
     DataFrame
         One row per sample: ``cluster_label``, the class that its clusters speak for; ``label_surprise``, nats;
         ``cluster_evidence`` for its own label; ``memorisation_rank`` in its batch, from 0 to 1; ``density``, its mean
-        rank over live filters, from usual (0) to rare (1); and ``label_surprise:LAYER`` in each layer. Missing where a
-        sample has no label, or no filter lives.
+        rank over live filters, from usual (0) to rare (1); ``carried_by``, what :func:`carriers` says; and
+        ``label_surprise:LAYER`` in each layer. Missing where a sample has no label, or no filter lives.
     """
     columns = ("label_surprise", "cluster_evidence", "memorisation_rank", "density")
     scores = pd.DataFrame(np.nan, labels.index, [*columns, *(PROFILE + layer for layer in fits.layers)])
     scores.insert(0, "cluster_label", pd.array([pd.NA] * len(labels), "Int64"))
+    carried_by = [carriers(fits, batch) for batch in range(fits.n_batches)]
+    scores.insert(len(columns) + 1, "carried_by", pd.array(np.concatenate(carried_by), "string"))
     for batch in range(fits.n_batches):
         rows = slice(batch * fits.n_samples, (batch + 1) * fits.n_samples)
         known = labels.iloc[rows].notna().to_numpy()
@@ -62,6 +69,23 @@ def score_samples(fits: Fits, labels: pd.Series, min_active_share: float) -> pd.
             for name, values in found.items():
                 scores.iloc[np.arange(rows.start, rows.stop)[known], scores.columns.get_loc(name)] = values
     return scores
+
+
+def carriers(fits: Fits, batch: int, number: int = CARRIERS) -> NDArray[np.object_]:
+    """Name the filters that put each sample of a batch into the smallest clusters, mean over repeats.
+
+    Returns
+    -------
+    (N,) object
+        ``"conv1:3, conv2:7"``, the smallest cluster first and of equal ones that of the earlier filter; None where no
+        filter has clusters.
+    """
+    names = np.array([f"{layer}:{index}" for layer, fit in fits.layers.items() for index in range(len(fit))], object)
+    sizes = np.concatenate([log_sizes(fit.labels[:, batch], fit.live[:, batch]) for fit in fits.layers.values()])
+    smallest = np.argsort(sizes, axis=0, kind="stable")[:number]
+    there = np.isfinite(np.take_along_axis(sizes, smallest, axis=0))
+    chosen = names[smallest].T
+    return np.array([", ".join(row[kept]) or None for row, kept in zip(chosen, there.T, strict=True)], object)
 
 
 def most_surprising(samples: pd.DataFrame, number: int) -> pd.DataFrame:

@@ -8,15 +8,17 @@ out of what they compare it with:
 - *Label surprise*, for every clustering: −log of the share of the sample's label among the other members of its
   cluster, smoothed, in units of what the label's frequency would give. Its mean over the clusterings of a layer is a
   profile over depth, its mean over those of the whole network a score, in nats.
-- *Cluster evidence*, for all clusterings at once: the ridge regression of the labels on the memberships (one column for
-  each cluster of each clustering), predicted for each sample by the others. It weighs clusterings that say the same
-  and finds wrong labels better; the mean surprise finds odd images better.
+- *Cluster evidence*, for all clusterings at once: two samples are as alike as the share of clusterings that put them
+  into one cluster is large, and the label of each sample is predicted from those of the others by kernel ridge
+  regression. It asks for samples that are alike in many filters at once, where the surprise asks filter by filter.
 
 The *memorisation rank* is the mean of the sample's ranks by both. Everything is read from stored labels of clusters;
 nothing is fitted again, and neither the network nor the maps are needed. Labels of the samples are.
 
-The two sums over clusterings, :func:`total_surprise` and :func:`times_together`, are here as they are defined, and
-compiled in :mod:`gmmcnn.filters.surprise_cpu`.
+Which filters *carry* a sample is asked without its label: those whose clusters it lies in are smallest.
+
+What goes through all clusterings (:func:`total_surprise`, :func:`times_together`, :func:`log_sizes`) is here as it is
+defined, and compiled in :mod:`gmmcnn.filters.surprise_cpu`.
 """
 
 import numpy as np
@@ -25,8 +27,10 @@ from scipy.stats import rankdata
 
 PSEUDO_COUNT = 5.0
 """Members with the batch's own label frequencies that every cluster is taken to have beside its own (m)."""
-RIDGE = 1.0
-"""Penalty, in units of the mean squared length of a sample's centred memberships."""
+RIDGE = 0.3
+"""Penalty, in units of the mean diagonal of the centred kernel."""
+SHARPNESS = 5.0
+"""γ of the kernel exp(−γ d), d the share of clusterings that separate two samples."""
 
 
 def label_surprise(
@@ -74,21 +78,44 @@ def times_together(clusters: NDArray[np.integer]) -> NDArray[np.float64]:
     return (clusters[:, :, None] == clusters[:, None, :]).sum(axis=0).astype(np.float64)
 
 
+def log_sizes(clusters: NDArray[np.integer], live: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Log size of each sample's cluster by filter, mean over its live repeats.
+
+    Parameters
+    ----------
+    clusters : (F, R, N) int
+        Cluster of each sample, from 0 where live.
+    live : (F, R) bool
+        Where there is a clustering.
+
+    Returns
+    -------
+    (F, N) float64
+        Infinite for a filter without one.
+    """
+    means = np.full((len(clusters), clusters.shape[-1]), np.inf)
+    for of_filter, repeats, row in zip(means, live, clusters, strict=True):
+        if repeats.any():
+            of_filter[:] = np.mean([np.log(np.bincount(labels)[labels]) for labels in row[repeats]], axis=0)
+    return means
+
+
 def cluster_evidence(
-    together: NDArray[np.float64], labels: NDArray[np.integer], *, ridge: float = RIDGE
+    together: NDArray[np.float64], labels: NDArray[np.integer], *, ridge: float = RIDGE, sharpness: float = SHARPNESS
 ) -> NDArray[np.float64]:
     """Predict each sample's label from those of the others, by the clusters that they share.
 
-    Ridge regression with an intercept of one-hot labels Y on cluster memberships. With H its hat matrix, the exact
-    prediction without sample n is (H Y − h_nn Y)_n / (1 − h_nn): no folds, no random numbers.
+    Kernel ridge regression with an intercept of one-hot labels Y, with the kernel exp(−γ d) of the share d of the
+    clusterings that separate two samples (a Laplacian kernel on memberships, whatever their number). With H its hat
+    matrix, the exact prediction without sample n is (H Y − h_nn Y)_n / (1 − h_nn): no folds, no random numbers.
 
     Parameters
     ----------
     together : (N, N) float64
-        What :func:`times_together` counts; of several layers, a sum.
+        What :func:`times_together` counts; of several layers, a sum. The diagonal is the number of clusterings.
     labels : (N,) int
         Class of each sample, from 0.
-    ridge : float
+    ridge, sharpness : float
         > 0.
 
     Returns
@@ -97,8 +124,9 @@ def cluster_evidence(
         Each row sums to 1; values below 0 and above 1 occur.
     """
     n_samples = len(labels)
-    mean = together.mean(axis=0)
-    centred = together - mean - mean[:, None] + mean.mean()
+    kernel = np.exp(sharpness * (together / together[0, 0] - 1))
+    mean = kernel.mean(axis=0)
+    centred = kernel - mean - mean[:, None] + mean.mean()
     penalty = ridge * max(np.trace(centred) / n_samples, np.finfo(np.float64).tiny)
     hat = np.linalg.solve(centred + penalty * np.eye(n_samples), centred) + 1 / n_samples
     one_hot = np.eye(int(labels.max()) + 1)[labels]

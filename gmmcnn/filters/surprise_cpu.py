@@ -1,8 +1,8 @@
 """The sums over clusterings that scores of samples are made of, compiled: twins of :mod:`gmmcnn.filters.surprise`.
 
-Both go through the stored labels once. Shared clusters are counted in bytes, one row of the result at a time, which a
-processor does for 32 or 64 samples at once; the logarithms of the label surprise are looked up, since they are of
-counts. Neither result depends on the number of threads: counts are exact, and sums are made in blocks of fixed size.
+Each goes through the stored labels once. Shared clusters are counted in bytes, one row of the result at a time, which a
+processor does for 32 or 64 samples at once; logarithms are looked up, since they are of counts. No result depends on
+the number of threads: counts are exact, and sums are made in blocks of fixed size.
 """
 
 import numpy as np
@@ -42,6 +42,8 @@ def total_surprise(
     (N,) float64
         Equal to :func:`gmmcnn.filters.surprise.total_surprise` but for the rounding of sums.
     """
+    if clusters.shape[1] != len(labels):  # compiled code would read beyond their end
+        raise ValueError(f"{clusters.shape[1]} samples in the clusterings, {len(labels)} labels")
     n_samples, n_clusters = len(labels), int(clusters.max(initial=0)) + 1
     share = np.bincount(labels) / n_samples
     # Indexed by counts of members, the sample itself among them.
@@ -72,6 +74,21 @@ def times_together(clusters: NDArray[np.integer], *, threads: int | None = None)
 
     for_blocks(count, -(-n_samples // _ROWS), threads)
     return counts.astype(np.float64)
+
+
+def log_sizes(
+    clusters: NDArray[np.integer], live: NDArray[np.bool_], *, threads: int | None = None
+) -> NDArray[np.float64]:
+    """Log size of each sample's cluster by filter, mean over live repeats; as of :func:`.surprise.log_sizes`."""
+    n_samples, n_clusters = clusters.shape[-1], int(clusters.max(initial=0)) + 1
+    logs = np.log(np.maximum(np.arange(n_samples + 1), 1))
+    means = np.zeros((len(clusters), n_samples))
+
+    def average(first: int, last: int) -> None:
+        _average_log_sizes(clusters[first:last], live[first:last], n_clusters, logs, means[first:last])
+
+    for_blocks(average, len(clusters), threads)
+    return means
 
 
 def _compact(clusters: NDArray[np.integer], n_clusters: int) -> NDArray[np.integer]:
@@ -110,3 +127,22 @@ def _count_together(clusters, first, last, counts):  # type: ignore[no-untyped-d
                     in_bytes[j] += np.uint8(row[j] == own)
             for j in range(n_samples):
                 counts[i, j] += in_bytes[j]
+
+
+@compiled_entry()
+def _average_log_sizes(clusters, live, n_clusters, logs, means):  # type: ignore[no-untyped-def]
+    """Put the mean of the log sizes in clusterings (F, R, N), infinite without any, into ``means`` (F, N)."""
+    n_filters, n_repeats, n_samples = clusters.shape
+    sizes = np.empty(n_clusters, np.int64)
+    for f in range(n_filters):
+        n_live = 0
+        for r in range(n_repeats):
+            if live[f, r]:
+                n_live += 1
+                sizes[:] = 0
+                for n in range(n_samples):
+                    sizes[clusters[f, r, n]] += 1
+                for n in range(n_samples):
+                    means[f, n] += logs[sizes[clusters[f, r, n]]]
+        for n in range(n_samples):
+            means[f, n] = means[f, n] / n_live if n_live else np.inf

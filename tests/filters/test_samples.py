@@ -81,7 +81,7 @@ def test_dead_and_near_dead_filters_are_asked_nothing(fits, labels):
     dead = without(status=np.full(late.status.shape, str(Status.DEAD)))
     near_dead = without(active_share=np.full(late.active_share.shape, 0.04))
     assert dead[PROFILE + "late"].isna().all()
-    pd.testing.assert_frame_equal(dead, near_dead)
+    pd.testing.assert_frame_equal(dead.drop(columns="carried_by"), near_dead.drop(columns="carried_by"))
     pd.testing.assert_frame_equal(dead.drop(columns=PROFILE + "late"), alone)
 
 
@@ -94,7 +94,7 @@ def test_samples_without_a_label_have_a_density_alone_and_count_in_no_cluster(fi
     some = labels.astype(object).where(np.arange(len(labels)) % 4 > 0, None)
     partly = score_samples(fits, some, 0.05)
     unknown = some.isna()
-    assert partly.loc[unknown].drop(columns="density").isna().all(axis=None)
+    assert partly.loc[unknown].drop(columns=["density", "carried_by"]).isna().all(axis=None)
     assert partly.loc[~unknown].notna().all(axis=None)
     pd.testing.assert_series_equal(partly["density"], scores["density"])
 
@@ -115,7 +115,7 @@ def test_samples_without_a_label_have_a_density_alone_and_count_in_no_cluster(fi
 def test_without_labels_there_is_a_density_and_no_error(fits, scores, unlabelled):
     found = score_samples(fits, pd.Series([unlabelled] * (B * N)), 0.05)
     pd.testing.assert_series_equal(found["density"], scores["density"])
-    assert found.drop(columns="density").isna().all(axis=None)
+    assert found.drop(columns=["density", "carried_by"]).isna().all(axis=None)
 
 
 def test_one_class_is_no_surprise(fits):
@@ -130,12 +130,36 @@ def test_names_of_classes_do_not_matter(fits, labels, scores):
     assert renamed["cluster_label"].map(dict(enumerate(CLASSES))).tolist() == scores["cluster_label"].tolist()
 
 
+def test_a_sample_is_carried_by_the_filters_that_set_it_apart(fits, labels):
+    """Filter 2 of ``late`` is made to put sample 7 of the second batch into a cluster of its own."""
+    late = fits.layers["late"]
+    changed = late.labels.copy()
+    changed[2, 1, :, :] = 0
+    changed[2, 1, :, 7] = 1
+    layers = fits.layers | {"late": replace(late, labels=changed)}
+    found = score_samples(replace(fits, layers=layers), labels, 0.05)["carried_by"]
+    assert found[N + 7].startswith("late:2, ")
+    assert not found[N:].drop(N + 7).str.contains("late:2").any()  # they are together with all the others
+    assert (found.str.count(",") == 2).all()
+    unlabelled = score_samples(replace(fits, layers=layers), pd.Series([pd.NA] * (B * N)), 0.05)
+    pd.testing.assert_series_equal(unlabelled["carried_by"], found)
+
+
+def test_near_dead_filters_carry_and_dead_ones_do_not(fits, labels):
+    layers = {name: replace(fit, active_share=np.full((len(fit), B), 0.01)) for name, fit in fits.layers.items()}
+    assert score_samples(replace(fits, layers=layers), labels, 0.05)["carried_by"].notna().all()
+    status = fits.layers["early"].status.copy()
+    status[1:] = str(Status.DEAD)
+    one_left = {"early": replace(fits.layers["early"], status=status)}
+    assert set(score_samples(replace(fits, layers=one_left), labels, 0.05)["carried_by"]) == {"early:0"}
+
+
 def test_an_analysis_has_a_row_for_every_sample(fits, labels, scores):
     known = pd.DataFrame({"batch": np.arange(B * N) // N, "label": labels, "dataset_index": 5})
     found = Outcome(fits, known, np.zeros((B * N, 1, 1), np.uint8), config.Screen()).samples
     assert list(found.columns) == [
         "sample", "batch", "label", "cluster_label", "label_surprise", "cluster_evidence", "memorisation_rank",
-        "density", "n_filters", "label_surprise:early", "label_surprise:late", "dataset_index",
+        "density", "n_filters", "carried_by", "label_surprise:early", "label_surprise:late", "dataset_index",
     ]  # fmt: skip
     assert found["sample"].tolist() == list(range(B * N))
     pd.testing.assert_frame_equal(found[scores.columns], scores)

@@ -10,6 +10,7 @@ from sklearn.linear_model import Ridge
 from gmmcnn.filters.surprise import (
     cluster_evidence,
     label_surprise,
+    log_sizes,
     memorisation_rank,
     times_together,
     total_surprise,
@@ -62,6 +63,13 @@ def test_wrong_labels_surprise_where_clusters_follow_the_class(clustered):
     assert set(np.argsort(surprise)[-2:]) == {4, 11}
 
 
+def test_sizes_are_means_over_the_repeats_that_there_are():
+    clusters = np.array([[[0, 0, 0, 1], [0, 1, 1, 1], [-1, -1, -1, -1]], [[-1] * 4] * 3])
+    live = np.array([[True, True, False], [False] * 3])
+    expected = np.log([[3, 3, 3, 1], [1, 3, 3, 3]]).mean(axis=0)
+    np.testing.assert_allclose(log_sizes(clusters, live), [expected, [np.inf] * 4])
+
+
 def test_times_together_counts_shared_clusters(clustered):
     clusters, _ = clustered
     expected = (clusters[:, :, None] == clusters[:, None, :]).sum(axis=0)
@@ -70,15 +78,24 @@ def test_times_together_counts_shared_clusters(clustered):
 
 def test_evidence_is_what_a_regression_without_the_sample_predicts(clustered):
     clusters, labels = clustered
-    memberships = np.concatenate([np.eye(row.max() + 1)[row] for row in clusters], axis=1)
-    centred = memberships - memberships.mean(axis=0)
-    penalty = (centred**2).sum() / len(labels)
+    evidence = cluster_evidence(times_together(clusters), labels, ridge=0.3, sharpness=5.0)
+    separated = (clusters[:, :, None] != clusters[:, None, :]).mean(axis=0)
+    kernel = np.exp(-5.0 * separated)
     # The centre is that of all samples, as in the hat matrix; what is left out is the sample's label.
-    evidence = cluster_evidence(times_together(clusters), labels, ridge=1.0)
+    centring = np.eye(len(labels)) - 1 / len(labels)
+    centred = centring @ kernel @ centring
+    size, directions = np.linalg.eigh(centred)
+    features = directions * np.sqrt(np.maximum(size, 0))
     for sample in (0, 4, 11, 39):
         rest = np.arange(len(labels)) != sample
-        model = Ridge(alpha=penalty).fit(centred[rest], np.eye(3)[labels[rest]])
-        np.testing.assert_allclose(evidence[sample], model.predict(centred[[sample]])[0], atol=1e-8)
+        model = Ridge(alpha=0.3 * np.trace(centred) / len(labels)).fit(features[rest], np.eye(3)[labels[rest]])
+        np.testing.assert_allclose(evidence[sample], model.predict(features[[sample]])[0], atol=1e-8)
+
+
+def test_evidence_does_not_depend_on_how_often_all_clusterings_are_counted(clustered):
+    clusters, labels = clustered
+    once, twice = (cluster_evidence(n * times_together(clusters), labels) for n in (1, 2))
+    np.testing.assert_allclose(once, twice, atol=1e-12)
 
 
 def test_evidence_speaks_for_the_class_that_a_wrong_label_hides(clustered):

@@ -28,6 +28,23 @@ def test_sums_are_those_of_the_definitions(n_clusterings, n_samples, n_clusters,
     )
 
 
+@given(
+    n_filters=st.integers(0, 6),
+    n_repeats=st.integers(1, 4),
+    n_samples=st.integers(1, 40),
+    n_clusters=st.sampled_from([1, 3, 60]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_sizes_are_those_of_the_definition(n_filters, n_repeats, n_samples, n_clusters, seed):
+    rng = np.random.default_rng(seed)
+    live = rng.random((n_filters, n_repeats)) < 0.6
+    clusters = rng.integers(0, n_clusters, (n_filters, n_repeats, n_samples)).astype(np.int16)
+    clusters[~live] = -1
+    found = [surprise_cpu.log_sizes(clusters, live, threads=threads) for threads in (1, 2)]
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(found[0], surprise.log_sizes(clusters, live), rtol=1e-14)
+
+
 @pytest.mark.parametrize("pseudo_count", [1e-3, 1.0, 50.0])
 def test_the_pseudo_count_is_that_of_the_definition(pseudo_count):
     rng = np.random.default_rng(0)
@@ -54,3 +71,8 @@ def test_nothing_depends_on_threads_or_the_layout_of_clusterings():
             np.testing.assert_array_equal(
                 surprise_cpu.times_together(given_clusters, threads=threads), surprise.times_together(clusters)
             )
+
+
+def test_labels_of_other_samples_are_refused():
+    with pytest.raises(ValueError, match="5 samples in the clusterings, 6 labels"):
+        surprise_cpu.total_surprise(np.zeros((2, 5), int), np.zeros(6, int))
