@@ -122,7 +122,7 @@ def _is(value: Any, kind: "Kind") -> bool:
     return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
-def read_table(path: Path, columns: Sequence[str], *, remedy: str) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str], *, remedy: str, numbers: Sequence[str] = ()) -> pd.DataFrame:
     """Read a CSV file.
 
     Parameters
@@ -132,6 +132,8 @@ def read_table(path: Path, columns: Sequence[str], *, remedy: str) -> pd.DataFra
         Some that it must have.
     remedy : str
         End of the error's message.
+    numbers : sequence of str
+        Columns that must hold numbers.
 
     Raises
     ------
@@ -141,6 +143,8 @@ def read_table(path: Path, columns: Sequence[str], *, remedy: str) -> pd.DataFra
     try:
         table = _cells(pd.read_csv(path), lambda text: text[1:] if text[:1] == "'" and _FORMULA.match(text) else text)
         table[list(columns)]
+        for column in numbers:
+            table[column].astype(float)
     except FileNotFoundError as error:
         raise StoreError(f"{path}: missing; {remedy}") from error
     except (OSError, ValueError, KeyError) as error:
@@ -354,6 +358,11 @@ def read_digests(folder: Path) -> dict[str, str] | None:
     path = folder / DIGESTS
     record = read_record(path, {"sha256": {str: str}}, remedy=f"written again by: {command('repair', run_of(path))}")
     return None if record is None else record["sha256"]
+
+
+def add_digest(path: Path) -> None:
+    """Record what one more file of a folder holds."""
+    write_digests(path.parent, (read_digests(path.parent) or {}) | {path.name: sha256(path)})
 
 
 def require_as_recorded(path: Path) -> None:

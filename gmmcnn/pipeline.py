@@ -103,6 +103,7 @@ def samples(job: Run) -> None:
     scored = analysed(job)
     job.accept()
     tables.write_samples(job.folder, {found.checkpoint: found.analysis for found in scored})
+    job.keep("samples.csv")
     say(tables.surprising(scored[-1].analysis))
 
 
@@ -126,6 +127,7 @@ def _screen(job: Run, analysed: Sequence[Analysed]) -> None:
     job.accept()
     analyses = {found.checkpoint: found.analysis for found in analysed}
     counted = tables.write(job.folder, analyses, metrics)
+    job.keep(*tables.NAMES)
     last = analysed[-1].analysis
     say(tables.layers(last))
     for sentence in findings(last, counted if job.trained_here else None):
@@ -147,6 +149,7 @@ def _prune(job: Run, found: Analysed) -> None:
     job.accept()
     table.unlink(missing_ok=True)  # it may be of another mask
     pruning.save_mask(job.folder / "mask.json", mask)
+    job.keep("mask.json", table.name)
     if not mask:
         return
     live = analysis.filters[is_live(analysis.filters["status"])]
@@ -156,6 +159,7 @@ def _prune(job: Run, found: Analysed) -> None:
     with job.timed("prune"), progress("masking", len(controls) + 2, "masks") as advance:
         masking = pruning.compare_masks(network, mask, controls, evaluate, advance)
     write_table(table, masking)
+    job.keep(table.name)
     say(findings(analysis, masking=masking)[-1])
     if removing:
         _remove(job, network, mask)
@@ -168,6 +172,7 @@ def _remove(job: Run, network: nn.Module, mask: pruning.Mask) -> None:
     sizes = smaller.compare(network, removal, example, partial(training.accuracies, data=job.data()))
     write_table(job.folder / "pruning.csv", sizes)
     problem = smaller.save(job.folder, network, removal, example)
+    job.keep("pruning.csv", "pruned.pt", "pruned.pt2")
     say(smaller.sentence(sizes, removal))
     if problem:
         say(f"No pruned.pt2: torch cannot export this network ({problem}); pruned.pt holds its weights and the plan")

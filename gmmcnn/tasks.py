@@ -1,6 +1,6 @@
 """What each task of the command line does, and the record of how it went."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,11 +9,13 @@ from gmmcnn.config import Settings
 from gmmcnn.errors import EngineError, StoreError
 from gmmcnn.experiments import running as experiments
 from gmmcnn.featuremaps import find_taps
+from gmmcnn.names import command
 from gmmcnn.progress import say
 from gmmcnn.report.views import plural
 from gmmcnn.run import page, verify
 from gmmcnn.run.doctor import JobSize, run_doctor
 from gmmcnn.run.folder import Run
+from gmmcnn.run.tables import NAMES, PRUNED
 
 
 def execute(settings: Settings, folder: Path) -> None:
@@ -38,7 +40,8 @@ def experiment(job: Run) -> None:
     experiments.require_possible(job.settings)
     job.accept()
     with job.timed(job.settings.experiment.name):
-        experiments.run(job.settings, job.folder)
+        written = experiments.run(job.settings, job.folder)
+    job.keep(*(str(path.relative_to(job.folder)) for path in written))
 
 
 def repair(job: Run) -> None:
@@ -62,14 +65,26 @@ def repair(job: Run) -> None:
     if "weights" in kinds:
         for name in [*pipeline.retrain(job), *experiments.retrain(job.settings, job.folder)]:
             say(f"{name}: trained again")
-    if "maps" in kinds:
+    if kinds & {"maps", "record"} and (job.folder / "activations").is_dir():
         pipeline.extract(job)
         pipeline.fit(job)
-    left = verify.wrong(job.folder, verify.parts(job.folder))
+    for write in _writers(job, [part.path for part in problems if part.kind == "table"]):
+        write(job)
+    if "kept" in kinds:
+        say(f"What an experiment had kept is made again by: {command('experiment', job.folder)}")
+    left = verify.wrong(job.folder, verify.parts(job.folder, job.digests()))
     if left:
         part, lines = next(iter(left.items()))
         raise StoreError(f"{part.path}: {lines[0]}; it cannot be made again from what is here")
     say(f"{job.folder}: repaired, {plural(len(problems), 'part')} in all")
+
+
+def _writers(job: Run, tables: Sequence[Path]) -> Sequence[Callable[[Run], None]]:
+    """What writes some tables again."""
+    names = {path.name for path in tables if path.parent == job.folder}
+    writers = [(pipeline.screen, set(NAMES)), (pipeline.prune, set(PRUNED)), (report, {"report.html"})]
+    experimental = any("experiments" in path.relative_to(job.folder).parts for path in tables)
+    return [write for write, written in writers if written & names] + ([experiment] if experimental else [])
 
 
 def doctor(job: Run) -> None:

@@ -71,6 +71,70 @@ def test_writers_at_once_do_not_mix(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+RECORD = {"name": "ü", "parts": {"a": [1, 2.5]}, "n": 3, "none": None, "yes": True}
+KINDS = {"name": str, "parts": {str: [float]}, "n": int, "none": (int, None), "yes": bool}
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path):
+    files.write_record(tmp_path / "r.json", RECORD)
+    assert files.read_record(tmp_path / "r.json", KINDS, remedy="r") == RECORD
+    assert files.read_record(tmp_path / "none.json", KINDS, remedy="r") is None
+    files.write_json(tmp_path / "earlier.json", RECORD)
+    assert files.read_record(tmp_path / "earlier.json", KINDS, remedy="r") == RECORD
+
+
+def test_no_flipped_bit_of_a_record_changes_what_is_read(tmp_path):
+    path = tmp_path / "r.json"
+    files.write_record(path, RECORD)
+    whole = path.read_bytes()
+    n_refused = 0
+    for bit in range(8 * len(whole)):
+        spoilt = bytearray(whole)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(spoilt)
+        try:
+            read = files.read_record(path, KINDS, remedy="make it again")
+        except StoreError as error:
+            assert re.fullmatch(rf"{path}: damaged, .*; make it again", str(error))  # noqa: PT017 - or it is read
+            n_refused += 1
+        else:
+            assert read is not None
+            assert {name: read[name] for name in RECORD} == RECORD
+    assert n_refused > 7 * len(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("name", 1), ("parts", {"a": 1}), ("parts", {"a": ["1"]}), ("n", 1.5), ("n", True), ("none", "x"), ("yes", 1)],
+)
+def test_a_record_of_other_types_names_what_it_says(tmp_path, name, value):
+    files.write_json(tmp_path / "r.json", RECORD | {name: value})
+    with pytest.raises(StoreError, match=rf"r\.json: damaged, {name} is .*; make it again"):
+        files.read_record(tmp_path / "r.json", KINDS, remedy="make it again")
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff", b"null"], ids=repr)
+def test_what_is_no_record_is_told(tmp_path, content):
+    (tmp_path / "r.json").write_bytes(content)
+    with pytest.raises(StoreError, match=r"r\.json: damaged, no JSON"):
+        files.read_record(tmp_path / "r.json", {}, remedy="r")
+
+
+def test_files_are_compared_with_the_digests_of_their_folder(tmp_path):
+    path = tmp_path / "run" / "kept" / "a.bin"
+    for name in ("a.bin", "b.bin"):
+        files.write_text(path.with_name(name), name)
+        files.require_as_recorded(path.with_name(name))  # of which nothing is known
+        files.add_digest(path.with_name(name))
+        files.require_as_recorded(path.with_name(name))
+    path.write_text("b.bin")
+    with pytest.raises(StoreError, match=r"a\.bin: damaged, its SHA-256 .*: gmmcnn task=repair run=FOLDER"):
+        files.require_as_recorded(path)
+    files.write_text(tmp_path / "run" / "config.yaml", "")
+    with pytest.raises(StoreError, match=rf"task=repair run={tmp_path}/run$"):
+        files.require_as_recorded(path)
+
+
 def test_missing_folders_are_made_and_what_is_written_is_read(tmp_path):
     files.write_json(tmp_path / "new" / "a.json", {"ü": 1})
     assert files.read_json(tmp_path / "new" / "a.json") == {"ü": 1}

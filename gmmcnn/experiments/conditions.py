@@ -25,7 +25,7 @@ from gmmcnn.experiments.following import judge_over_training
 from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import RULE, SUPPORTED, Verdict, estimates_table
-from gmmcnn.files import name_of, write_table
+from gmmcnn.files import add_digest, name_of, require_as_recorded, write_table
 from gmmcnn.filters.fits import is_live
 from gmmcnn.filters.screening import cluster_sizes
 from gmmcnn.progress import progress
@@ -122,6 +122,8 @@ def explore(laboratory: Laboratory, claims: dict[str, list[str]], *, held_out: b
                         for measure, verdict in CLAIMS[hypothesis](own)
                     )
                     write_table(path, table)
+                    add_digest(path)
+                require_as_recorded(path)
                 parts.append(pd.read_csv(path).assign(cell=cell, hypothesis=hypothesis))
                 advance()
     return pd.concat(parts if len(parts) == 1 else parts[1:], ignore_index=True)

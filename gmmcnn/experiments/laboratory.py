@@ -11,7 +11,6 @@ in the same run folder, gets them from there; an interrupted experiment goes on 
 """
 
 import csv
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -34,7 +33,7 @@ from gmmcnn.api import analyze_samples
 from gmmcnn.data.probe import ProbeSet, draw_probe
 from gmmcnn.data.splits import Images, Splits
 from gmmcnn.experiments.sizes import SIZES, Size
-from gmmcnn.files import name_of, write_json, write_table
+from gmmcnn.files import add_digest, name_of, read_record, require_as_recorded, write_record, write_table
 from gmmcnn.models import retraining, training
 from gmmcnn.models.training import TrainingResult, checkpoint_path
 from gmmcnn.progress import progress
@@ -187,7 +186,9 @@ class Laboratory:
             found = analyze_samples(model, probe.images, probe.samples, settings, layers=settings.extract.layers)
             path.parent.mkdir(parents=True, exist_ok=True)
             replace(found, thumbnails=found.thumbnails[:0]).save(path)
+            add_digest(path)
             self._log(f"analyse {source} {number}", network, started)
+        require_as_recorded(path)
         return replace(load(path), settings=self.settings.screen)
 
     def finetuned(self, network: Network, number: int, mask: Mask) -> dict[str, float]:
@@ -205,9 +206,10 @@ class Laboratory:
             train = replace(settings.train, epochs=epochs, checkpoint_epochs=[epochs])
             with masked(model, chosen), TemporaryDirectory(prefix="gmmcnn-") as scratch:
                 result = training.train(model, self.data(network), train, Path(scratch), seed=network.seed)
-            write_json(path, result.metrics.iloc[-1].drop("epoch").to_dict())
+            write_record(path, result.metrics.iloc[-1].drop("epoch").to_dict())
             self._log(f"fine-tune {sum(map(len, chosen.values()))} masked", network, started)
-        return json.loads(path.read_text())
+        kinds = dict.fromkeys(training.METRICS[1:], float)
+        return read_record(path, kinds, remedy="delete it: task=experiment makes it again") or {}
 
     def checkpoints(self, rounds: Sequence[int] | None = None) -> Iterator[tuple[Network, int]]:
         """Every network after every round, or after some of them; how many are done is shown meanwhile."""
@@ -254,7 +256,9 @@ class Laboratory:
             started = time.perf_counter()
             table = make(self, network)
             write_table(path, table)
+            add_digest(path)
             self._log(work, network, started)
+        require_as_recorded(path)
         return pd.read_parquet(path)
 
     def behind(self, settings: config.Settings, **changes: int) -> dict[str, Any]:

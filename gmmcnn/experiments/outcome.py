@@ -36,8 +36,14 @@ class Outcome:
     figures: dict[str, Any]
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
-    def write(self, folder: Path) -> None:
-        """Write all tables (``table.csv``), ``estimates.csv``, ``verdict.txt`` and the figures; say the verdicts."""
+    def write(self, folder: Path) -> list[Path]:
+        """Write all tables (``table.csv``), ``estimates.csv``, ``verdict.txt`` and the figures; say the verdicts.
+
+        Returns
+        -------
+        list of Path
+            The files written.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in {"table": self.table, **self.tables}.items():
             write_table(folder / f"{name}.csv", table)
@@ -55,3 +61,7 @@ class Outcome:
         for line in lines:
             say(line)
         say(f"Tables and figures: {folder}")
+        names = ["verdict.txt", *(f"{name}.csv" for name in ("table", *self.tables))]
+        names += ["estimates.csv"] if self.verdicts else []
+        names += ["plotly.min.js", *(f"{name}.html" for name in self.figures)] if self.figures else []
+        return [folder / name for name in names]

@@ -23,8 +23,8 @@ def retrain(settings: Settings, folder: Path) -> list[Path]:
     return Laboratory(settings, folder).retrained() if (folder / "networks").is_dir() else []
 
 
-def run(settings: Settings, folder: Path) -> None:
-    """Carry out ``settings.experiment``; its tables, figures and verdict come to ``experiments/NAME-SIZE``."""
+def run(settings: Settings, folder: Path) -> list[Path]:
+    """Carry out ``settings.experiment``; its tables, figures and verdict come to ``experiments/NAME-SIZE``: which."""
     chosen = settings.experiment
     outcome = import_module(f"gmmcnn.experiments.{chosen.name}").run(Laboratory(settings, folder))
-    outcome.write(folder / "experiments" / f"{chosen.name}-{chosen.size}")
+    return outcome.write(folder / "experiments" / f"{chosen.name}-{chosen.size}")

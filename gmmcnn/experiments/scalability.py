@@ -12,9 +12,9 @@ well a power law describes the sizes. Fixed costs lower it where cells are small
 largest sizes is given beside it. Needs a system that forks (Linux, macOS).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from gmmcnn.experiments.costs import MEMORY_FLOOR_BYTES, Cell, Isolated, measure
 from gmmcnn.experiments.intervals import CONFIDENCE
 from gmmcnn.experiments.laboratory import Laboratory
 from gmmcnn.experiments.outcome import Outcome
-from gmmcnn.files import name_of, write_json
+from gmmcnn.files import name_of, read_record, write_record
 from gmmcnn.progress import progress
 
 
@@ -156,12 +156,17 @@ def measure_cells(laboratory: Laboratory, grid: Grid) -> pd.DataFrame:
             path = folder / f"{'-'.join(str(value) for value in asdict(cell).values())}-{repeat}.json"
             if not path.exists():
                 measured = measure_cell(isolated, cell, laboratory.settings, images)
-                write_json(path, measured, indent=1)
+                write_record(path, measured)
             sizes = asdict(cell) | {"filters": cell.filters, "pixels": cell.pixels}
-            for stage, costs in json.loads(path.read_text()).items():
+            for stage, costs in _read(path).items():
                 rows.append(sizes | {"repeat": repeat, "stage": stage} | costs)
             advance()
     return pd.DataFrame(rows)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Costs of a cell that was measured before, by stage."""
+    return read_record(path, {}, remedy="delete it: task=experiment measures it again") or {}
 
 
 def by_axis(table: pd.DataFrame, grid: Grid) -> pd.DataFrame:

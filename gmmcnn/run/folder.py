@@ -20,15 +20,16 @@ from torch import Tensor, nn
 
 from gmmcnn import config, data, models
 from gmmcnn.data.probe import ProbeSet, draw_probe
-from gmmcnn.errors import BusyError, ConfigurationError, TrainingError
-from gmmcnn.files import read_digests, read_json, read_table, require_as_recorded, write_json, write_text
+from gmmcnn.errors import BusyError, ConfigurationError, StoreError, TrainingError
+from gmmcnn.files import read_digests, read_table, sha256, write_record, write_text
 from gmmcnn.models import training
 from gmmcnn.names import command
 from gmmcnn.progress import note, say
-from gmmcnn.run import alive, record
+from gmmcnn.run import alive, record, status
 from gmmcnn.run.lock import one_writer
 
 _VERSIONS = ("gmmcnn", "torch", "numpy", "numba", "scikit-learn", "zarr")
+_COUNTED = ("epoch", "flagged_per_batch")
 _LOOKING = ("report", "verify", "doctor")
 """Tasks that do their work in a folder that cannot be written, too."""
 
@@ -75,6 +76,7 @@ class Run:
         self._initial = cache(self._build)
         self._earlier: str | None = None
         self._accepted = False
+        self._kept: dict[str, str | None] = {}
 
     def _data(self) -> data.Splits:
         """Training and validation images."""
@@ -152,8 +154,10 @@ class Run:
     def training_metrics(self) -> pd.DataFrame:
         """Read losses and accuracies by epoch. StoreError if their file is missing or damaged."""
         path = self.folder / "checkpoints" / "metrics.csv"
-        table = read_table(path, training.METRICS, remedy=f"write it again: {command('train', self.folder)}")
-        require_as_recorded(path)
+        remedy = f"write it again: {command('train', self.folder)}"
+        table = read_table(path, training.METRICS, remedy=remedy, numbers=training.METRICS)
+        if (read_digests(path.parent) or {}).get(path.name) not in (None, sha256(path)):
+            raise StoreError(f"{path}: damaged, its SHA-256 is not the one recorded; {remedy}")
         return table
 
     def require_own_training(self) -> None:
@@ -170,12 +174,29 @@ class Run:
         StoreError
             The filters have not been screened yet, or the file is damaged.
         """
-        metrics = self.table("metrics.csv", "screen", ("epoch", "flagged_per_batch"))
+        metrics = self.table("metrics.csv", "screen", _COUNTED, numbers=_COUNTED)
         return metrics if metrics["epoch"].notna().all() else None
 
-    def table(self, name: str, task: str, columns: Sequence[str]) -> pd.DataFrame:
+    def table(self, name: str, task: str, columns: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
         """Read a table that a task writes. StoreError, which names the task, if it is missing or damaged."""
-        return read_table(self.folder / name, columns, remedy=f"write it: {command(task, self.folder)}")
+        remedy, digest = f"write it: {command(task, self.folder)}", self.digests().get(name)
+        return status.read_table(self.folder, name, columns, remedy=remedy, digest=digest, numbers=numbers)
+
+    def require_kept(self, name: str, task: str) -> None:
+        """Raise StoreError if a file that a task has written is not as it left it."""
+        if found := status.problem(self.folder, name, self.digests().get(name)):
+            raise StoreError(f"{self.folder / name}: {found}; write it: {command(task, self.folder)}")
+
+    def keep(self, *names: str) -> None:
+        """Record with the end of the task what files that it has written hold now, or that they are gone."""
+        for name in names:
+            path = self.folder / name
+            self._kept[name] = sha256(path) if path.exists() else None
+
+    def digests(self) -> dict[str, str]:
+        """What files of earlier tasks and of this one hold."""
+        kept = status.digests(self.folder) | self._kept
+        return {name: digest for name, digest in kept.items() if digest}
 
     def _checkpoint(self, name: str, epoch: int | None, weights: Path | None) -> Checkpoint:
         return Checkpoint(name, epoch, weights, self.folder / "activations" / name)
@@ -255,15 +276,17 @@ class Run:
             },
             "git_commit": _git_commit(),
             "seconds": self._earlier_seconds(),
+            "files": status.digests(self.folder),
         }
 
     def _write(self, about: dict[str, Any]) -> None:
         """Write ``run.json``, with a heartbeat."""
         about["heartbeat"] = alive.now()
-        write_json(self.folder / "run.json", about, indent=1)
+        write_record(self.folder / status.NAME, about)
 
     def _timed(self, about: dict[str, Any], start: float) -> dict[str, Any]:
-        """With the seconds that this task took added."""
+        """With the seconds that this task took added, and what its tables hold."""
+        about["files"] = self.digests()
         for stage, seconds in self.timings.items():
             about["seconds"][stage] = round(about["seconds"].get(stage, 0) + seconds, 3)
         about["seconds"]["total"] = round(time.perf_counter() - start, 3)
@@ -283,7 +306,10 @@ class Run:
 
     def _earlier_seconds(self) -> dict[str, float]:
         """What earlier tasks took, by stage; nothing where their record is missing or damaged."""
-        seconds = read_json(self.folder / "run.json").get("seconds", {})
+        try:
+            seconds = status.read(self.folder).get("seconds", {})
+        except StoreError:
+            return {}
         return {stage: value for stage, value in seconds.items() if stage != "total"}
 
 

@@ -50,6 +50,8 @@ def write(job: Run, analysed: Sequence[Analysed]) -> None:
         say(f"{path}: cannot be written ({error.strerror}), so the page goes elsewhere")
         path = elsewhere
         write_text(path, page)
+    else:
+        job.keep(path.name)
     say(f"Report: {path}")
 
 
@@ -67,9 +69,10 @@ def _course(metrics: pd.DataFrame | None, analyses: Mapping[int | None, Analysis
 def _masking(job: Run, analysis: Analysis) -> pd.DataFrame | None:
     """What masking does to the network; None where nothing was masked, or other filters than are anomalous now."""
     mask, masking = job.folder / "mask.json", job.folder / "masking.csv"
+    job.require_kept(mask.name, "prune")
     if not (mask.exists() and masking.exists()) or load_mask(mask) != analysis.screening.anomalous:
         return None
-    return job.table(masking.name, "prune", ("mask", "n_filters"))
+    return job.table(masking.name, "prune", ("mask", "n_filters"), numbers=("n_filters",))
 
 
 def _settings_as_facts(settings: config.Settings, engines: tuple[str, ...]) -> dict[str, str]:

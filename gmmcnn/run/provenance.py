@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gmmcnn import config
-from gmmcnn.errors import ConfigurationError, StoreNotFoundError
+from gmmcnn.errors import ConfigurationError, StoreError, StoreNotFoundError
 from gmmcnn.featuremaps.taps import Tapped
-from gmmcnn.files import read_json, write_json
+from gmmcnn.files import Kinds, read_record, write_record
 from gmmcnn.models import training
 from gmmcnn.names import command
 
@@ -24,6 +24,9 @@ _LOCATIONS = ("model.checkpoint", "extract.source")
 """Settings that say where something lies: what lies there is compared, as long as it is there."""
 _STANDS_FOR = {"data": "probe samples", "probe": "probe samples", "seed": "probe samples", "model": "weights"}
 """Group → what its settings decide of the maps."""
+
+
+_KINDS: Kinds = {"identity": dict, "origin": dict, "analysed": dict, "skipped": [[str]]}
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,27 @@ class Record:
         """Write to ``path``."""
         content = {"identity": self.identity, "origin": self.origin, "n_samples": self.n_samples}
         analysed = {layer: asdict(tapped) for layer, tapped in self.analysed.items()}
-        write_json(path, content | {"analysed": analysed, "skipped": self.skipped}, indent=1)
+        write_record(path, content | {"analysed": analysed, "skipped": self.skipped})
 
     @classmethod
     def read(cls, path: Path) -> "Record | None":
         """Read what :meth:`write` wrote, in this version or an earlier one; None where it is missing or damaged."""
-        content = read_json(path)
-        content["n_samples"] = content.get("n_samples", content.get("batch_samples"))  # its earlier name
-        identity, origin = content.get("identity"), content.get("origin")
-        if not isinstance(identity, dict) or not isinstance(origin, dict) or not isinstance(content["n_samples"], int):
+        try:
+            return cls.load(path)
+        except StoreError:
             return None
+
+    @classmethod
+    def load(cls, path: Path) -> "Record":
+        """Read what :meth:`write` wrote. StoreError if it is missing, damaged, or of a version that said less."""
+        remedy = f"written again by: {command('extract', path.parent.parent.parent)}"
+        unknown = StoreError(f"{path}: missing, or of another version; {remedy}")
+        if (content := read_record(path, _KINDS, remedy=remedy)) is None:
+            raise unknown
+        content.setdefault("n_samples", content.get("batch_samples"))  # its earlier name
+        identity, origin = content["identity"], content["origin"]
+        if not isinstance(content["n_samples"], int) or not any(name in identity for name in ("source", "weights")):
+            raise unknown
         try:
             return cls(
                 identity=identity | {"settings": _by_name(identity["settings"])},
@@ -72,7 +86,7 @@ class Record:
                 skipped=tuple((layer, reason) for layer, reason in content["skipped"]),
             )
         except (LookupError, TypeError, ValueError):
-            return None
+            raise unknown from None
 
 
 def identity(settings: config.Settings, weights: str | None, probe: str | None) -> dict[str, Any]:

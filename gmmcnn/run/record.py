@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gmmcnn.config import GROUPS, MOVED, Settings, setting_names
 from gmmcnn.errors import ConfigurationError
+from gmmcnn.files import digest_arrays
 
 NAME = "config.yaml"
 EARLIER = Path(".hydra") / "overrides.yaml"
@@ -24,6 +25,7 @@ _UNREADABLE = (
 )  # fmt: skip
 """What OmegaConf and the parser below it raise on a file that is no record."""
 _TAP = "extract.tap=post_activation"  # the default of the versions that kept their overrides there
+_DIGEST = "# sha256: "
 OF_A_COMMAND = ("task", "run", "sweep", "estimate", "trust")
 """Settings that say what one command does, and where: those of the next one are its own."""
 
@@ -56,8 +58,19 @@ def in_one_line(error: Exception) -> str:
 
 
 def as_text(settings: Settings) -> str:
-    """Content of ``config.yaml``."""
-    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+    """Content of ``config.yaml``; its last line is a digest of the rest."""
+    text = OmegaConf.to_yaml(OmegaConf.structured(settings))
+    return f"{text}{_DIGEST}{digest_arrays(text.encode())}\n"
+
+
+def _require_as_written(path: Path) -> None:
+    """Raise ConfigurationError if a record is another than its last line says; those of before have no such line."""
+    body, found, digest = path.read_text(encoding="utf-8").partition(_DIGEST)
+    if found and digest.strip() != digest_arrays(body.encode()):
+        raise ConfigurationError(
+            f"{path}: damaged, or changed by hand: it is not what was written; where every setting is as it should be, "
+            f"delete the line {_DIGEST.strip()!r} …, else give the settings with run= after deleting the file"
+        )
 
 
 def read(folder: Path) -> Settings | None:
@@ -80,6 +93,7 @@ def read(folder: Path) -> Settings | None:
         content = None
     if not isinstance(content, dict) or not {"seed", "data"} <= content.keys():
         raise ConfigurationError(f"{path}: damaged; expected the settings of that run; {remedy}")
+    _require_as_written(path)
     named = dict(_flat(content))
     if unknown := [name for name in named if name not in setting_names()]:
         raise ConfigurationError(f"{path}: {unknown[0]} is no setting of this version; {remedy}")

@@ -166,7 +166,7 @@ def analyse(job: Run, stage: Stage) -> Analysed:
     fits = fitting.read_fits(files, job.settings, record.analysed)
     probe = probed.unknown(fits)
     if checkpoint.weights is not None:
-        probe = probed.read(job.folder, record.identity["probe samples"])
+        probe = probed.read(job.folder, str(record.identity.get("probe samples")))
     analysis = Analysis(
         fits=fits,
         known=probe.known,

@@ -12,6 +12,10 @@ from gmmcnn.filters.fits import is_live
 from gmmcnn.filters.samples import most_surprising, surprising_layers
 from gmmcnn.run.folder import Checkpoint
 
+NAMES = ("filters.csv", "filters.parquet", "outliers.csv", "samples.csv", "metrics.csv")
+"""Files that :func:`write` writes."""
+PRUNED = ("mask.json", "masking.csv", "pruning.csv", "pruned.pt", "pruned.pt2")
+"""Files that pruning writes."""
 SHOWN = 16
 """Samples in the table for the console; ``samples.csv`` holds all of them."""
 

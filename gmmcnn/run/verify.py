@@ -5,17 +5,19 @@ elsewhere, or cannot be written, is verified like any other, and nothing that it
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gmmcnn.errors import GmmcnnError, StoreError, StoreNotFoundError
 from gmmcnn.featuremaps.store import ActivationStore
-from gmmcnn.files import PARTIAL
+from gmmcnn.files import DIGESTS, PARTIAL, read_digests, read_record, write_digests
 from gmmcnn.models import retraining
 from gmmcnn.names import command
 from gmmcnn.progress import progress, say
 from gmmcnn.report.views import plural
+from gmmcnn.run import provenance, record, status
 
 _BYTES_PER_SECOND = 300e6
 """Read and digested, about: what the time said beforehand comes from."""
@@ -32,7 +34,7 @@ class Part:
     path : Path
         File or folder.
     kind : str
-        ``weights``, ``maps`` or ``leftover``: how it can be made again.
+        ``record``, ``weights``, ``maps``, ``kept`` by an experiment, ``table`` or ``leftover``: how it is made again.
     problems : callable
         Says what is wrong, a line for each; nothing where all is well.
     """
@@ -48,9 +50,20 @@ class Part:
         return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def parts(folder: Path) -> list[Part]:
-    """What a run folder holds, in the order in which one thing is made from the other."""
-    return [*_weights(folder), *_maps(folder), *_leftovers(folder)]
+def parts(folder: Path, digests: Mapping[str, str] | None = None) -> list[Part]:
+    """What a run folder holds, in the order in which one thing is made from the other.
+
+    Parameters
+    ----------
+    folder : Path
+    digests : mapping, optional
+        What its tables should hold: name → SHA-256; None takes what the last task has recorded.
+    """
+    tables = status.digests(folder) if digests is None else digests
+    return [
+        *_records(folder), *_weights(folder), *_maps(folder), *_kept(folder), *_tables(folder, tables),
+        *_leftovers(folder),
+    ]  # fmt: skip
 
 
 def wrong(folder: Path, found: list[Part]) -> dict[Part, list[str]]:
@@ -92,23 +105,77 @@ def verify(folder: Path) -> None:
 
 
 def remove_leftovers(problems: Iterable[Part]) -> None:
-    """Remove what interrupted tasks left behind, in a folder that no task works in."""
+    """Remove what interrupted tasks left behind, and damaged files that an experiment makes again when asked."""
     for part in problems:
         if part.kind == "leftover" and part.path.is_dir():
             shutil.rmtree(part.path)
-        elif part.kind == "leftover":
-            part.path.unlink()
+        elif part.kind in ("leftover", "kept"):
+            part.path.unlink(missing_ok=True)
+            if part.kind == "kept":
+                _forget(part.path)
+
+
+def _forget(path: Path) -> None:
+    """Drop the digest of a file that is gone, in a record that is not."""
+    if path.name != DIGESTS and (digests := read_digests(path.parent)):
+        write_digests(path.parent, {name: digest for name, digest in digests.items() if name != path.name})
+
+
+def _records(folder: Path) -> Iterator[Part]:
+    readers: dict[Path, Callable[[], object]] = {
+        folder / record.NAME: lambda: record.read(folder),
+        folder / status.NAME: lambda: status.read(folder),
+    }
+    readers |= {path: partial(provenance.Record.load, path) for path in sorted(folder.glob("activations/*/taps.json"))}
+    readers |= {
+        path: partial(read_record, path, {}, remedy="made again by task=experiment")
+        for path in sorted(folder.glob("networks/**/*.json"))
+        if path.name != DIGESTS
+    }
+    for path, read in readers.items():
+        if path.exists():
+            yield Part(path, "kept" if "networks" in path.parts else "record", partial(_complaint, read))
+
+
+def _complaint(read: Callable[[], object]) -> list[str]:
+    """Message of the error that reading something raises."""
+    try:
+        read()
+    except GmmcnnError as error:
+        return [str(error)]
+    return []
+
+
+def _kept(folder: Path) -> Iterator[Part]:
+    for place in sorted(path.parent for path in folder.rglob(DIGESTS) if path.parent.name != "checkpoints"):
+        try:
+            digests = read_digests(place) or {}
+        except StoreError as error:
+            yield Part(place / DIGESTS, "kept", partial(list, [str(error)]))
+            continue
+        for name, digest in sorted(digests.items()):
+            yield Part(place / name, "kept", partial(_problem, place, name, digest))
+
+
+def _tables(folder: Path, digests: Mapping[str, str]) -> Iterator[Part]:
+    for name, digest in digests.items():
+        yield Part(folder / name, "table", partial(_problem, folder, name, digest))
+
+
+def _problem(folder: Path, name: str, digest: str) -> list[str]:
+    found = status.problem(folder, name, digest)
+    return [found] if found else []
 
 
 def _weights(folder: Path) -> Iterator[Part]:
     for place in (folder / "checkpoints", *sorted(folder.glob("networks/*/checkpoints"))):
         if place.is_dir() and any(place.iterdir()):
-            yield Part(place, "weights", lambda place=place: _listed(retraining.problems(place)))  # type: ignore[misc]
+            yield Part(place, "weights", partial(_listed, place))
 
 
 def _maps(folder: Path) -> Iterator[Part]:
     for place in sorted(folder.glob("activations/*/maps.zarr")):
-        yield Part(place, "maps", lambda place=place: _of_store(place))  # type: ignore[misc]
+        yield Part(place, "maps", partial(_of_store, place))
 
 
 def _leftovers(folder: Path) -> Iterator[Part]:
@@ -117,8 +184,8 @@ def _leftovers(folder: Path) -> Iterator[Part]:
             yield Part(place, "leftover", lambda: ["left behind by an interrupted task"])
 
 
-def _listed(problems: dict[str, str]) -> list[str]:
-    return [f"{name}: {problem}" for name, problem in problems.items()]
+def _listed(weights: Path) -> list[str]:
+    return [f"{name}: {problem}" for name, problem in retraining.problems(weights).items()]
 
 
 def _of_store(path: Path) -> list[str]:

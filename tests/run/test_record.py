@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gmmcnn import cli, config
+from gmmcnn.errors import ConfigurationError
 from gmmcnn.names import command
 from gmmcnn.run import record
 
@@ -53,6 +54,17 @@ def refused(answer: Answer, *parts: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------ record
+
+
+def test_settings_that_were_changed_since_are_told(tmp_path):
+    text = record.as_text(config.Settings(seed=3))
+    (tmp_path / record.NAME).write_text(text.replace("seed: 3", "seed: 2"))
+    with pytest.raises(
+        ConfigurationError, match=r"config\.yaml: damaged, or changed by hand: .*delete the line '# sha"
+    ):
+        record.read(tmp_path)
+    (tmp_path / record.NAME).write_text(text.replace("seed: 3", "seed: 2").partition("# sha256")[0])
+    assert record.read(tmp_path).seed == 2
 
 
 def test_a_run_goes_on_with_its_settings_and_those_given_now_laid_over_them(run):

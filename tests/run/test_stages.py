@@ -89,18 +89,22 @@ def count(patch: pytest.MonkeyPatch, counted: Counter) -> None:
 
         return counting
 
-    def reading(path: Path, *arguments: Any, **named: Any) -> Any:
-        counted[Path(path).name] += 1
-        return read_json(path, *arguments, **named)
+    def reading(read: Callable[..., Any]) -> Callable[..., Any]:
+        def reading(path: Path, *arguments: Any, **named: Any) -> Any:
+            counted[Path(path).name] += 1
+            return read(path, *arguments, **named)
 
-    read_json = files.read_json
+        return reading
+
+    readers = {name: getattr(files, name) for name in ("read_json", "read_record")}
     patch.setattr(checkpoints, "_read", counting("weights", checkpoints._read))
     patch.setattr(pd, "read_csv", counting("tables", pd.read_csv))
     for module in [module for name, module in sys.modules.items() if name.startswith("gmmcnn.")]:
         if getattr(module, "find_taps", None) is find_taps:
             patch.setattr(module, "find_taps", counting("find_taps", find_taps))
-        if getattr(module, "read_json", None) is read_json:
-            patch.setattr(module, "read_json", reading)
+        for name, read in readers.items():
+            if getattr(module, name, None) is read:
+                patch.setattr(module, name, reading(read))
         if module.__name__ in ("gmmcnn.run.stages", "gmmcnn.featuremaps.stream"):
             patch.setattr(module, "digest_tensors", counting("digests of weights", files.digest_tensors))
 
@@ -166,6 +170,33 @@ def test_damaged_weights_cost_no_maps_and_are_trained_again(finished, capsys):
     assert "nothing to repair" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["filters.csv", "metrics.csv", "masking.csv", "mask.json", "report.html", "run.json"])
+def test_damaged_tables_are_found_and_written_again(finished, name):
+    path = finished / name
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"1", b"7", 1))
+    with pytest.raises(GmmcnnError, match=r"1 of \d+ parts not as recorded"):
+        execute(replace(SMALL, task="verify"), finished)
+    if name in ("metrics.csv", "masking.csv", "mask.json"):
+        task = "screen" if name == "metrics.csv" else "prune"
+        with pytest.raises(GmmcnnError, match=rf"{name}: damaged, its SHA-256 is .*; write it: gmmcnn task={task} run"):
+            execute(replace(SMALL, task="report"), finished)
+    execute(replace(SMALL, task="repair"), finished)
+    assert name == "run.json" or path.read_bytes() == before
+    execute(replace(SMALL, task="verify"), finished)
+
+
+def test_a_bit_in_a_key_of_the_record_of_maps_is_found(finished):
+    path = finished / "activations" / "epoch-0004" / "taps.json"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"probe samples", b"probe sampler", 1))
+    with pytest.raises(StoreNotFoundError, match=r"taps\.json: missing, damaged or of another .*: gmmcnn task=extract"):
+        execute(replace(SMALL, task="report"), finished)
+    execute(replace(SMALL, task="repair"), finished)
+    assert path.read_bytes() == before
+    execute(replace(SMALL, task="verify"), finished)
+
+
 def test_settings_that_change_nothing_about_the_maps_are_learnt_without_making_them_again(finished):
     """Four batches are asked for where the training set has three: the same samples."""
     more = replace(SMALL, probe=config.Probe(samples=20, batches=4))
@@ -186,6 +217,7 @@ def test_a_folder_of_an_earlier_version_is_completed_without_making_maps_again(f
     else:
         for path in finished.rglob("taps.json"):
             content = json.loads(path.read_text())
+            del content["digest"]
             content["batch_samples"] = content.pop("n_samples")
             content["identity"]["settings"] = ["post_activation", None, "float32", 20]
             origin = {name: value for name, value in content["origin"].items() if not name.startswith("train.")}
@@ -205,6 +237,7 @@ def test_tables_say_what_was_tapped_and_of_an_earlier_version_where(finished):
     assert filters[told].drop_duplicates().to_numpy().tolist() == [["after relu (1)", "Conv2d", "4x4"]]
     for path in finished.rglob("taps.json"):
         content = json.loads(path.read_text())
+        del content["digest"]
         content["analysed"] = {layer: said["tap"] for layer, said in content["analysed"].items()}
         path.write_text(json.dumps(content))
     execute(replace(SMALL, task="screen"), finished)
