@@ -182,7 +182,7 @@ def test_damaged_tables_are_found_and_written_again(finished, name):
         with pytest.raises(GmmcnnError, match=rf"{name}: damaged, its SHA-256 is .*; write it: gmmcnn task={task} run"):
             execute(replace(SMALL, task="report"), finished)
     execute(replace(SMALL, task="repair"), finished)
-    assert name == "run.json" or path.read_bytes() == before
+    assert path.read_bytes() == before or name in ("run.json", "report.html")  # which say when they were written
     execute(replace(SMALL, task="verify"), finished)
 
 
