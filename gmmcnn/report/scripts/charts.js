@@ -135,5 +135,5 @@ function drawScatter(host, { dots, ellipses, members }, small, { height = 320, s
     const moved = Math.hypot(px - sx, py - sy) > 6;
     pick(moved ? dots.filter((dot) => within(x(dot.x), px, sx) && within(y(dot.y), py, sy)).map((dot) => dot.sample) : []);
   };
-  return (sample) => light(dots.find((dot) => dot.sample === sample));
+  return (sample) => light(dots.find((dot) => dot.sample === sample) ?? null);
 }

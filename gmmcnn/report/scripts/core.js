@@ -22,15 +22,24 @@ function element(name, properties = {}, ...children) {
 }
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-const whole = (value) => value.toLocaleString("en");
+const wholeFormat = new Intl.NumberFormat("en"), shortFormat = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+const whole = (value) => wholeFormat.format(value);
 const plural = (count, noun, several = `${noun}s`) => `${whole(count)} ${count === 1 ? noun : several}`;
 const percent = (share) => `${Math.round(100 * share)} %`;
 
-function number(value, digits = 3) {
+function number(value) {
   if (value === null || Number.isNaN(value)) return "–";
   if (value > 1e30) return "∞";
-  return Math.abs(value) >= 1e6 ? value.toExponential(1) : value.toLocaleString("en", { maximumSignificantDigits: digits });
+  return Math.abs(value) >= 1e6 ? value.toExponential(1) : shortFormat.format(value);
 }
+
+// Width that an element has on the page: asked for once, as asking makes the browser lay the page out.
+function widthOf(host) {
+  const known = widthOf.known.get(host) || host.clientWidth;
+  widthOf.known.set(host, known);
+  return known;
+}
+widthOf.known = new Map();
 
 // The image of a probe sample; an empty frame where the page has no room for it.
 function thumb(sample, about = "") {

@@ -23,7 +23,7 @@ function ticks(low, high, count) {
 const wholeTicks = (low, high, count) => ticks(low, high, count).filter(Number.isInteger);
 
 function picture(host, height, label) {
-  const width = Math.max(host.clientWidth, 240);
+  const width = Math.max(widthOf(host), 240);
   const canvas = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label });
   host.replaceChildren(canvas);
   return { canvas, width, height };

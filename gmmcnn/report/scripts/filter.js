@@ -21,13 +21,22 @@ function smallClusters({ members }) {
   return new Set([...members].filter(([cluster, dots]) => cluster !== 255 && dots.length <= most).map(([cluster]) => cluster).sort((a, b) => a - b));
 }
 
+let onShow = ""; // filter, small clusters and width of what is drawn: it stays while they do
+
 function drawFilter() {
-  const f = state.filter;
-  if (f === null) return;
-  const scatter = scatterOf(f), small = smallClusters(scatter), share = verdict.flagged[f] / nClusterings(), [low, high] = interval(share);
+  const f = state.filter, scatter = scatterOf(f), small = smallClusters(scatter), share = verdict.flagged[f] / nClusterings(), [low, high] = interval(share);
   byId("filter-name").textContent = nameOf(f);
-  const judged = isLive(f) ? `${verdict.anomalous[f] ? "Anomalous" : "Not anomalous"}: flagged in ${percent(share)} of ${whole(nClusterings())} clusterings (95 % interval ${Math.round(100 * low)}–${Math.round(100 * high)} %).` : `Cannot be judged: ${report.statuses[arrays.status[f]].replaceAll("_", " ")}.`;
-  byId("filter-verdict").textContent = judged;
+  byId("filter-verdict").textContent = isLive(f)
+    ? `${verdict.anomalous[f] ? "Anomalous" : "Not anomalous"}: flagged in ${percent(share)} of ${whole(nClusterings())} clusterings (95 % interval ${Math.round(100 * low)}–${Math.round(100 * high)} %).`
+    : `Cannot be judged: ${report.statuses[arrays.status[f]].replaceAll("_", " ")}.`;
+  const wanted = [f, ...small, innerWidth].join();
+  if (wanted !== onShow) drawClusters(f, scatter, small);
+  onShow = wanted;
+  drawOverTraining(f);
+  drawMargins(f);
+}
+
+function drawClusters(f, scatter, small) {
   const clusters = [...scatter.members.keys()].filter((cluster) => cluster !== 255).length;
   const repeat = nClusterings() > report.batches ? `, clustering ${scatter.repeat + 1}` : "";
   const left = scatter.dots.length < report.samplesPerBatch ? `; ${whole(scatter.dots.length)} of ${whole(report.samplesPerBatch)} samples drawn` : "";
@@ -42,8 +51,6 @@ function drawFilter() {
   preview(null);
   const tried = report.arrays.indexByK.shape[1];
   drawIndex(byId("filter-index"), Array.from(arrays.indexByK.subarray(f * tried, (f + 1) * tried)), arrays.n_components[f]);
-  drawOverTraining(f);
-  drawMargins(f);
 }
 
 function preview(dot) {

@@ -2,16 +2,19 @@
 
 async function main() {
   await unpack();
+  document.documentElement.dataset.scripted = "";
   thumb.places = new Map(Array.from(arrays.images, (sample, place) => [sample, place]));
   if (report.masking) drawMasking(byId("masking-chart"), report.masking);
   if (nFilters()) showFilters();
   byId("page-ready").hidden = true;
+  globalThis.gmmcnn = { report, arrays, screened }; // for the browser's console
   document.documentElement.dataset.ready = "true"; // tests wait for it
 }
 
 function showFilters() {
   verdict = screened(initial.epoch, initial.at);
   initial.filter = state.filter = verdict.flagged.reduce((best, count, f) => (count > verdict.flagged[best] ? f : best), 0);
+  initial.anomalous = verdict.anomalous; // of the thresholds that the report, and its outlier samples, were made with
   initial.only = state.only = verdict.nAnomalous > 0;
   recall();
   buildSliders(byId("sliders"));
@@ -26,12 +29,12 @@ function showFilters() {
   follow("at", "epoch")(drawStrips);
   follow("at", "epoch", "sort", "down", "page", "search", "layer", "only", "filter")(drawTable);
   follow("at", "epoch", "filter")(drawFilter);
-  follow("ranking", "find", "cards", "at")(drawSamples);
+  follow("ranking", "find", "cards")(drawSamples);
   const everything = () => choose({ ...state });
   everything();
   redraw();
   let width = innerWidth;
-  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; everything(); } });
+  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; widthOf.known.clear(); everything(); } });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", everything);
   addEventListener("beforeprint", redraw);
   addEventListener("hashchange", () => { recall(); everything(); });

@@ -71,7 +71,7 @@ function drawMatrix(rows) {
   byId("matrix").hidden = !names.length;
   const head = element("tr", {}, element("th", { scope: "col" }, "sample"), ...names.map((name) => element("th", { scope: "col", className: "tilted" }, element("span", {}, name))));
   const lines = rows.map((row) => element("tr", {}, element("th", { scope: "row" }, thumb(row.sample), ` ${row.sample}`), ...names.map((name) => {
-    const hit = row.filters.includes(name), odd = verdict.anomalous[numbers().get(name)];
+    const hit = row.filters.includes(name), odd = initial.anomalous[numbers().get(name)];
     return element("td", { className: hit ? (odd ? "hit odd" : "hit") : "" }, hit ? element("span", { className: "visually-hidden" }, odd ? "anomaly filter" : "flagged filter") : "");
   })));
   byId("matrix-table").replaceChildren(element("thead", {}, head), element("tbody", {}, ...lines));

@@ -31,7 +31,7 @@ function screened(epoch, at) {
     flags += all;
   }
   const often = (count) => count / m >= report.sliders.min_frequency[at.min_frequency];
-  const anomalous = Array.from(counts.flagged, (count, f) => often(count) && isLive(f, epoch));
+  const anomalous = Array.from(counts.flagged, (count, f) => isLive(f, epoch) && often(count));
   return { ...counts, often, anomalous, nAnomalous: anomalous.filter(Boolean).length, perBatch: flags / m };
 }
 

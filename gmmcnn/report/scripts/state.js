@@ -21,7 +21,8 @@ function redraw() {
   const changed = pending ?? new Set();
   pending = null;
   for (const { parts, draw } of listeners) if (parts.some((part) => changed.has(part))) draw();
-  remember();
+  clearTimeout(redraw.later);
+  redraw.later = setTimeout(remember, 100); // browsers take their time to write an address
 }
 
 const moved = () => Object.keys(state.at).filter((name) => state.at[name] !== initial.at[name]);

@@ -31,10 +31,11 @@ function chosenFilters() {
     if (wanted && !nameOf(f).toLowerCase().includes(wanted)) continue;
     rows.push(f);
   }
-  const { value } = COLUMNS.find(({ key }) => key === state.sort) ?? COLUMNS[1], values = new Map(rows.map((f) => [f, value(f)]));
+  const { value } = COLUMNS.find(({ key }) => key === state.sort) ?? COLUMNS[1], values = [];
+  for (const f of rows) values[f] = value(f);
   const sign = state.down ? -1 : 1, missing = (v) => Number(typeof v === "number" && Number.isNaN(v));
   return rows.sort((f, g) => {
-    const a = values.get(f), b = values.get(g), gone = missing(a) - missing(b);
+    const a = values[f], b = values[g], gone = missing(a) - missing(b);
     return gone || (missing(a) ? 0 : sign * compare(a, b)) || f - g;
   });
 }
@@ -92,7 +93,8 @@ function drawTable() {
 
 // The rows as they are chosen and sorted, all columns, for a spreadsheet.
 function saveTable() {
-  const quote = (value) => (/[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+  const text = (value) => (/^'*[=+\-@\t\r]./s.test(value) ? `'${value}` : value); // no formula, as in gmmcnn/files.py
+  const quote = (value) => (/[",\r\n]/.test(value) ? `"${text(value).replaceAll('"', '""')}"` : text(value));
   const plain = (value) => (typeof value === "string" ? quote(value) : typeof value === "boolean" ? String(value) : Number.isNaN(value) ? "" : value > 1e30 ? "inf" : String(Number(value.toPrecision(7))));
   const columns = [
     ["layer", (f) => report.layers[arrays.layer[f]]], ["filter", (f) => arrays.filter[f]], ["anomalous", (f) => verdict.anomalous[f]],

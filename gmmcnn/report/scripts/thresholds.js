@@ -67,26 +67,34 @@ function commandLine(names) {
 
 // One dot for each filter that can be judged, a row for each layer; anomalous ones in front.
 function drawStrips() {
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const colours = [colour("--live"), colour("--accent")], atLast = state.epoch === initial.epoch;
-  const rowHeight = clamp(90 / report.layers.length, 1.2, 22), height = Math.max(26, rowHeight * report.layers.length);
-  for (const [name, { canvas, values }] of Object.entries(SLIDERS)) {
-    if (!canvas) continue;
-    const width = canvas.clientWidth, sharp = devicePixelRatio || 1;
+  const page = getComputedStyle(document.documentElement), [ordinary, accent] = ["--live", "--accent"].map((name) => page.getPropertyValue(name));
+  const drawn = Object.entries(SLIDERS).filter(([, { canvas }]) => canvas), width = widthOf(drawn[0][1].canvas);
+  const rowHeight = clamp(90 / report.layers.length, 1.2, 22), height = Math.max(26, rowHeight * report.layers.length), sharp = devicePixelRatio || 1;
+  const size = clamp(rowHeight / 4, 1, 3);
+  for (const [name, about] of drawn) {
+    const { canvas } = about, slider = report.sliders[name], wide = (width - THUMB) / (slider.length - 1 || 1);
+    const follows = name === "min_frequency", key = [width, ordinary, state.epoch].join();
+    const dots = (target, colour, chosen) => {
+      const pen = target.getContext("2d");
+      pen.setTransform(sharp, 0, 0, sharp, 0, 0);
+      pen.fillStyle = colour;
+      for (let f = 0; f < about.places.length; f++) {
+        if (!chosen(f) || Number.isNaN(about.places[f])) continue;
+        const jitter = ((f * 0.618034) % 1) * (rowHeight - 2 * size);
+        pen.fillRect(THUMB / 2 + wide * about.places[f] - size, arrays.layer[f] * rowHeight + jitter, 2 * size, 2 * size);
+      }
+    };
     Object.assign(canvas, { width: width * sharp, height: height * sharp });
     canvas.style.height = `${height}px`;
-    if (!atLast && name !== "min_frequency") continue; // these are known of the last epoch only
-    const pen = canvas.getContext("2d"), measured = values(), slider = report.sliders[name];
-    pen.scale(sharp, sharp);
-    const wide = (width - THUMB) / (slider.length - 1 || 1), size = clamp(rowHeight / 4, 1, 3);
-    for (const anomalous of [false, true]) {
-      pen.fillStyle = colours[Number(anomalous)];
-      for (let f = 0; f < measured.length; f++) {
-        if (verdict.anomalous[f] !== anomalous || !isLive(f) || Number.isNaN(measured[f])) continue;
-        const jitter = ((f * 0.618034) % 1) * (rowHeight - 2 * size), x = THUMB / 2 + wide * placeOf(slider, measured[f]);
-        pen.fillRect(x - size, arrays.layer[f] * rowHeight + jitter, 2 * size, 2 * size);
-      }
+    if (!follows && state.epoch !== initial.epoch) continue; // these are known of the last epoch only
+    if (follows || !about.places) about.places = about.values().map((value) => (Number.isNaN(value) ? value : placeOf(slider, value)));
+    if (follows || about.key !== key) { // all of them: drawn once, and copied where they do not move
+      about.all = Object.assign(document.createElement("canvas"), { width: width * sharp, height: height * sharp });
+      about.key = key;
+      dots(about.all, ordinary, (f) => isLive(f));
     }
+    canvas.getContext("2d").drawImage(about.all, 0, 0);
+    dots(canvas, accent, (f) => verdict.anomalous[f]);
   }
 }
 
