@@ -28,9 +28,13 @@ test-quick: .venv/dev ## Run the tests that take less than ten seconds each.
 mutants: .venv/dev ## Change the code at a hundred places, one at a time, and see whether the tests notice: ARGS="filters/rules.py".
 	$(BIN)/python tests/mutants.py $(ARGS)
 
-kernels: .venv/dev .venv/nvrtc ## Compile the CUDA kernels for every supported GPU; needs no GPU and no driver.
+kernels: .venv/dev .venv/nvrtc .venv/nvrtc-12.4 .venv/nvrtc-12.9 ## Compile the CUDA kernels for every supported GPU, and by the compilers of three CUDA versions; needs no GPU and no driver.
 	LD_LIBRARY_PATH=$(CURDIR)/.venv/nvrtc/nvidia/cu13/lib PYTHONPATH=.venv/nvrtc GMMCNN_REQUIRE_NVRTC=1 \
 		$(BIN)/python -m pytest -q tests/kernels/test_compile.py $(ARGS)
+	for version in 12.4 12.9; do \
+		LD_LIBRARY_PATH=$(CURDIR)/.venv/nvrtc-$$version/nvidia/cuda_nvrtc/lib GMMCNN_REQUIRE_NVRTC=1 \
+			PYTHONPATH=.venv/nvrtc-$$version:.venv/cupy-12 \
+			$(BIN)/python -m pytest -q tests/kernels/test_compile.py -k "cupy or twice" $(ARGS) || exit 1; done
 
 lint: .venv/dev ## Check format, style and types.
 	$(BIN)/ruff format --check .
@@ -66,6 +70,12 @@ clean: ## Remove the environment and what tools left behind.
 # A folder of its own: the environment that runs all other tests has no CuPy.
 .venv/nvrtc: .venv/torch
 	$(PIP) install $(PIP_ARGS) --no-deps --target $@ cupy-cuda13x nvidia-cuda-nvrtc cuda-pathfinder
+
+.venv/cupy-12: .venv/torch
+	$(PIP) install $(PIP_ARGS) --no-deps --target $@ cupy-cuda12x cuda-pathfinder
+
+.venv/nvrtc-%: .venv/torch .venv/cupy-12
+	$(PIP) install $(PIP_ARGS) --no-deps --target $@ "nvidia-cuda-nvrtc-cu12==$*.*"
 
 .venv/rivals/ready: pyproject.toml benchmarks/rivals.txt
 	$(PYTHON) -m venv $(@D)

@@ -11,8 +11,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-COMPILER_OPTIONS = ("-std=c++17", "--device-as-default-execution-space")
-"""No fast-math. CuPy adds ``-ftz=true`` to every compilation: float32 numbers below 1e-38 become zero."""
+COMPILER_OPTIONS = ("-std=c++17",)
+"""No fast-math. CuPy adds ``-ftz=true``, with which float32 numbers below 1e-38 become zero, and
+``--device-as-default-execution-space``, which NVRTC before 12.9 refuses when it is given twice."""
 
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 

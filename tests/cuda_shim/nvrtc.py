@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gmmcnn.hardware import kernel_loader
 
 ARCHITECTURES = (75, 80, 90, 100, 120)
-CUPYS_OWN_OPTIONS = ("-ftz=true",)
+CUPYS_OWN_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,21 @@ def compile_source(text: str, options: tuple[str, ...], architecture: int) -> di
 def compile_file(file: str, macros: dict[str, int | str], architecture: int) -> dict[str, Resources]:
     """The same for a file in ``kernels/``."""
     return compile_source(kernel_loader.source(file), kernel_loader.options(**macros), architecture)
+
+
+def compile_as_cupy(file: str, macros: dict[str, int | str], architecture: int) -> bytes:
+    """Binary of a file in ``kernels/``, by CuPy's own function with all that it adds; only the device is pretended."""
+    from cupy.cuda import compiler
+
+    for_this_device = compiler._get_arch_for_options_for_nvrtc
+    compiler._get_arch_for_options_for_nvrtc = lambda arch=None: (f"-arch=sm_{arch}", "cubin")
+    try:
+        options = (*kernel_loader.options(**macros), "-ftz=true")  # which CuPy adds a function further out
+        return compiler.compile_using_nvrtc(
+            kernel_loader.source(file), options, str(architecture), f"{file}.cu", cache_in_memory=True
+        )[0]
+    finally:
+        compiler._get_arch_for_options_for_nvrtc = for_this_device
 
 
 def _read(log: str) -> dict[str, Resources]:

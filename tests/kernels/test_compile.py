@@ -73,6 +73,27 @@ def test_nvrtc_compiles_every_kernel_without_a_spill(architecture: int) -> None:
 
 
 @needs_nvrtc
+@pytest.mark.parametrize("architecture", [75, 90])  # which every NVRTC from 12.4 on knows
+@pytest.mark.parametrize(("file", "macros"), [("gmm_em", FIT[0][0]), *((file, macros) for file, macros, _ in OTHERS)])
+def test_cupy_compiles_every_file_with_the_options_that_it_adds(
+    file: str, macros: dict[str, int | str], architecture: int
+) -> None:
+    binary = nvrtc.compile_as_cupy(file, macros, architecture)
+    assert binary.startswith(b"\x7fELF")
+
+
+@needs_nvrtc
+def test_an_option_given_twice_is_what_older_compilers_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cupy_backends.cuda.libs import nvrtc as compiler
+
+    if compiler.getVersion() >= (12, 9):
+        pytest.skip("this NVRTC takes an option twice")
+    monkeypatch.setattr(kernel_loader, "COMPILER_OPTIONS", ("-std=c++17", "--device-as-default-execution-space"))
+    with pytest.raises(Exception, match="defined more than once"):
+        nvrtc.compile_as_cupy("calinski_harabasz", {"REAL": "float", "DIMS": 2}, 90)
+
+
+@needs_nvrtc
 def test_a_spill_and_a_warning_would_be_seen() -> None:
     tight = kernel_loader.source("gmm_em").replace("MAX_THREADS, MIN_BLOCKS) fit_mixtures", "1024, 2) fit_mixtures")
     found = nvrtc.compile_source(tight, kernel_loader.options(**FLOAT, **STREAMED, DIMS=8), 90)
