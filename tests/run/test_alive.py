@@ -33,10 +33,12 @@ def test_a_killed_process_is_not_nor_is_a_later_one_of_its_number():
 
 @pytest.mark.parametrize(
     ("heartbeat", "expected"),
-    [(ago(seconds=20), True), (ago(minutes=30), False), (None, None), ("yesterday", None), ("2020-01-01", None)],
+    [({"seconds": 20}, True), ({"minutes": 30}, False), (None, None), ("yesterday", None), ("2020-01-01", None)],
+    ids=["20 seconds ago", "half an hour ago", "never", "no date", "no time zone"],
 )
 def test_of_another_machine_the_heartbeat_tells(heartbeat, expected):
-    assert alive.is_alive({"host": "elsewhere", "pid": 1, "born": 1, "heartbeat": heartbeat}) is expected
+    beat = ago(**heartbeat) if isinstance(heartbeat, dict) else heartbeat
+    assert alive.is_alive({"host": "elsewhere", "pid": 1, "born": 1, "heartbeat": beat}) is expected
 
 
 def test_a_record_of_earlier_versions_tells_nothing():
