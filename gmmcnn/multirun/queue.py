@@ -48,7 +48,7 @@ class Queue:
         submitted: dict[str, list[str]] = {}
         by_name = {str(submission.get("slurm_name")): submission.get("jobs", []) for submission in submissions}
         for number, slurm_name, _ in listed:
-            jobs, index = by_name.get(slurm_name, []), number.rpartition("_")[2]
+            jobs, index = by_name.get(slurm_name, []), number.partition("_")[2] or "0"  # an array of one is no array
             if index.isdigit() and int(index) < len(jobs):
                 submitted.setdefault(str(jobs[int(index)]), []).append(number)
         return cls(states, submitted, asked_slurm=True)

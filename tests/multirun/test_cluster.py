@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -17,7 +16,7 @@ from gmmcnn.multirun.record import Status, Sweep
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
-QUICK = ["debug=tiny", "task=train", "train.epochs=80", "train.evaluate=kept"]
+QUICK = ["debug=tiny", "task=train", "train.epochs=150", "train.evaluate=kept"]
 FAILING = ["debug=tiny", "task=train", "train.epochs=1", "data=cifar10", "data.root=nowhere", "debug='false'"]
 LAUNCHER = [
     "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=1", "hydra.launcher.cpus_per_task=1",
@@ -29,7 +28,8 @@ LAUNCHER = [
 def slurm(tmp_path_factory):
     """Environment of the clients of a Slurm on this machine."""
     if missing := slurm_cluster.missing():
-        pytest.skip(f"no {', '.join(missing)}; remedy: apt-get install slurmctld slurmd slurm-client munge, as root")
+        stop = pytest.fail if os.environ.get("GMMCNN_REQUIRE_SLURM") else pytest.skip
+        stop(f"no {', '.join(missing)}; remedy: apt-get install slurmctld slurmd slurm-client munge, as root")
     with slurm_cluster.slurm(tmp_path_factory.mktemp("slurm")) as environment:
         yield environment | {"OMP_NUM_THREADS": "1"}
 
@@ -68,11 +68,14 @@ def test_a_disturbed_sweep_is_told_truly_and_ends_like_an_undisturbed_one(slurm,
         assert status(seed) is Status.RUNNING
         return json.loads((run_folder / "run.json").read_text())
 
-    killed, requeued = in_the_midst(0), in_the_midst(1)
+    killed = in_the_midst(0)
     os.kill(killed["pid"], signal.SIGKILL)
+    requeued = in_the_midst(1)  # the jobs share one GPU
     submitter.kill()
     submitter.wait()
-    subprocess.run(["scancel", "--signal=USR2", requeued["slurm_job"]], check=True)  # as Slurm does at the time limit
+    subprocess.run(
+        ["scancel", "--signal=USR2", requeued["slurm_job"] + ".0"], check=True
+    )  # as Slurm does at the time limit
     assert {"host", "pid", "slurm_job", "heartbeat"} <= killed.keys()
     wait_for(lambda: status(0) is Status.LOST, seconds=30)
     wait_for(lambda: status(6) is Status.QUEUED or status(6) is Status.RUNNING, seconds=30)
@@ -86,7 +89,7 @@ def test_a_disturbed_sweep_is_told_truly_and_ends_like_an_undisturbed_one(slurm,
     before = {name: (sweep.folder / name / "run.json").read_bytes() for name in found if name not in lost}
     assert len(before) == 5
     log = (sweep.folder / ".jobs" / "seed-1.log").read_text()
-    assert log.count("Trained 80 epochs") == 1
+    assert log.count("Trained 150 epochs") == 1
 
     run("sweep=disturbed", *LAUNCHER, exit_code=0)
     run("sweep=disturbed", "seed=7", *FAILING, *LAUNCHER, exit_code=1)
@@ -99,14 +102,3 @@ def test_a_disturbed_sweep_is_told_truly_and_ends_like_an_undisturbed_one(slurm,
     assert jobs["status"].tolist() == ["done"] * 7 + ["failed"]
     assert "nowhere" in jobs["line"].iloc[-1]
     assert jobs["slurm_job"].notna().all()
-
-
-def test_a_job_without_its_gpu_fails_loudly(slurm, tmp_path):
-    hidden = ["hydra.launcher.setup=['export CUDA_VISIBLE_DEVICES=']", "hydra.launcher.max_num_timeout=0"]
-    arguments = ["sweep=hidden", "seed=0", *QUICK, *LAUNCHER, *hidden]
-    done = subprocess.run(command(*arguments), cwd=tmp_path, env=slurm, capture_output=True, text=True, check=False)
-    line = Path(tmp_path / "hidden" / "jobs.csv").read_text()
-    if "this job sees no GPU" not in line:  # srun sets the variable again, after the site's own lines
-        assert done.returncode == 0, done.stdout + done.stderr
-    else:
-        assert done.returncode == 1

@@ -30,6 +30,12 @@ def test_jobs_are_found_by_the_name_of_their_submission(tmp_path, slurm):
     assert [queue.has(number) for number in ("7_0", "7_1", "7_2")] == [True, False, False]
 
 
+def test_an_array_of_one_job_has_no_index(tmp_path, slurm):
+    write_submission(tmp_path, "gmmcnn-a", ["seed-0"])
+    slurm("7|gmmcnn-a|PENDING")
+    assert Queue.asked(tmp_path).submitted == {"seed-0": ["7"]}
+
+
 def test_slurm_is_not_asked_where_nothing_was_handed_to_it(tmp_path, slurm):
     slurm("", exit_code=1)
     queue = Queue.asked(tmp_path)
