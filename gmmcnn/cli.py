@@ -27,7 +27,9 @@ from omegaconf.errors import OmegaConfBaseException
 from gmmcnn.config import GROUPS, LAUNCHERS, MOVED, TASKS, LocalLauncher, Settings, SlurmLauncher, setting_names
 from gmmcnn.errors import ConfigurationError, GmmcnnError, one_line
 from gmmcnn.names import command, did_you_mean, for_a_shell, quoted, runs_foreign_code
+from gmmcnn.progress import hush
 from gmmcnn.run import lock, record, signals
+from gmmcnn.run.explained import settings_text
 
 CONFIG_MODULE = "gmmcnn.conf"
 A_FOLDER = "expected a run folder that can be written: run=FOLDER"
@@ -38,7 +40,7 @@ FROM_THE_FOLDER_ALONE = ("screen", "samples", "report", "verify")
 RESULT = "run.json"
 """What a refused command leaves in a folder that it found empty."""
 
-_NO_START = ("task", "run", "estimate", "trust", "debug")
+_NO_START = ("task", "run", "estimate", "dry_run", "quiet", "trust", "debug")
 _FREE_FORM = ("data.kwargs.", "model.kwargs.")
 _SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 _exit_codes: list[int] = []
@@ -48,6 +50,7 @@ ConfigStore.instance().store(name="settings", node=Settings())
 for _name, _kind in LAUNCHERS.items():
     ConfigStore.instance().store(group="hydra/launcher", name=f"{_name}_settings", node=_kind())
 OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:6], use_cache=True)
+OmegaConf.register_new_resolver("explained", settings_text)
 
 
 def main() -> None:
@@ -158,6 +161,8 @@ def _job(composed: DictConfig) -> None:
     from gmmcnn import tasks  # torch and numba load only when there is work to do
 
     settings = record.settings_of(composed)
+    if settings.quiet:
+        hush()
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with signals.heeded():
@@ -247,6 +252,8 @@ def _no_such_option(error: MissingConfigException) -> ConfigurationError:
 
 def _normalise(argument: str) -> str:
     """Write an argument as Hydra wants it where people write it otherwise."""
+    if argument in ("-q", "--quiet"):
+        return "quiet=true"
     if argument.lower() in ("debug=true", "debug=false"):  # the names of options of a group, not truth values
         key, value = argument.lower().split("=")
         return f"{key}='{value}'"

@@ -77,6 +77,7 @@ class Data(_Group):
     """
 
     name: str = "digits"
+    """A built-in data set, ``image_folder``, or ``package.module:Class`` of a map-style data set."""
     root: str | None = None
     """Folder of the data set's files; None looks in the system's own places."""
     train_samples: int | None = None
@@ -92,6 +93,7 @@ class Data(_Group):
     """Training images replaced by their inverse or by uniform noise, in turns, within the range of the pixels; they
     keep their labels."""
     kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the data set: ``data.kwargs.size=64``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,9 +111,11 @@ class Model(_Group):
     """The network: a built-in name, or the dotted name of an ``nn.Module`` class or factory, called with ``kwargs``."""
 
     name: str = "simple_cnn"
+    """A built-in network, or ``package.module:Class`` of an ``nn.Module`` class or factory."""
     checkpoint: str | None = None
     """State dict to start from (a ``.pt`` file, loaded with ``weights_only=True``); with it, nothing is trained."""
     kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the network: ``model.kwargs.width=32``."""
 
 
 @dataclass
@@ -119,12 +123,17 @@ class Train(_Group):
     """Training by Adam or SGD on cross-entropy."""
 
     epochs: int = 30
+    """Passes through the training set."""
     batch_size: int = 64
+    """Samples in one step."""
     optimizer: str = "adam"
+    """``adam`` or ``sgd``."""
     learning_rate: float = 1e-3
+    """Step size, the same in all epochs."""
     momentum: float = 0.9
     """Of SGD; Adam ignores it."""
     weight_decay: float = 0.0
+    """L2 penalty on the weights."""
     checkpoint_epochs: list[int] | None = None
     """Epochs whose weights are kept and analysed; None: about ten, evenly spaced, the first and the last among them."""
     evaluate: str = "all"
@@ -162,6 +171,7 @@ class Probe(_Group):
     """The training samples whose feature maps are clustered: ``batches`` disjoint batches of ``samples`` each."""
 
     samples: int = 200
+    """N: samples in a batch, and points of every clustering."""
     batches: int | str = 10
     """At most; fewer where the training set is too small. ``all``: as many as take up the whole training set, all but
     a few samples, in batches of ``samples`` or up to a tenth more or fewer, whichever leaves the fewest out."""
@@ -226,6 +236,7 @@ class Pca(_Group):
     """Reduction of each filter's maps."""
 
     dims: int = 2
+    """d: principal components kept of every filter's maps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -237,7 +248,9 @@ class Gmm(_Group):
     """The mixture sweep; names and meanings as in ``sklearn.mixture.GaussianMixture``."""
 
     k_min: int = 2
+    """Fewest components K that are tried."""
     k_max: int = 10
+    """Most components K that are tried; the Calinski-Harabasz index chooses."""
     n_init: int = 1
     """Starts for each K; the best is kept. K differs from seed to seed for more than half of the filters with one, for
     45 % with ten."""
@@ -246,7 +259,9 @@ class Gmm(_Group):
     are over all of them, and steadier from seed to seed than those of one fit of as many starts, which takes as long
     (``gmm=best_of_ten``)."""
     tol: float = 1e-3
+    """EM stops where a step gains less mean log-likelihood."""
     max_iter: int = 100
+    """EM steps, at most."""
     reg_covar: float = 1e-6
     """Relative to the filter's mean score variance."""
     random_state: int = 0
@@ -346,6 +361,7 @@ class Experiment(_Group):
     """A question about the method and its answer beside controls; what is None, the size decides."""
 
     name: str = "overfitting"
+    """Which question: the options of ``experiment=`` above."""
     size: str = "quick"
     """``smoke`` (seconds, proves nothing), ``quick`` (minutes) or ``full``."""
     seeds: int | None = None
@@ -382,13 +398,20 @@ class Settings(_Group):
     """Everything a run depends on; the groups stand in the order of the method."""
 
     task: str = "run"
+    """What to do: see Tasks."""
     run: str | None = None
     """Run folder: that of an earlier run to go on in, or a new one."""
     sweep: str | None = None
     """Folder of a sweep: of an earlier one to go on with or to aggregate, or of a new one."""
     seed: int = 0
+    """Of everything that is drawn: weights, order of training, samples, starts."""
     estimate: bool = False
     """With ``task=doctor``: say how long fitting would take here."""
+    dry_run: bool = False
+    """With ``task=run`` or ``task=extract``: say what would be tapped, how much of it there is and how long it would
+    take, and do nothing."""
+    quiet: bool = False
+    """Write nothing but errors; ``-q`` is short for it."""
     trust: bool = False
     """Import the network or data set that a run folder names, whoever wrote it: that runs its code."""
     debug: bool = False
@@ -525,7 +548,8 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
         "experiment.validation_samples", "experiment.controls", "experiment.finetune_epochs",
     ),
     "nothing": (
-        "task", "run", "sweep", "estimate", "trust", "debug",  # what to do, where, and how to talk about it
+        "task", "run", "sweep", "estimate", "dry_run",  # what to do, and where
+        "quiet", "trust", "debug",  # how to talk about it
         "data.root",  # where files lie; what is in them has a digest of its own
         "extract.forward_samples", "extract.keep_maps",  # how maps are made and kept
         "prune.method",  # what is written beside the mask

@@ -30,6 +30,12 @@ class Ended(BaseException):
 
 
 _ending = threading.Event()
+_hushed = threading.Event()
+
+
+def hush() -> None:
+    """Show no progress and write no line from now on; errors are written elsewhere."""
+    _hushed.set()
 
 
 def end_at_next_step() -> None:
@@ -69,7 +75,7 @@ def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
         To be called with the number of units just finished, and kept. It shows nothing where standard error is no
         terminal, and raises :class:`Ended` where the process was asked to end.
     """
-    if not sys.stderr.isatty():
+    if _hushed.is_set() or not sys.stderr.isatty():
         yield _step(lambda n: None)
         return
     columns = (
@@ -96,12 +102,13 @@ _console = Console(soft_wrap=True, highlight=False)
 
 def say(text: str | Table) -> None:
     """Write a line or a table."""
-    _console.print(text, markup=False)
+    if not _hushed.is_set():
+        _console.print(text, markup=False)
 
 
 @cache
 def note(text: str) -> None:
     """Write a line to standard error, once; nothing where that is no terminal."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    if console.is_terminal:
+    if console.is_terminal and not _hushed.is_set():
         console.print(text, markup=False)

@@ -8,12 +8,11 @@ from gmmcnn import pipeline
 from gmmcnn.config import Settings
 from gmmcnn.errors import EngineError, StoreError
 from gmmcnn.experiments import running as experiments
-from gmmcnn.featuremaps import find_taps
 from gmmcnn.names import command
 from gmmcnn.progress import say
 from gmmcnn.report.views import plural
-from gmmcnn.run import page, verify
-from gmmcnn.run.doctor import JobSize, run_doctor
+from gmmcnn.run import page, preview, verify
+from gmmcnn.run.doctor import run_doctor
 from gmmcnn.run.folder import Run
 from gmmcnn.run.tables import NAMES, PRUNED
 
@@ -21,12 +20,27 @@ from gmmcnn.run.tables import NAMES, PRUNED
 def execute(settings: Settings, folder: Path) -> None:
     """Carry out ``settings.task`` in a run folder, and record there how it went, if it does more than look."""
     job = Run(settings, folder)
+    if settings.dry_run:
+        preview.show(job)
+        _remove_empty(folder)
+        return
     with nullcontext() if settings.task == "verify" else job.recorded():
         TASKS[settings.task](job)
 
 
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder, and those around it, that were made for a run that does not take place."""
+    for made in (folder, folder.parent, folder.parent.parent):
+        try:
+            made.rmdir()
+        except OSError:  # something is in it
+            return
+
+
 def run(job: Run) -> None:
     """The whole pipeline, and the page about it."""
+    if job.trained_here and not (job.folder / "checkpoints").exists():
+        say(preview.intent(job))
     page.write(job, pipeline.run(job))
 
 
@@ -89,21 +103,12 @@ def _writers(job: Run, tables: Sequence[Path]) -> Sequence[Callable[[Run], None]
 
 def doctor(job: Run) -> None:
     """Say what this machine offers and whether its engines agree with the reference."""
-    text, exit_code = run_doctor(job.settings, job=_size(job) if job.settings.estimate else None)
+    text, exit_code = run_doctor(
+        job.settings, job=preview.size_of(job, preview.taps_of(job)) if job.settings.estimate else None
+    )
     say(text)
     if exit_code:
         raise EngineError("an engine that should run here does not, or disagrees with the reference: see above")
-
-
-def _size(job: Run) -> JobSize:
-    """What fitting this network at all its checkpoints comes to."""
-    settings = job.settings
-    taps = find_taps(
-        job.network(), job.data().train.images[:1], tap=settings.extract.tap, layers=settings.extract.layers
-    )
-    layers = tuple((tap.n_filters, tap.height * tap.width) for tap in taps.analysed)
-    n_checkpoints = 1 if settings.model.checkpoint else len(settings.train.kept_epochs)
-    return JobSize(layers, n_checkpoints, job.probe().n_batches)
 
 
 TASKS: dict[str, Callable[[Run], None]] = {

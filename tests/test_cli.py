@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gmmcnn import cli, config
+from gmmcnn import cli, config, progress
 from gmmcnn.filters import fitting
 from gmmcnn.run.alive import is_alive
 
@@ -86,7 +87,8 @@ def test_only_the_last_checkpoint_keeps_its_maps(tiny_run):
 
 def test_the_summary_is_plain_and_ends_with_the_report(tiny_run):
     lines = (tiny_run / "stdout.txt").read_text().strip().splitlines()
-    assert lines[0].startswith("Trained 2 epochs: training accuracy ")
+    assert lines[0].startswith("simple_cnn on digits: 2 epochs on ")
+    assert lines[1].startswith("Trained 2 epochs: training accuracy ")
     assert re.search(r"of 112 filters (is|are) anomalous|None of 112 filters is anomalous", "\n".join(lines))
     assert lines[-1] == f"Report: {tiny_run / 'report.html'}" or lines[-1].endswith("report.html")
     assert "\x1b" not in "\n".join(lines)
@@ -339,6 +341,28 @@ def test_help_lists_what_exists(here):
     for task in config.TASKS:
         assert re.search(rf"^ +{task} ", text, re.MULTILINE)
     assert "model: alexnet, lenet5, resnet20, resnet8, simple_cnn" in text
+
+
+def test_help_explains_every_setting(here):
+    _, said, _ = here("--help")
+    assert "    gmm.k_max=10\n      Most components K that are tried" in said
+    assert 'eval "$(gmmcnn -sc install=bash)"' in said
+
+
+def test_a_dry_run_says_what_it_would_do_and_leaves_nothing(here, tmp_path):
+    code, said, _ = here("task=extract", "dry_run=true", *TINY)
+    assert code == 0
+    assert "Nothing was done or written" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("quiet", ["-q", "--quiet", "quiet=true"])
+def test_quiet_writes_nothing_but_errors(quiet, here, monkeypatch):
+    monkeypatch.setattr(progress, "_hushed", threading.Event())
+    assert here(quiet, "task=train", *TINY, "run=quiet") == (0, "", "")
+    code, said, complaint = here(quiet, "run=quiet", "task=screen")
+    assert (code, said) == (1, "")
+    assert complaint.startswith("gmmcnn: ")
 
 
 def test_a_network_given_by_its_weights_is_analysed_and_not_trained(here, digits_training):

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -85,3 +86,15 @@ def test_a_note_is_written_once_and_to_a_terminal_alone(monkeypatch: pytest.Monk
     note("once more")
     assert terminal.getvalue().count("compiling") == 1
     assert "once more" in terminal.getvalue()
+
+
+def test_hushed_it_says_nothing_and_still_counts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(progress, "_hushed", threading.Event())
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    progress.hush()
+    say("a line")
+    note("a hint")
+    with progress.progress("fitting conv1", 3, "filters") as advance:
+        advance()
+    assert capsys.readouterr().out == ""
+    assert sys.stderr.getvalue() == ""

@@ -5,11 +5,12 @@ The report is made to be pasted into a bug report. It names the state of trust o
 
 import os
 import platform
+import shutil
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,15 @@ from gmmcnn.hardware import gpu
 from gmmcnn.hardware.compiled import examine_cache
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 from gmmcnn.principal_components.pca import pca
+from gmmcnn.run import estimate
 
 PACKAGES = ("gmmcnn", "numpy", "torch", "numba", "scikit-learn", "cuml-cu12", "cuml-cu13")
+EXTRAS = (
+    ("torch_pruning", "prune", "prune.method=remove, which writes smaller networks"),
+    ("torchvision", "vision", "data sets that are downloaded"),
+    ("lightning", "lightning", "the callback for Lightning's Trainer"),
+)
+"""Module, extra, and what it is good for, of what serves on any machine."""
 RUN_ON = "the CUDA engine was run on an NVIDIA H200; for sm_75 to sm_120 it is compiled, and run on an emulated device"
 MAX_BOUND_DIFFERENCE = 1e-4
 """Of the lower bounds of fits from the same start: float32 carries about 1e-7 a sample."""
@@ -33,30 +41,14 @@ MIN_EQUAL_LABELS = 0.999
 BENCHMARK_FILTERS = 1024
 
 
-@dataclass(frozen=True)
-class JobSize:
-    """What is to be fitted."""
-
-    layers: tuple[tuple[int, int], ...]
-    """Filters of each layer, and pixels of their maps."""
-    n_checkpoints: int
-    n_batches: int
-    """Probe batches."""
-
-    @property
-    def n_filters(self) -> int:
-        """Filters over all layers."""
-        return sum(filters for filters, _ in self.layers)
-
-
-def run_doctor(settings: Settings, *, job: JobSize | None = None) -> tuple[str, int]:
+def run_doctor(settings: Settings, *, job: estimate.JobSize | None = None) -> tuple[str, int]:
     """Examine the machine and test every engine that it can run.
 
     Parameters
     ----------
     settings : Settings
         ``engine``: an engine asked for by name must work. ``probe``, ``pca`` and ``gmm`` size the estimate.
-    job : JobSize, optional
+    job : estimate.JobSize, optional
         Say how long fitting it takes here, from a probe of a second or so.
 
     Returns
@@ -78,7 +70,9 @@ def run_doctor(settings: Settings, *, job: JobSize | None = None) -> tuple[str, 
         lines += [f"cuda      not available: {reason}", f"          {RUN_ON}"]
         failures += ["cuda"] if settings.engine.name == "cuda" else []
     if job:
-        lines.append(_estimate(settings, engines[-1] if settings.engine.name in ("auto", "cuda") else "cpu", job))
+        engine = engines[-1] if settings.engine.name in ("auto", "cuda") else "cpu"
+        lines.append(f"estimate  {estimate.sentence(settings, engine, job)}")
+    lines += [f"install   {suggestion}" for suggestion in _to_install()]
     verdict = "all engines of this machine agree with the reference"
     if failures:
         verdict = f"FAILED: {', '.join(failures)}; please report this with the lines above"
@@ -111,6 +105,18 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
+
+
+def _to_install() -> list[str]:
+    """Extras that are not installed and could serve here, each with what it is good for."""
+    wanted = [("cupy", "gpu-cu13", "the CUDA engine (gpu-cu12 for older drivers)")] if _has_nvidia_driver() else []
+    wanted += [("submitit", "slurm", "sweeps on this cluster")] if shutil.which("sbatch") else []
+    missing = [need for need in (*wanted, *EXTRAS) if find_spec(need[0]) is None]
+    return [f"pip install 'gmmcnn[{extra}]' for {purpose}" for _, extra, purpose in missing]
+
+
+def _has_nvidia_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
 def _examine(engine: str) -> tuple[list[str], bool]:
@@ -156,15 +162,8 @@ def _test_sweep(engine: str) -> tuple[str, bool]:
     return f"lower bound within {bound:.0e} of the reference, {equal:.2%} of labels equal", good
 
 
-def _maps(n_filters: int, n_samples: int, n_pixels: int) -> NDArray[np.float32]:
-    """Maps (F, N, P) whose principal components fall off as those of real ones do."""
-    rng = np.random.default_rng(0)
-    patterns = np.exp(-np.arange(10) / 3)[:, None] * rng.normal(size=(10, n_pixels))
-    return np.maximum(rng.normal(size=(n_filters, n_samples, 10)) @ patterns, 0).astype(np.float32)
-
-
 def _test_pca(engine: str) -> tuple[str, bool]:
-    maps = _maps(6, 200, 100)
+    maps = estimate.natural_maps(6, 200, 100)
     found, expected = pca(maps, 2, engine=engine), pca(maps, 2, engine="reference")
     difference = float(np.abs(found.scores - expected.scores).max() / np.abs(expected.scores).max())
     return f"scores within {difference:.0e} of the reference", difference <= MAX_SCORE_DIFFERENCE
@@ -197,50 +196,3 @@ def _benchmark() -> str:
         f"cuda      speed          {min(seconds):.4f} s for {len(scores)} filters, N = 1000, d = 2, K = 2 … 10; "
         f"the cost model's floor is {floor:.4f} s"
     )
-
-
-def _estimate(settings: Settings, engine: str, job: JobSize) -> str:
-    """Time to fit a whole job: what a short probe shows one fit to take here, times the number of fits.
-
-    The work of a mixture is the cost model's, so that few problems stand for many; that of the principal components is
-    probed for each size of map.
-    """
-    n_samples, dims, gmm = settings.probe.samples, settings.pca.dims, settings.gmm
-    n_fits = job.n_batches * job.n_checkpoints  # of each filter
-
-    def work(filters: int) -> float:
-        sweep = cost.Sweep(filters, n_samples, dims, gmm.k_min, gmm.k_max, gmm.n_init)
-        return sum(stage.instructions for stage in cost.sweep_stages(sweep))
-
-    rng = np.random.default_rng(0)
-    few = rng.normal(size=(8, n_samples, dims)).astype(np.float32)
-    arguments = gmm.of_a_sweep
-    probed, filters = _grow(lambda n: _fit(np.tile(few, (n, 1, 1)), engine, **arguments), len(few))
-    mixtures = probed / work(filters) * work(job.n_filters) * n_fits * gmm.repeats
-
-    def seconds_for_components(pixels: int) -> float:
-        maps = _maps(2, n_samples, pixels)
-        seconds, filters = _grow(lambda n: pca(np.tile(maps, (n, 1, 1)), dims, engine=engine), len(maps), 0.1)
-        return seconds / filters
-
-    of_each_size = {pixels: seconds_for_components(pixels) for _, pixels in job.layers}
-    components = n_fits * sum(filters * of_each_size[pixels] for filters, pixels in job.layers)
-    return (
-        f"estimate  {mixtures + components:.2g} s on the {engine} engine to fit {job.n_filters:,} filters in "
-        f"{job.n_batches} batches of N = {n_samples} at {job.n_checkpoints} checkpoints, K = {gmm.k_min} … "
-        f"{gmm.k_max}, n_init = {gmm.n_init}, repeats = {gmm.repeats}: mixtures {mixtures:.2g} s, "
-        f"principal components {components:.2g} s"
-    )
-
-
-def _grow(work: Callable[[int], object], size: int, enough_s: float = 0.5) -> tuple[float, int]:
-    """Run ``work(n)`` with n doubling until it takes ``enough_s``; seconds and ``n * size`` of the last run."""
-    n = 1
-    work(n)  # compiles
-    while True:
-        start = time.perf_counter()
-        work(n)
-        seconds = time.perf_counter() - start
-        if seconds > enough_s or n >= 1024:
-            return seconds, n * size
-        n *= 2

@@ -8,7 +8,7 @@ from cuda_shim.fixtures import cupy, fibers
 from gmmcnn import config
 from gmmcnn.hardware import cost_model as cost
 from gmmcnn.mixture import cuda
-from gmmcnn.run import doctor
+from gmmcnn.run import doctor, estimate
 
 __all__ = ["cupy", "fibers"]
 
@@ -52,8 +52,20 @@ def test_the_cache_is_looked_at_before_an_engine_is_loaded(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("no_cupy")
+def test_what_could_be_installed_is_named_with_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/sbatch" if name == "sbatch" else None)
+    monkeypatch.setattr(doctor, "_has_nvidia_driver", lambda: False)
+    found = doctor._to_install()
+    assert found[0] == "pip install 'gmmcnn[slurm]' for sweeps on this cluster"
+    assert [line.split("[")[1].split("]")[0] for line in found] == ["slurm", "prune", "vision", "lightning"]
+    monkeypatch.setattr(doctor, "find_spec", lambda name: object())
+    assert doctor._to_install() == []
+
+
+@pytest.mark.usefixtures("no_cupy")
 def test_the_estimate_names_the_job() -> None:
-    size = doctor.JobSize(layers=((6, 25), (16, 9)), n_checkpoints=4, n_batches=2)
+    size = estimate.JobSize(layers=((6, 25), (16, 9)), n_checkpoints=4, n_batches=2)
     text, _ = doctor.run_doctor(SMALL, job=size)
     (line,) = [line for line in text.splitlines() if line.startswith("estimate")]
     assert "on the cpu engine to fit 22 filters in 2 batches of N = 50 at 4 checkpoints" in line

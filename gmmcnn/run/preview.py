@@ -1,0 +1,126 @@
+"""What a run would do, before it does it: what is tapped, how much that is, how long it takes, what is left out."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from rich import box
+from rich.table import Table
+from torch import nn
+from torch.nn import functional
+
+from gmmcnn.data.probe import ProbeSet
+from gmmcnn.errors import ConfigurationError
+from gmmcnn.featuremaps.capture import find_taps
+from gmmcnn.featuremaps.stream import importable_samples
+from gmmcnn.featuremaps.taps import Tap, Taps
+from gmmcnn.progress import say
+from gmmcnn.run import estimate
+from gmmcnn.run.folder import Run
+
+TASKS = ("run", "extract")
+_MIB = 2**20
+_BYTES = {"float32": 4, "float16": 2}
+
+
+def intent(job: Run) -> str:
+    """What a run with training sets out to do, in one line."""
+    train, data = job.settings.train, job.data()
+    return (
+        f"{job.title}: {train.epochs} epochs on {len(data.train.labels):,} samples, then every filter of "
+        f"{len(train.kept_epochs)} checkpoints; results: {job.folder}"
+    )
+
+
+def size_of(job: Run, taps: Taps) -> estimate.JobSize:
+    """What fitting this network at all its checkpoints comes to."""
+    settings = job.settings
+    layers = tuple((tap.n_filters, tap.height * tap.width) for tap in taps.analysed)
+    n_checkpoints = 1 if settings.model.checkpoint else len(settings.train.kept_epochs)
+    return estimate.JobSize(layers, n_checkpoints, job.probe().n_batches)
+
+
+def taps_of(job: Run) -> Taps:
+    """Where the maps of the network would be taken."""
+    extract = job.settings.extract
+    return find_taps(job.network(), job.data().train.images[:1], tap=extract.tap, layers=extract.layers)
+
+
+def show(job: Run) -> None:
+    """Say what ``task=run`` or ``task=extract`` would do, and do nothing.
+
+    Raises
+    ------
+    ConfigurationError
+        It is another task.
+    """
+    settings = job.settings
+    if settings.task not in TASKS:
+        expected = " or ".join(f"task={task}" for task in TASKS)
+        raise ConfigurationError(f"dry_run=true: shows what {expected} would do, not task={settings.task}")
+    if settings.extract.source:
+        n_samples = importable_samples(settings.extract.source)
+        say(f"{settings.extract.source}: maps of {n_samples:,} samples, which are taken as they are")
+        return
+    taps, probe = taps_of(job), job.probe()
+    size, engine = size_of(job, taps), estimate.engine_for(settings)
+    seconds = estimate.probe(settings, engine, size)
+    bytes_of = {tap.layer: _bytes(tap, probe, settings.extract.dtype) for tap in taps.analysed}
+    table = Table("layer", "kind", "tapped", box=box.SIMPLE)
+    for name in ("filters", "map", "MiB", "seconds"):
+        table.add_column(name, justify="right")
+    for tap in taps.analysed:
+        fits = seconds.of(tap.n_filters, tap.height * tap.width) * probe.n_batches
+        mib = f"{bytes_of[tap.layer] / _MIB:,.1f}"
+        table.add_row(tap.layer, tap.kind, tap.description, f"{tap.n_filters:,}", tap.map_size, mib, f"{fits:.2g}")
+    say(f"{job.title}: {probe.n_batches} probe batches of N = {probe.n_samples}")
+    say(table)
+    for skipped in taps.skipped:
+        say(f"Left out: {skipped.layer}: {skipped.reason}")
+    say(_summary(job, size, seconds, sum(bytes_of.values()), engine))
+
+
+def _bytes(tap: Tap, probe: ProbeSet, dtype: str) -> int:
+    """Bytes of a layer's maps at one checkpoint, before they are compressed."""
+    return len(probe.samples) * tap.n_filters * tap.height * tap.width * _BYTES[dtype]
+
+
+def _summary(job: Run, size: estimate.JobSize, seconds: estimate.Seconds, n_bytes: int, engine: str) -> str:
+    """All layers together, and the network's own time."""
+    settings, n_samples = job.settings, len(job.probe().samples)
+    forward = _seconds_a_sample(job, _forward) * n_samples
+    fits = sum(seconds.of(filters, pixels) for filters, pixels in size.layers) * size.n_batches
+    parts = [
+        f"A checkpoint: {size.n_filters:,} filters, {n_bytes / _MIB:,.1f} MiB of maps before compression, "
+        f"{forward:.2g} s in the network, {fits:.2g} s of PCA and mixtures on the {engine} engine"
+    ]
+    if settings.task == "run" and job.trained_here:
+        epochs, n_train = settings.train.epochs, len(job.data().train.labels)
+        training = _seconds_a_sample(job, _step) * n_train * epochs
+        parts.append(f"{size.n_checkpoints} checkpoints, and {training:.2g} s for {epochs} epochs of training")
+    elif size.n_checkpoints > 1:
+        parts.append(f"{size.n_checkpoints} checkpoints")
+    return "; ".join(parts) + ". Nothing was done or written."
+
+
+def _seconds_a_sample(job: Run, work: Callable[[nn.Module, torch.Tensor, torch.Tensor], object]) -> float:
+    """Seconds that a batch takes, for each of its samples: the shorter of two after one that is not counted."""
+    train = job.data().train
+    batch = min(job.settings.train.batch_size, len(train.labels))
+    network, images, labels = job.network(), train.images[:batch], train.labels[:batch]
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work(network, images, labels)
+        taken.append(time.perf_counter() - start)
+    return min(taken[1:]) / batch
+
+
+def _forward(network: nn.Module, images: torch.Tensor, _: torch.Tensor) -> None:
+    with torch.inference_mode():
+        network.eval()(images)
+
+
+def _step(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+    network.train().zero_grad()
+    functional.cross_entropy(network(images), labels).backward()
