@@ -19,7 +19,7 @@ demo: .venv/run ## Train on digits with four wrong labels and four foreign image
 	$(BIN)/gmmcnn demo=digits $(ARGS)
 
 test: .venv/dev ## Run all tests and ask for the coverage in pyproject.toml; ARGS="tests/filters" runs some and does not ask.
-	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered \
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered \
 		$(if $(ARGS),--cov-fail-under=0) -q $(ARGS)
 
 test-quick: .venv/dev ## Run the tests that take less than ten seconds each.

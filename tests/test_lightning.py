@@ -21,8 +21,11 @@ with warnings.catch_warnings():
 
     from gmmcnn.lightning import OverfittingCallback
 
-# Lightning 2.6 with torch 2.13: its copy of torch's tree functions uses a class that torch renames.
-pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+# Lightning 2.6 with torch 2.13: its copy of torch's tree functions uses a class that torch renames. And a machine with
+# Slurm's commands gets advice to use them.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning", "ignore:The `srun` command is available"
+)
 
 SETTINGS = {"samples": 60, "k_max": 4, "engine": "cpu"}
 NAMES = [f"gmmcnn/{name}" for name in COLUMNS[1:]]

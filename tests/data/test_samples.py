@@ -195,7 +195,7 @@ def failing(samples):
         ([Image.new("P", (2, 2))], "images: sample 0 is a PIL image of mode P; expected L or RGB"),
         ([()], "images: sample 0 is a NoneType"),
         (DataLoader(DATA, collate_fn=failing), r"images: the loader's collate function fails \(no batch\)"),
-        (Leaving(PIXELS), r"images: sample 0 cannot be read \(3\)"),
+        (Leaving(PIXELS), r"images: sample 0 cannot be read \(it called sys.exit\(3\)\)"),
         (np.array(1.0), "images: a ndarray without a length"),
     ],
 )

@@ -168,7 +168,7 @@ def test_a_finished_finetuning_is_not_repeated(finetuned, trained_on, monkeypatc
     for measured in trained_on.folder.glob("networks/*/pruning-*.parquet"):
         measured.unlink()
     monkeypatch.setattr(training, "train", lambda *args, **kwargs: pytest.fail("trained again"))
-    monkeypatch.setattr(Laboratory, "trained", lambda *args: None)
+    monkeypatch.setattr(Laboratory, "_trained", lambda *args: None)
     again = pruning.effects_of_masks(trained_on)
     pd.testing.assert_frame_equal(again, finetuned.table)
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from gmmcnn.run import signals
 def _quick_to_start(monkeypatch):
     monkeypatch.setattr(local, "_PRELOADED", ["sweep_work"])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    forkserver._forkserver._stop()  # of an earlier test: it has imported other modules, for other threads
 
 
 def shares(n_jobs: int, **settings: int) -> tuple[int, tuple[str | None, ...]]:
