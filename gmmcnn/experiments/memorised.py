@@ -54,6 +54,7 @@ SCORES = {
     "memorisation rank": OURS,
     "label surprise": OURS,
     "cluster evidence": OURS,
+    "map evidence": OURS,
     "density": OURS,
     "paper's rule": OURS,
 } | rivals.NEEDS
@@ -153,6 +154,7 @@ def of_clusterings(analysis: Analysis) -> pd.DataFrame:
             "memorisation rank": found["memorisation_rank"],
             "label surprise": found["label_surprise"],
             "cluster evidence": -found["cluster_evidence"],
+            "map evidence": -found["map_evidence"],
             "density": found["density"],
             "paper's rule": found["n_filters"],
         }

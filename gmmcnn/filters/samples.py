@@ -1,14 +1,14 @@
 """Scores of every probe sample, read from stored fits: what its label and its place in the clusters say about it.
 
-Label surprise, cluster evidence and memorisation rank are those of :mod:`gmmcnn.filters.surprise`, over all live
-clusterings of a sample's probe batch: those of filters that are neither dead nor near-dead, all repeats. Samples whose
-label is not known have none of them, and do not count among the members of a cluster.
+Label surprise, cluster and map evidence and memorisation rank are those of :mod:`gmmcnn.filters.surprise`, over all
+live clusterings of a sample's probe batch: those of filters that are neither dead nor near-dead, all repeats. Samples
+whose label is not known have none of them, and do not count among the members of a cluster.
 
 The filters that *carry* a sample are those that put it into the smallest clusters, near-dead ones among them: when they
 are masked, memorised labels fall before other predictions change (:mod:`gmmcnn.experiments.carriers`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from gmmcnn.filters.density import density_rank
 from gmmcnn.filters.fits import Fits, LayerFits
-from gmmcnn.filters.surprise import cluster_evidence, memorisation_rank
-from gmmcnn.filters.surprise_cpu import log_sizes, times_together, total_surprise
+from gmmcnn.filters.surprise import cluster_evidence, map_evidence, memorisation_rank, of_unit_size
+from gmmcnn.filters.surprise_cpu import log_sizes, times_together, total_distances, total_surprise
 from gmmcnn.hardware.threads import one_blas_thread
 
 PROFILE = "label_surprise:"
@@ -45,11 +45,12 @@ def score_samples(fits: Fits, labels: pd.Series, min_active_share: float) -> pd.
     -------
     DataFrame
         One row per sample: ``cluster_label``, the class that its clusters speak for; ``label_surprise``, nats;
-        ``cluster_evidence`` for its own label; ``memorisation_rank`` in its batch, from 0 to 1; ``density``, its mean
-        rank over live filters, from usual (0) to rare (1); ``carried_by``, what :func:`carriers` says; and
-        ``label_surprise:LAYER`` in each layer. Missing where a sample has no label, or no filter lives.
+        ``cluster_evidence`` and ``map_evidence`` for its own label; ``memorisation_rank`` in its batch, from 0 to 1;
+        ``density``, its mean rank over live filters, from usual (0) to rare (1); ``carried_by``, what
+        :func:`carriers` says; and ``label_surprise:LAYER`` in each layer. Missing where a sample has no label, or no
+        filter lives.
     """
-    columns = ("label_surprise", "cluster_evidence", "memorisation_rank", "density")
+    columns = ("label_surprise", "cluster_evidence", "map_evidence", "memorisation_rank", "density")
     scores = pd.DataFrame(np.nan, labels.index, [*columns, *(PROFILE + layer for layer in fits.layers)])
     scores.insert(0, "cluster_label", pd.array([pd.NA] * len(labels), "Int64"))
     carried_by = [carriers(fits, batch) for batch in range(fits.n_batches)]
@@ -64,7 +65,8 @@ def score_samples(fits: Fits, labels: pd.Series, min_active_share: float) -> pd.
             scores.iloc[rows, scores.columns.get_loc("density")] = ranks.mean(axis=0)
         if n_live and known.sum() >= _LEAST_SAMPLES:
             classes, own = np.unique(labels.iloc[rows][known].to_numpy(np.int64), return_inverse=True)
-            found = _by_labels({layer: of_layer.clusters[:, known] for layer, of_layer in live.items()}, own)
+            clusters = {layer: of_layer.clusters[:, known] for layer, of_layer in live.items()}
+            found = _by_labels(clusters, [of_layer.maps[:, known] for of_layer in live.values()], own)
             found["cluster_label"] = classes[found["cluster_label"]]
             for name, values in found.items():
                 scores.iloc[np.arange(rows.start, rows.stop)[known], scores.columns.get_loc(name)] = values
@@ -140,28 +142,50 @@ class _Live:
         """(Q, N) cluster of each sample."""
         return self._layer.labels[:, self._batch][self._where]
 
+    @property
+    def filters(self) -> NDArray[np.intp]:
+        """Filters with a live clustering, ascending."""
+        return np.flatnonzero(self._where.any(axis=1))
+
+    @property
+    def maps(self) -> NDArray[np.float32]:
+        """(F, N, d) their reduced maps."""
+        return self._layer.scores[self.filters, self._batch]
+
     def density_ranks(self) -> NDArray[np.float64]:
         """(F, N) each sample's rank in the first live clustering of each filter: repeats hardly differ."""
-        layer, batch = self._layer, self._batch
-        filters = np.flatnonzero(self._where.any(axis=1))
+        layer, batch, filters = self._layer, self._batch, self.filters
         repeats = self._where[filters].argmax(axis=1)
         mixtures = (array[filters, batch, repeats] for array in (layer.weights, layer.means, layer.covariances))
-        return density_rank(layer.scores[filters, batch], *mixtures)
+        return density_rank(self.maps, *mixtures)
 
 
-def _by_labels(clusters: dict[str, NDArray[np.int16]], labels: NDArray[np.int64]) -> dict[str, NDArray]:
-    """Scores of a batch by name: of N samples with labels from 0, in the clusterings (Q, N) of each layer."""
+def _by_labels(
+    clusters: dict[str, NDArray[np.int16]], maps: Sequence[NDArray[np.float32]], labels: NDArray[np.int64]
+) -> dict[str, NDArray]:
+    """Scores of a batch by name: of N samples with labels from 0.
+
+    Parameters
+    ----------
+    clusters : dict of (Q, N) int16
+        Live clusterings of each layer.
+    maps : sequence of (F, N, d) float32
+        Reduced maps of the live filters, layer by layer.
+    labels : (N,) int64
+    """
     sums = {layer: total_surprise(of_layer, labels) for layer, of_layer in clusters.items()}
     surprise = np.sum(list(sums.values()), axis=0) / sum(map(len, clusters.values()))
     together = np.sum([times_together(of_layer) for of_layer in clusters.values()], axis=0)
+    distances = np.sum([total_distances(of_unit_size(of_layer)) for of_layer in maps], axis=0) / sum(map(len, maps))
     with one_blas_thread():  # several would wait for each other longer than they compute
-        evidence = cluster_evidence(together, labels)
-    own = evidence[np.arange(len(labels)), labels]
+        evidence, by_maps = cluster_evidence(together, labels), map_evidence(distances, labels)
+    own, own_by_maps = (found[np.arange(len(labels)), labels] for found in (evidence, by_maps))
     profile = {PROFILE + layer: sums[layer] / len(clusters[layer]) for layer in clusters if len(clusters[layer])}
     return {
         "cluster_label": evidence.argmax(axis=1),
         "label_surprise": surprise,
         "cluster_evidence": own,
-        "memorisation_rank": memorisation_rank(surprise, own),
+        "map_evidence": own_by_maps,
+        "memorisation_rank": memorisation_rank(surprise, own_by_maps),
         **profile,
     }

@@ -2,7 +2,7 @@
 
 A network that has learned a pattern puts samples of a class into clusters with others of that class. A sample that it
 could only memorise, because its label is wrong or its image odd, lies in clusters whose other members have other
-labels, in most filters but perhaps those of the last layers. Two scores ask for that, and both leave the sample itself
+labels, in most filters but perhaps those of the last layers. Three scores ask for that, and all leave the sample itself
 out of what they compare it with:
 
 - *Label surprise*, for every clustering: −log of the share of the sample's label among the other members of its
@@ -11,14 +11,16 @@ out of what they compare it with:
 - *Cluster evidence*, for all clusterings at once: two samples are as alike as the share of clusterings that put them
   into one cluster is large, and the label of each sample is predicted from those of the others by kernel ridge
   regression. It asks for samples that are alike in many filters at once, where the surprise asks filter by filter.
+- *Map evidence*, the same with the distance of two samples in the reduced maps that were clustered, mean over filters:
+  near each other they are alike on both sides of a border between clusters, too.
 
-The *memorisation rank* is the mean of the sample's ranks by both. Everything is read from stored labels of clusters;
-nothing is fitted again, and neither the network nor the maps are needed. Labels of the samples are.
+The *memorisation rank* is the mean of the sample's ranks by surprise and map evidence. Everything is read from stored
+fits; nothing is fitted again, and neither the network nor the maps are needed. Labels of the samples are.
 
 Which filters *carry* a sample is asked without its label: those whose clusters it lies in are smallest.
 
-What goes through all clusterings (:func:`total_surprise`, :func:`times_together`, :func:`log_sizes`) is here as it is
-defined, and compiled in :mod:`gmmcnn.filters.surprise_cpu`.
+What goes through all clusterings or filters (:func:`total_surprise`, :func:`times_together`, :func:`log_sizes`,
+:func:`total_distances`) is here as it is defined, and compiled in :mod:`gmmcnn.filters.surprise_cpu`.
 """
 
 import numpy as np
@@ -31,6 +33,8 @@ RIDGE = 0.3
 """Penalty, in units of the mean diagonal of the centred kernel."""
 SHARPNESS = 5.0
 """γ of the kernel exp(−γ d), d the share of clusterings that separate two samples."""
+REACH = 3.0
+"""γ of the kernel exp(−γ d), d the mean distance of two samples in maps of unit size."""
 
 
 def label_surprise(
@@ -78,6 +82,33 @@ def times_together(clusters: NDArray[np.integer]) -> NDArray[np.float64]:
     return (clusters[:, :, None] == clusters[:, None, :]).sum(axis=0).astype(np.float64)
 
 
+def of_unit_size(scores: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Centre the reduced maps of each filter, and divide them by the root of their mean square distance from there.
+
+    Parameters
+    ----------
+    scores : (F, N, d) float
+        Of filters that are not dead.
+
+    Returns
+    -------
+    (F, d, N) float32
+        Dimension by dimension; all zero for a filter without spread.
+    """
+    centred = scores - scores.mean(axis=1, keepdims=True, dtype=np.float64)
+    size = np.sqrt((centred**2).sum(axis=2).mean(axis=1))[:, None, None]
+    return np.ascontiguousarray((centred / np.where(size > 0, size, 1)).transpose(0, 2, 1), np.float32)
+
+
+def total_distances(points: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N, N) sum over filters of the Euclidean distances of the samples' points (F, d, N)."""
+    n_samples = points.shape[-1]
+    total = np.zeros((n_samples, n_samples))
+    for of_filter in points.astype(np.float64):
+        total += np.sqrt(((of_filter[:, :, None] - of_filter[:, None, :]) ** 2).sum(axis=0))
+    return total
+
+
 def log_sizes(clusters: NDArray[np.integer], live: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Log size of each sample's cluster by filter, mean over its live repeats.
 
@@ -123,8 +154,36 @@ def cluster_evidence(
     (N, n_classes) float64
         Each row sums to 1; values below 0 and above 1 occur.
     """
+    return _predicted_by_others(np.exp(sharpness * (together / together[0, 0] - 1)), labels, ridge)
+
+
+def map_evidence(
+    distances: NDArray[np.float64], labels: NDArray[np.integer], *, ridge: float = RIDGE, reach: float = REACH
+) -> NDArray[np.float64]:
+    """Predict each sample's label from those of the others, by how near their reduced maps are.
+
+    As :func:`cluster_evidence`, with the kernel exp(−γ d) of the mean distance d over filters, in maps of unit size.
+
+    Parameters
+    ----------
+    distances : (N, N) float64
+        What :func:`total_distances` sums, over the number of filters.
+    labels : (N,) int
+        Class of each sample, from 0.
+    ridge, reach : float
+        > 0.
+
+    Returns
+    -------
+    (N, n_classes) float64
+        Each row sums to 1; values below 0 and above 1 occur.
+    """
+    return _predicted_by_others(np.exp(-reach * distances), labels, ridge)
+
+
+def _predicted_by_others(kernel: NDArray[np.float64], labels: NDArray[np.integer], ridge: float) -> NDArray[np.float64]:
+    """Exact leave-one-out predictions (N, n_classes) of kernel ridge regression with an intercept."""
     n_samples = len(labels)
-    kernel = np.exp(sharpness * (together / together[0, 0] - 1))
     mean = kernel.mean(axis=0)
     centred = kernel - mean - mean[:, None] + mean.mean()
     penalty = ridge * max(np.trace(centred) / n_samples, np.finfo(np.float64).tiny)
@@ -142,7 +201,7 @@ def memorisation_rank(surprise: NDArray[np.float64], evidence: NDArray[np.float6
     surprise : (N,) float
         Mean label surprise over the clusterings.
     evidence : (N,) float
-        Cluster evidence for the sample's own label.
+        Map evidence for the sample's own label.
     """
     ranks = rankdata(surprise) + rankdata(-evidence)
     return (ranks - 2) / max(2 * (len(surprise) - 1), 1)

@@ -76,6 +76,22 @@ def times_together(clusters: NDArray[np.integer], *, threads: int | None = None)
     return counts.astype(np.float64)
 
 
+def total_distances(points: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float64]:
+    """(N, N) sum over filters of the distances of the samples' points (F, d, N).
+
+    Equal to :func:`gmmcnn.filters.surprise.total_distances` but for the rounding of each distance to single precision.
+    """
+    n_samples = points.shape[-1]
+    total = np.zeros((n_samples, n_samples))
+    points = np.ascontiguousarray(points, np.float32)
+
+    def add(first: int, last: int) -> None:
+        _add_distances(points, first * _ROWS, min(last * _ROWS, n_samples), total)
+
+    for_blocks(add, -(-n_samples // _ROWS), threads)
+    return total
+
+
 def log_sizes(
     clusters: NDArray[np.integer], live: NDArray[np.bool_], *, threads: int | None = None
 ) -> NDArray[np.float64]:
@@ -127,6 +143,22 @@ def _count_together(clusters, first, last, counts):  # type: ignore[no-untyped-d
                     in_bytes[j] += np.uint8(row[j] == own)
             for j in range(n_samples):
                 counts[i, j] += in_bytes[j]
+
+
+@compiled_entry()
+def _add_distances(points, first, last, total):  # type: ignore[no-untyped-def]
+    """Add the distances of samples first … last - 1 to all points (F, d, N), filter by filter, to ``total`` (N, N)."""
+    n_filters, n_dims, n_samples = points.shape
+    squares = np.empty(n_samples, np.float32)
+    for f in range(n_filters):
+        for i in range(first, last):
+            squares[:] = 0
+            for c in range(n_dims):
+                own = points[f, c, i]
+                for j in range(n_samples):
+                    squares[j] += (points[f, c, j] - own) * (points[f, c, j] - own)
+            for j in range(n_samples):
+                total[i, j] += np.sqrt(squares[j])
 
 
 @compiled_entry()

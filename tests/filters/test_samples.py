@@ -12,7 +12,15 @@ from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.filters.fitting import fit_maps
 from gmmcnn.filters.outcome import Outcome
 from gmmcnn.filters.samples import PROFILE, score_samples
-from gmmcnn.filters.surprise import cluster_evidence, label_surprise, memorisation_rank, times_together
+from gmmcnn.filters.surprise import (
+    cluster_evidence,
+    label_surprise,
+    map_evidence,
+    memorisation_rank,
+    of_unit_size,
+    times_together,
+    total_distances,
+)
 
 B, N, R = 2, 60, 3
 CLASSES = np.array([3, 7, 8])
@@ -68,7 +76,10 @@ def test_scores_of_a_batch_are_those_of_its_clusterings(fits, labels, scores):
     evidence = cluster_evidence(sum(map(times_together, clusters.values())), own)[np.arange(N), own]
     np.testing.assert_allclose(scores["label_surprise"][N:], surprise)
     np.testing.assert_allclose(scores["cluster_evidence"][N:], evidence)
-    np.testing.assert_allclose(scores["memorisation_rank"][N:], memorisation_rank(surprise, evidence))
+    points = np.concatenate([of_unit_size(fit.scores[:, 1]) for fit in fits.layers.values()])
+    by_maps = map_evidence(total_distances(points) / len(points), own)[np.arange(N), own]
+    np.testing.assert_allclose(scores["map_evidence"][N:], by_maps, atol=1e-6)  # of distances in single precision
+    np.testing.assert_allclose(scores["memorisation_rank"][N:], memorisation_rank(surprise, by_maps))
     np.testing.assert_allclose(scores[PROFILE + "late"][N:], label_surprise(clusters["late"], own).mean(axis=0))
 
 
@@ -101,11 +112,12 @@ def test_samples_without_a_label_have_a_density_alone_and_count_in_no_cluster(fi
     def of_the_known(fit: LayerFits) -> LayerFits:
         known = ~unknown.to_numpy().reshape(B, N)
         by_batch = [fit.labels[:, batch][..., known[batch]] for batch in range(B)]
-        return replace(fit, labels=np.stack(by_batch, axis=1), scores=fit.scores[:, :, : known[0].sum()])
+        maps = [fit.scores[:, batch][:, known[batch]] for batch in range(B)]
+        return replace(fit, labels=np.stack(by_batch, axis=1), scores=np.stack(maps, axis=1))
 
     fewer = replace(fits, layers={layer: of_the_known(fit) for layer, fit in fits.layers.items()})
     alone = score_samples(fewer, labels[~unknown].reset_index(drop=True), 0.05)
-    compared = ["label_surprise", "cluster_evidence", "memorisation_rank", "cluster_label"]
+    compared = ["label_surprise", "cluster_evidence", "map_evidence", "memorisation_rank", "cluster_label"]
     np.testing.assert_allclose(
         partly.loc[~unknown, compared].to_numpy(float), alone[compared].to_numpy(float), rtol=1e-12
     )
@@ -158,8 +170,9 @@ def test_an_analysis_has_a_row_for_every_sample(fits, labels, scores):
     known = pd.DataFrame({"batch": np.arange(B * N) // N, "label": labels, "dataset_index": 5})
     found = Outcome(fits, known, np.zeros((B * N, 1, 1), np.uint8), config.Screen()).samples
     assert list(found.columns) == [
-        "sample", "batch", "label", "cluster_label", "label_surprise", "cluster_evidence", "memorisation_rank",
-        "density", "n_filters", "carried_by", "label_surprise:early", "label_surprise:late", "dataset_index",
+        "sample", "batch", "label", "cluster_label", "label_surprise", "cluster_evidence", "map_evidence",
+        "memorisation_rank", "density", "n_filters", "carried_by", "label_surprise:early", "label_surprise:late",
+        "dataset_index",
     ]  # fmt: skip
     assert found["sample"].tolist() == list(range(B * N))
     pd.testing.assert_frame_equal(found[scores.columns], scores)

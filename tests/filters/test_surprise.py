@@ -5,14 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.spatial.distance import cdist
 from sklearn.linear_model import Ridge
 
 from gmmcnn.filters.surprise import (
     cluster_evidence,
     label_surprise,
     log_sizes,
+    map_evidence,
     memorisation_rank,
+    of_unit_size,
     times_together,
+    total_distances,
     total_surprise,
 )
 
@@ -90,6 +94,36 @@ def test_evidence_is_what_a_regression_without_the_sample_predicts(clustered):
         rest = np.arange(len(labels)) != sample
         model = Ridge(alpha=0.3 * np.trace(centred) / len(labels)).fit(features[rest], np.eye(3)[labels[rest]])
         np.testing.assert_allclose(evidence[sample], model.predict(features[[sample]])[0], atol=1e-8)
+
+
+@given(scale=st.floats(1e-3, 1e3), shift=st.floats(-10, 10))
+def test_maps_of_unit_size_do_not_depend_on_their_units(scale, shift):
+    scores = np.random.default_rng(0).normal(size=(3, 20, 2))
+    points = of_unit_size(scores)
+    np.testing.assert_allclose((points.astype(float) ** 2).sum(axis=1).mean(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(of_unit_size(scale * scores + shift), points, atol=1e-5)
+    assert of_unit_size(np.ones((1, 5, 2))).tolist() == np.zeros((1, 2, 5)).tolist()
+
+
+def test_distances_are_those_of_scipy():
+    points = np.random.default_rng(0).normal(size=(4, 3, 15)).astype(np.float32)
+    np.testing.assert_allclose(total_distances(points), sum(cdist(p.T, p.T) for p in points), atol=1e-5)
+
+
+def test_map_evidence_is_what_a_regression_without_the_sample_predicts():
+    rng = np.random.default_rng(1)
+    labels = np.arange(30) % 3
+    distances = total_distances(of_unit_size(rng.normal(size=(5, 30, 2)) + labels[:, None])) / 5
+    evidence = map_evidence(distances, labels, ridge=0.3, reach=3.0)
+    centring = np.eye(30) - 1 / 30
+    centred = centring @ np.exp(-3.0 * distances) @ centring
+    size, directions = np.linalg.eigh(centred)
+    features = directions * np.sqrt(np.maximum(size, 0))
+    for sample in (0, 7, 29):
+        rest = np.arange(30) != sample
+        model = Ridge(alpha=0.3 * np.trace(centred) / 30).fit(features[rest], np.eye(3)[labels[rest]])
+        np.testing.assert_allclose(evidence[sample], model.predict(features[[sample]])[0], atol=1e-8)
+    np.testing.assert_allclose(evidence.sum(axis=1), 1)
 
 
 def test_evidence_does_not_depend_on_how_often_all_clusterings_are_counted(clustered):

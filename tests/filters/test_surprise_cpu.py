@@ -45,6 +45,16 @@ def test_sizes_are_those_of_the_definition(n_filters, n_repeats, n_samples, n_cl
     np.testing.assert_allclose(found[0], surprise.log_sizes(clusters, live), rtol=1e-14)
 
 
+@pytest.mark.parametrize("n_dims", [1, 2, 5])
+def test_distances_are_those_of_the_definition(n_dims):
+    points = np.random.default_rng(0).normal(size=(40, n_dims, 37)).astype(np.float32)
+    found = [surprise_cpu.total_distances(points, threads=threads) for threads in (1, 2, 5)]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_allclose(found[0], surprise.total_distances(points), rtol=1e-6)  # of float32 terms
+    np.testing.assert_array_equal(found[0], found[0].T)
+
+
 @pytest.mark.parametrize("pseudo_count", [1e-3, 1.0, 50.0])
 def test_the_pseudo_count_is_that_of_the_definition(pseudo_count):
     rng = np.random.default_rng(0)

@@ -27,8 +27,9 @@ def layer(smallest: list[int], n_batches: int = 1) -> LayerFits:
     labels = np.stack([np.repeat([0, 1], [N - size, size]) for size in smallest]).astype(np.int16)
     clusterings = (*shape, 1)
     index = (*clusterings, 1)
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(*shape, N, 2))
     return LayerFits(
-        scores=np.random.default_rng(0).normal(size=(*shape, N, 2)).astype(np.float32),
+        scores=(noise + labels[:, None, :, None]).astype(np.float32),
         explained_variance=np.ones((*shape, 2)),
         mean_activation=np.ones(shape),
         active_share=np.ones(shape),
