@@ -4,8 +4,9 @@ CuPy is imported when a device is first asked for, so that everything else works
 """
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -82,8 +83,26 @@ def callers_stream(array: Any) -> Iterator[None]:
         return
     import torch
 
-    with cupy.cuda.Device(array.device.index), cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+    with cupy.cuda.Device(array.device.index), _stream_at(cupy, torch.cuda.current_stream().cuda_stream):
         yield
+
+
+def _stream_at(cupy: Any, pointer: int) -> Any:
+    """A stream that another library made, as CuPy 14 takes it, or as the versions before did."""
+    stream = cupy.cuda.Stream
+    if hasattr(stream, "from_external"):
+        return stream.from_external(_ForeignStream(pointer))
+    return cupy.cuda.ExternalStream(pointer)
+
+
+class _ForeignStream:
+    """A stream that says where it is by the protocol of CUDA's Python libraries."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._pointer
 
 
 def map_blocks(array: Any, bytes_per_row: int, work: Callable[[slice, Any], T], max_rows: int | None = None) -> list[T]:
@@ -118,11 +137,12 @@ def map_blocks(array: Any, bytes_per_row: int, work: Callable[[slice, Any], T], 
     done = 0
     while done < n_rows:
         try:
-            for rows, block in _blocks(cupy, array, done, block_rows):
-                results.append(work(rows, block))
-                done = rows.stop
+            with closing(_blocks(cupy, array, done, block_rows)) as blocks:
+                for rows, block in blocks:
+                    results.append(work(rows, block))
+                    done = rows.stop
         except cupy.cuda.memory.OutOfMemoryError as error:
-            cupy.get_default_memory_pool().free_all_blocks()
+            _free_unused(cupy)
             if block_rows == 1:
                 raise EngineError(
                     f"engine=cuda: one filter needs about {bytes_per_row / 2**20:.0f} MiB of device memory and "
@@ -142,7 +162,7 @@ def shared_bytes_per_multiprocessor() -> int:
     return int(require().cuda.Device().attributes["MaxSharedMemoryPerMultiprocessor"])
 
 
-def _blocks(cupy: Any, array: Any, start: int, block_rows: int) -> Iterator[tuple[slice, Any]]:
+def _blocks(cupy: Any, array: Any, start: int, block_rows: int) -> Generator[tuple[slice, Any], None, None]:
     parts = [slice(i, min(i + block_rows, len(array))) for i in range(start, len(array), block_rows)]
     if is_device_array(array):
         on_device = array if isinstance(array, cupy.ndarray) else cupy.from_dlpack(array)
@@ -150,12 +170,15 @@ def _blocks(cupy: Any, array: Any, start: int, block_rows: int) -> Iterator[tupl
             yield part, cupy.ascontiguousarray(on_device[part])
         return
     upload = _Upload(cupy, array, block_rows)
-    upload.begin(parts[0])
-    for part, following in zip(parts, [*parts[1:], None], strict=True):
-        if following is not None:
-            upload.begin(following)
-        yield part, upload.arrived(part)
-        upload.release(part)
+    try:
+        upload.begin(parts[0])
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            if following is not None:
+                upload.begin(following)
+            yield part, upload.arrived(part)
+            upload.release(part)
+    finally:
+        upload.finish()
 
 
 class _Upload:
@@ -200,6 +223,22 @@ class _Upload:
     def release(self, part: slice) -> None:
         """Let the buffers be used again, once what is launched by now has read them."""
         self._released[self._pair(part)].record(self._computing)
+
+    def finish(self) -> None:
+        """Wait for every copy that is under way, since the pools hand these buffers out again as soon as we are gone.
+
+        A copy outlives the exception that ended the work: it would write its rows into whatever comes to lie there.
+        """
+        self._stream.synchronize()
+
+
+def _free_unused(cupy: Any) -> None:
+    """Give back to the device what the allocators of CuPy, and of torch where it uses the device, hold unused."""
+    cupy.get_default_memory_pool().free_all_blocks()
+    cupy.get_default_pinned_memory_pool().free_all_blocks()
+    torch = sys.modules.get("torch")  # who has not loaded it, has nothing there
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _free_bytes(cupy: Any) -> int:

@@ -1,10 +1,12 @@
 """As much of CuPy as gmmcnn uses, over NumPy and the fiber device; ``install`` puts it in the place of ``cupy``.
 
-Fresh memory holds garbage (NaN, or a byte pattern). Copies on a stream that nobody has waited for have not happened:
-they run when an event behind them is waited for, so that a missing wait shows. Memory is counted against
-``limits.total_bytes``.
+Fresh memory holds garbage (NaN, or a byte pattern), and lies where freed memory lay, as a pool gives it out again.
+Copies on a stream that nobody has waited for have not happened: they run when an event behind them is waited for, or
+when :func:`let_time_pass` says so, whatever lies at their addresses by then; so that a missing wait shows. Memory is
+counted against ``limits.total_bytes``.
 """
 
+import ctypes
 import sys
 import weakref
 from collections.abc import Callable
@@ -24,7 +26,8 @@ class ndarray(np.ndarray):
         return {**self.__array_interface__, "version": 3}
 
     def set(self, values: np.ndarray, stream: "Stream | None" = None) -> None:
-        (stream or get_current_stream()).submit(lambda: np.copyto(self, values))
+        source, target = _memory_of(values), _memory_of(self)
+        (stream or get_current_stream()).submit(lambda: np.copyto(target, source))
 
 
 class OutOfMemoryError(MemoryError):
@@ -36,6 +39,38 @@ class CUDARuntimeError(RuntimeError):
 
 
 limits = SimpleNamespace(total_bytes=2**34, in_use=0, n_devices=1, allocations=0, multiprocessor_bytes=233472)
+
+
+class _Pool:
+    """Memory that was freed is given out again, the smallest piece that suffices; none goes back before the end."""
+
+    def __init__(self) -> None:
+        self.free: list[np.ndarray] = []
+
+    def take(self, n_bytes: int) -> np.ndarray:
+        """An array of so many bytes, which are the pool's again once nothing refers to it."""
+        sufficient = [i for i in reversed(range(len(self.free))) if len(self.free[i]) >= n_bytes]  # freed last, first
+        chosen = min(sufficient, key=lambda i: len(self.free[i]), default=None)
+        piece = np.empty(max(n_bytes, 1), np.uint8) if chosen is None else self.free.pop(chosen)
+        taken = _memory_of(piece[:n_bytes])
+        weakref.finalize(taken, self.free.append, piece)
+        taken[:] = 0xFF  # NaN, -1, True
+        return taken
+
+
+pools = SimpleNamespace(device=_Pool(), pinned=_Pool())
+
+
+def _memory_of(array: np.ndarray) -> np.ndarray:
+    """Bytes of a contiguous array by their address, as a copy engine has them: nobody's reference keeps them."""
+    address = array.__array_interface__["data"][0]
+    return np.frombuffer((ctypes.c_uint8 * array.nbytes).from_address(address), np.uint8)
+
+
+def let_time_pass() -> None:
+    """Let every copy that is under way be done."""
+    for stream in list(_lazy_streams):
+        stream.synchronize()
 
 
 def _count(array: np.ndarray) -> ndarray:
@@ -53,9 +88,9 @@ def _release(n_bytes: int) -> None:
 
 
 def empty(shape: Any, dtype: Any = np.float64) -> ndarray:
-    array = np.empty(shape, dtype)
-    array.reshape(-1).view(np.uint8)[:] = 0xFF  # NaN, -1, True
-    return _count(array)
+    dtype = np.dtype(dtype)
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    return _count(pools.device.take(n_bytes).view(dtype).reshape(shape))
 
 
 class Stream:
@@ -64,6 +99,17 @@ class Stream:
     def __init__(self, non_blocking: bool = False) -> None:
         self.lazy, self.done = non_blocking, 0
         self.queue: list[Callable[[], None]] = []
+        if non_blocking:
+            _lazy_streams.append(self)  # its work goes on, whoever forgets it
+
+    @classmethod
+    def from_external(cls, foreign: Any) -> "Stream":
+        version, pointer = foreign.__cuda_stream__()
+        assert version == 0
+        stream = cls()
+        stream.ptr = pointer
+        external_streams.append(pointer)
+        return stream
 
     def submit(self, work: Callable[[], None]) -> None:
         self.queue.append(work)
@@ -89,13 +135,6 @@ class Stream:
         _streams.pop()
 
 
-class ExternalStream(Stream):
-    def __init__(self, pointer: int) -> None:
-        super().__init__()
-        self.ptr = pointer
-        external_streams.append(pointer)
-
-
 class Event:
     def __init__(self) -> None:
         self.stream, self.position = Stream(), 0
@@ -109,6 +148,7 @@ class Event:
 
 
 _streams = [Stream()]
+_lazy_streams: list[Stream] = []
 external_streams: list[int] = []
 
 
@@ -151,13 +191,14 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         driverGetVersion=lambda: 13000, getDeviceProperties=lambda _: {"name": b"fibers on a CPU"},
     )  # fmt: skip
     cuda = SimpleNamespace(
-        runtime=runtime, Device=Device, Stream=Stream, ExternalStream=ExternalStream, Event=Event,
-        get_current_stream=get_current_stream, alloc_pinned_memory=lambda n: bytearray(b"\xff" * n),
+        runtime=runtime, Device=Device, Stream=Stream, Event=Event,
+        get_current_stream=get_current_stream, alloc_pinned_memory=lambda n: pools.pinned.take(n),
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     )  # fmt: skip
     names: dict[str, Any] = {
         "__version__": "0", "ndarray": ndarray, "empty": empty, "cuda": cuda, "RawModule": device.RawModule,
-        "get_default_memory_pool": lambda: pool, "asnumpy": lambda a: np.array(a, subok=False),
+        "get_default_memory_pool": lambda: pool, "get_default_pinned_memory_pool": lambda: pool,
+        "asnumpy": lambda a: np.array(a, subok=False),
         "from_dlpack": lambda a: np.from_dlpack(a).view(ndarray),
         "ascontiguousarray": lambda a: a if a.flags.c_contiguous else _count(np.array(a)),
     }  # fmt: skip
@@ -173,5 +214,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "multiprocessor_bytes": 233472,
     }.items():
         monkeypatch.setattr(limits, name, value)
+    _lazy_streams.clear()
+    monkeypatch.setattr(pools, "device", _Pool())
+    monkeypatch.setattr(pools, "pinned", _Pool())
     kernel_loader.clear()
     return cupy

@@ -1,15 +1,17 @@
 """Arrays that pass through device memory, on the emulated device; and how the absence of one is told."""
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cuda_shim import fake_cupy
-from cuda_shim.fixtures import fibers
+from cuda_shim.fixtures import _emulated, fibers
 
 from gmmcnn.errors import EngineError
-from gmmcnn.hardware import gpu
+from gmmcnn.hardware import gpu, kernel_loader
 
 __all__ = ["fibers"]
 
@@ -96,6 +98,53 @@ def test_memory_that_runs_out_halves_the_blocks_and_loses_none(fibers: Any, room
     assert sizes == [2] * 5 + [1]
 
 
+def out_of_memory_once(fibers: Any) -> list[np.ndarray]:
+    """Work through the array where the first block runs out of memory, and copies take their time."""
+    calls: list[int] = []
+
+    def work(rows: slice, block: Any) -> np.ndarray:
+        calls.append(len(block))
+        if len(calls) == 1:
+            raise fake_cupy.OutOfMemoryError
+        fake_cupy.let_time_pass()
+        return fibers.asnumpy(block)
+
+    return gpu.map_blocks(ARRAY, ROW_BYTES, work)
+
+
+def test_a_copy_under_way_when_memory_ran_out_writes_into_nothing_that_came_after(fibers: Any, room: Any) -> None:
+    room(4)
+    np.testing.assert_array_equal(np.concatenate(out_of_memory_once(fibers)), ARRAY)
+
+
+def test_without_waiting_for_that_copy_rows_would_be_wrong(
+    fibers: Any, room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The emulated device can show the fault that the test before would miss."""
+    monkeypatch.setattr(gpu._Upload, "finish", lambda upload: None)
+    room(4)
+    assert not np.array_equal(np.concatenate(out_of_memory_once(fibers)), ARRAY)
+
+
+def test_what_torch_holds_unused_is_given_back_before_another_try(
+    fibers: Any, room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed = []
+    for name, value in {"is_available": lambda: True, "is_initialized": lambda: True}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append("torch"))
+    monkeypatch.setattr(fibers.get_default_memory_pool(), "free_all_blocks", lambda: freed.append("CuPy"))
+    room(4)
+    out_of_memory_once(fibers)
+    assert set(freed) == {"torch", "CuPy"}
+
+
+def test_streams_of_others_are_taken_as_each_version_of_cupy_does(fibers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu._stream_at(fibers, 17).ptr == 17
+    old = SimpleNamespace(cuda=SimpleNamespace(Stream=object, ExternalStream=lambda pointer: ("external", pointer)))
+    assert gpu._stream_at(old, 17) == ("external", 17)
+
+
 def test_a_row_that_does_not_fit_is_named_with_its_size(fibers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_free_bytes", lambda _: 3 * 2**20)
 
@@ -158,3 +207,11 @@ def test_each_kind_of_absence_is_told_with_what_to_do(fibers: Any, monkeypatch: 
     assert gpu.why_unavailable() == "no CUDA device is visible; CUDA_VISIBLE_DEVICES='3'"
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert "install gmmcnn[gpu-cu12] or gmmcnn[gpu-cu13]" in str(gpu.why_unavailable())
+
+
+def test_kernels_of_the_emulated_device_are_forgotten_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device in _emulated(monkeypatch):
+        assert device is sys.modules["cupy"]
+        kernel_loader.kernel("gmm_em", "standardise", DIMS=2, REAL="float", SCORE="float", MAX_K=16, RESIDENT=1)
+        assert kernel_loader._module.cache_info().currsize == 1
+    assert kernel_loader._module.cache_info().currsize == 0
