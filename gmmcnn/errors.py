@@ -73,6 +73,10 @@ class ConvergenceWarning(UserWarning):
     """A fit stopped at its iteration cap; its result carries ``converged_ = False``."""
 
 
+class EngineWarning(UserWarning):
+    """A device is visible and cannot be used, so another engine takes its place."""
+
+
 class CompileCacheWarning(UserWarning):
     """Compiled code on disk was damaged, or cannot be kept there: it is compiled anew."""
 

@@ -5,14 +5,17 @@ CuPy is imported when a device is first asked for, so that everything else works
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gmmcnn.errors import EngineError
+from gmmcnn.errors import EngineError, EngineWarning, one_line
+from gmmcnn.hardware.kernel_loader import kernel
 
 FREE_MEMORY_SHARE = 0.6
 """Share of the free device memory that one block may take: allocators round up, and others use the device too."""
@@ -21,7 +24,7 @@ T = TypeVar("T")
 
 
 def why_unavailable() -> str | None:
-    """Why no device can be used, in one line that says what to do; None where one answers."""
+    """Why no device can be used, in one line that says what to do; None where one is there and does its work."""
     try:
         import cupy
     except ImportError as error:
@@ -30,19 +33,65 @@ def why_unavailable() -> str | None:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"no CUDA device answers ({error}); {_visible_devices()}"
-    return None if count else f"no CUDA device is visible; {_visible_devices()}"
+    return _why_broken(cupy) if count else f"no CUDA device is visible; {_visible_devices()}"
 
 
 def is_available() -> bool:
-    """Whether a CUDA device answers."""
+    """Whether a CUDA device is there and does its work."""
     return why_unavailable() is None
 
 
+@cache
+def _why_broken(cupy: Any) -> str | None:
+    """Why the device that is visible cannot do the engine's work; None where it can.
+
+    A small kernel is compiled and run, and its result compared: that takes about a second once in a process, and tells
+    of a busy or exclusive device, of one that the compiler does not know any more, of a missing compiler, and of a
+    device without memory, before any work is spent on them.
+    """
+    index = np.array([[1.0, 3.0, 2.0], [np.nan, np.nan, np.nan]])
+    try:
+        found = cupy.empty(len(index), np.int32)
+        choose = kernel("calinski_harabasz", "choose_n_components", DIMS=2, REAL="float")
+        sizes = np.int32(2), np.int32(index.shape[1]), np.int32(len(index))
+        choose((1,), (32,), (cupy.asarray(index), *sizes, found))
+        chosen = cupy.asnumpy(found).tolist()
+    except Exception as error:  # noqa: BLE001 - of the driver, the runtime, the compiler or an allocator
+        return f"the CUDA device cannot be used ({type(error).__name__}: {one_line(error)}); {_remedy(error)}"
+    return None if chosen == [3, 0] else f"the CUDA device computes wrong results ({chosen} for [3, 0]); do not use it"
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about a device that fails, by what it says."""
+    said = f"{type(error).__name__} {error}".lower()
+    if "memory" in said or "alloc" in said:
+        return "free memory on it (nvidia-smi shows who uses it)"
+    if "compile" in said or "nvrtc" in said or "architecture" in said or "library" in said:
+        return "CuPy and its NVRTC must be made for this driver and device: gmmcnn[gpu-cu12] or gmmcnn[gpu-cu13]"
+    return f"it may be busy, or exclusive to another process (nvidia-smi shows); {_visible_devices()}"
+
+
 def resolved(engine: str) -> str:
-    """Turn ``auto`` into ``cuda`` where a device answers and into ``cpu`` elsewhere; other names stay."""
-    if engine == "auto":
-        return "cuda" if is_available() else "cpu"
-    return engine
+    """Turn ``auto`` into ``cuda`` where a device does its work and into ``cpu`` elsewhere; other names stay.
+
+    Warns
+    -----
+    EngineWarning
+        A device is visible and cannot be used; once in a process.
+    """
+    if engine != "auto":
+        return engine
+    reason = why_unavailable()
+    if reason is None:
+        return "cuda"
+    if "the CUDA device" in reason:
+        _warn_once(reason)
+    return "cpu"
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(f"engine=auto: {reason}; the CPU engine takes its place", EngineWarning, stacklevel=3)
 
 
 def require() -> Any:

@@ -10,8 +10,10 @@ import torch
 from cuda_shim import fake_cupy
 from cuda_shim.fixtures import _emulated, fibers
 
-from gmmcnn.errors import EngineError
+from gmmcnn import config
+from gmmcnn.errors import EngineError, EngineWarning
 from gmmcnn.hardware import gpu, kernel_loader
+from gmmcnn.run.doctor import run_doctor
 
 __all__ = ["fibers"]
 
@@ -74,6 +76,7 @@ def test_rows_that_are_not_contiguous_arrive_as_they_are(fibers: Any, room: Any)
 
 def test_what_lies_on_the_device_is_not_copied(fibers: Any, room: Any) -> None:
     room(4)
+    gpu.require()  # tries the device once
     on_device = fibers.asarray(ARRAY)
     allocations = fake_cupy.limits.allocations
     assert taken(fibers, on_device)[0] == [4, 4, 3]
@@ -193,6 +196,47 @@ def test_auto_takes_the_device_that_answers_and_names_stay(fibers: Any, monkeypa
     monkeypatch.setattr(fake_cupy.limits, "n_devices", 0)
     assert not gpu.is_available()
     assert [gpu.resolved(name) for name in ("auto", "cuda")] == ["cpu", "cuda"]
+
+
+class CompileException(Exception):
+    """As CuPy's: no RuntimeError."""
+
+
+FAULTS = {
+    "busy": (RuntimeError("cudaErrorDevicesUnavailable: all CUDA-capable devices are busy"), "exclusive to another"),
+    "old": (CompileException("nvrtc: error: invalid value for --gpu-architecture (-arch)"), r"gmmcnn\[gpu-cu12\]"),
+    "no compiler": (OSError("libnvrtc.so.13: cannot open shared object file"), r"gmmcnn\[gpu-cu12\]"),
+    "full": (fake_cupy.OutOfMemoryError("Out of memory allocating 512 bytes"), "free memory on it"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_device_that_fails_is_told_once_and_the_cpu_takes_its_place(
+    fibers: Any, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    error, remedy = FAULTS[fault]
+    tried = []
+
+    def fails(*given: Any, **macros: Any) -> None:
+        tried.append(given)
+        raise error
+
+    monkeypatch.setattr(gpu, "kernel", fails)
+    gpu._warn_once.cache_clear()
+    with pytest.warns(EngineWarning, match=rf"the CUDA device cannot be used \({type(error).__name__}: .*{remedy}"):
+        assert gpu.resolved("auto") == "cpu"
+    assert gpu.resolved("auto") == "cpu"  # and says nothing more
+    with pytest.raises(EngineError, match=rf"engine=cuda: .*{remedy}.*; or use engine=cpu"):
+        gpu.require()
+    assert len(tried) == 1
+    text, code = run_doctor(config.Settings(engine=config.Engine(name="cuda")))
+    assert code == 1
+    assert "cuda      not available: the CUDA device cannot be used" in text
+
+
+def test_a_device_that_computes_wrong_results_is_not_used(fibers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "kernel", lambda *given, **macros: lambda *launch: None)
+    assert "computes wrong results ([-1, -1] for [3, 0])" in str(gpu.why_unavailable())
 
 
 def test_each_kind_of_absence_is_told_with_what_to_do(fibers: Any, monkeypatch: pytest.MonkeyPatch) -> None:

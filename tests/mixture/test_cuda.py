@@ -222,6 +222,7 @@ def test_not_converging_is_a_warning(fibers: Any) -> None:
 
 
 def test_auto_takes_the_device_where_one_answers(fibers: Any) -> None:
+    gpu.require()  # tries the device once
     fiber_device.launches.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

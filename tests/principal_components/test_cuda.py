@@ -35,6 +35,7 @@ def assert_same(one: PCAResult, other: PCAResult, rtol: float = 0) -> None:
 
 def test_the_engine_cuda_is_this_one(fibers: Any) -> None:
     maps = maps_of(2)
+    gpu.require()  # tries the device once
     fiber_device.launches.clear()
     assert_same(pca(maps, engine="cuda"), cuda.pca_on_device(maps, 2))
     assert fiber_device.launches[:3] == ["column_means", "backproject", "rotate"]
