@@ -49,6 +49,13 @@ DIGESTS = "digests.json"
 """Record of the files in its folder, each with its SHA-256."""
 _OWN_DIGEST = "digest"
 """Where a record's own digest stands in it: SHA-256 of all the rest."""
+LARGEST_OF_SMALL, LARGEST_RATIO = 2**30, 100
+"""Bytes that any archive may unpack to, and how many times its own size a large one may: fits pack to a tenth at best,
+zeros to a thousandth."""
+_UNREADABLE = (
+    OSError, EOFError, ValueError, TypeError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a damaged or foreign archive raises; a header may ask for more memory than there is."""
 _WHOLE = 64
 _SHOWN = 40
 
@@ -152,6 +159,16 @@ def read_table(path: Path, columns: Sequence[str], *, remedy: str, numbers: Sequ
     return table
 
 
+def require_no_bomb(path: Path) -> None:
+    """Raise ValueError if a zip archive would unpack to far more than its size; before any of it is read."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        n_bytes = sum(part.file_size for part in archive.infolist())
+    if n_bytes > max(LARGEST_OF_SMALL, LARGEST_RATIO * path.stat().st_size):
+        raise ValueError(f"{n_bytes / 2**30:.1f} GiB packed into {path.stat().st_size / 2**20:.1f} MiB")
+
+
 @contextmanager
 def arrays_in(path: Path, *, remedy: str) -> Iterator[Mapping[str, NDArray]]:
     """Open an ``.npz`` file; in the block too, what is not as expected counts as damage to the file.
@@ -168,9 +185,10 @@ def arrays_in(path: Path, *, remedy: str) -> Iterator[Mapping[str, NDArray]]:
         The file is damaged or holds something else.
     """
     try:
+        require_no_bomb(path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             yield arrays
-    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         raise StoreError(f"{path}: damaged or something else ({one_line(error)}); {remedy}") from error
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -227,3 +228,25 @@ def test_other_texts_are_written_as_they_are(tmp_path, text):
 def test_json_that_is_nested_beyond_reason_is_no_record(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000)
     assert files.read_json(tmp_path / "deep.json") == {}
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_OF_SMALL", 2**20)
+    bomb, large = tmp_path / "bomb.npz", tmp_path / "large.npz"
+    np.savez_compressed(bomb, a=np.zeros(2**20), b=np.zeros(2**18))
+    np.savez_compressed(large, a=np.random.default_rng(0).normal(size=2**18))  # beyond the limit, as it is on disk
+    with files.arrays_in(large, remedy="fit again") as arrays:
+        assert arrays["a"].shape == (2**18,)
+    monkeypatch.setattr(np, "load", lambda *given, **options: pytest.fail("read"))
+    message = r"bomb.npz: damaged or something else \(0.0 GiB packed into 0.0 MiB\); fit again"
+    with pytest.raises(StoreError, match=message), files.arrays_in(bomb, remedy="fit again"):
+        pass
+
+
+def test_an_array_whose_header_asks_for_more_memory_than_there_is_is_damage(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }"
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    message = r"a.npz: damaged or something else .*; fit again"
+    with pytest.raises(StoreError, match=message), files.arrays_in(tmp_path / "a.npz", remedy="fit again") as arrays:
+        arrays["a"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gmmcnn.errors import ModelError, StoreError, one_line
-from gmmcnn.files import require_as_recorded
+from gmmcnn.files import require_as_recorded, require_no_bomb
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
 _COMPILED = "_orig_mod."
@@ -60,6 +60,7 @@ def _read(path: Path) -> object:
         raise ModelError(f"{path}: no such checkpoint; expected a file written by torch.save(model.state_dict(), path)")
     try:
         require_as_recorded(path)
+        require_no_bomb(path)
         damaged = damaged_part(path)
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except StoreError as error:

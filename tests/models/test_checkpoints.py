@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from gmmcnn import files
 from gmmcnn.errors import ModelError
-from gmmcnn.models import load_checkpoint
+from gmmcnn.models import load_checkpoint, read_state
 
 State = dict[str, Tensor]
 
@@ -220,3 +221,14 @@ def test_a_lazy_layer_takes_the_shape_of_its_weights(tmp_path: Path) -> None:
     lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
     load_checkpoint(lazy, tmp_path / "model.pt")
     assert lazy[0].weight.shape == (4, 1, 3, 3)
+
+
+def test_weights_that_would_fill_the_memory_are_refused_unread(tmp_path, monkeypatch):
+    torch.save({"weight": torch.zeros(2**20)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
+        for part in plain.namelist():
+            bomb.writestr(part, plain.read(part), zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(files, "LARGEST_OF_SMALL", 2**20)
+    monkeypatch.setattr(torch, "load", lambda *given, **options: pytest.fail("read"))
+    with pytest.raises(ModelError, match=r"bomb.pt: not a readable checkpoint .*packed into"):
+        read_state(tmp_path / "bomb.pt")
