@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, fields
+from html import escape
 from io import StringIO
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.filters.outcome import Outcome
 from gmmcnn.report.compose import page_of
 from gmmcnn.report.findings import findings
-from gmmcnn.report.views import plural
+from gmmcnn.report.views import layers, plural
 
 _FORMAT = "gmmcnn-analysis-2"
 
@@ -42,6 +43,13 @@ class Analysis(Outcome):
             self.saturation.comment,
         )
         return "\n  ".join(lines)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the sentences of :meth:`summary`, and the filters of each layer by kind."""
+        headline, *others = (escape(line) for line in self.summary().splitlines())
+        items = "".join(f"<li>{line}</li>" for line in others)
+        table = pd.DataFrame(layers(self.filters)).to_html(index=False, border=0)
+        return f"<p>{escape(self.name)}: <b>{headline}</b></p>\n<ul>{items}</ul>\n{table}"
 
     def summary(self) -> str:
         """Say what was found in sentences, a line each, the headline first."""

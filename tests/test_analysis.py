@@ -1,7 +1,9 @@
 """An analysis on disk and on a page: what is kept is what there was, and what is no analysis is said to be none."""
 
 import json
+import re
 from dataclasses import fields, replace
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -140,3 +142,14 @@ def test_a_saturated_analysis_shows_no_count(analysis):
     assert "saturated: chance alone makes small clusters here" in headline
     assert saturated.summary().count("λ·K_max/N = 5·3/40") == 1
     assert len(repr(saturated).split("\n")) == 5
+
+
+def test_a_notebook_shows_sentences_and_layers_and_runs_nothing_of_a_name(analysis):
+    shown = replace(analysis, name="<script>x</script>")._repr_html_()
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown
+    headline = analysis.summary().splitlines()[0]
+    assert f"<b>{escape(headline)}</b>" in shown
+    cells = re.findall(r"<td>(.*?)</td>", shown)
+    assert cells[::4] == list(analysis.fits.layers)
+    assert sum(map(int, cells[1::4])) == analysis.fits.n_filters
