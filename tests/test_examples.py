@@ -1,0 +1,29 @@
+"""The examples run as they stand, and say what they promise."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def said_by(name: str, folder: Path) -> str:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_plain_loop_finds_most_wrong_labels(tmp_path):
+    said = said_by("plain_loop.py", tmp_path)
+    (found,) = re.findall(r"(\d+) of the 60 wrong labels", said)
+    assert int(found) >= 40  # by chance six
+    assert len(re.findall(r"^\d+ +\d+ ", said, re.MULTILINE)) >= 3
+
+
+def test_a_residual_network_is_tapped_behind_its_additions(tmp_path):
+    said = said_by("resnet.py", tmp_path)
+    assert "4,800 filters in 20 layers" in said
+    assert "add, relu" in said
+    assert (tmp_path / "resnet18.html").exists()
