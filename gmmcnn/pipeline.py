@@ -30,7 +30,7 @@ from gmmcnn.progress import progress, say
 from gmmcnn.pruning import masks as pruning
 from gmmcnn.pruning import smaller, structural
 from gmmcnn.report.findings import findings
-from gmmcnn.run import stages, tables
+from gmmcnn.run import preview, stages, tables
 from gmmcnn.run.folder import Checkpoint, Run
 from gmmcnn.run.stages import Analysed
 
@@ -38,6 +38,8 @@ from gmmcnn.run.stages import Analysed
 def run(job: Run) -> list[Analysed]:
     """Do the whole method for one network and data set; analyses of all checkpoints, the network as it is now last."""
     stages.require_possible(job)
+    if job.trained_here and not (job.folder / "checkpoints").exists():
+        say(preview.intent(job))
     train(job)
     checkpoints, opened = job.checkpoints(), []
     for checkpoint in checkpoints:

@@ -39,8 +39,6 @@ def _remove_empty(folder: Path) -> None:
 
 def run(job: Run) -> None:
     """The whole pipeline, and the page about it."""
-    if job.trained_here and not (job.folder / "checkpoints").exists():
-        say(preview.intent(job))
     page.write(job, pipeline.run(job))
 
 

@@ -349,6 +349,12 @@ def test_help_explains_every_setting(here):
     assert 'eval "$(gmmcnn -sc install=bash)"' in said
 
 
+def test_a_run_that_cannot_be_promises_nothing(here):
+    code, said, complaint = here("model.name=no_package:Net", *TINY)
+    assert (code, said) == (2, "")
+    assert "cannot import 'no_package'" in complaint
+
+
 def test_a_dry_run_says_what_it_would_do_and_leaves_nothing(here, tmp_path):
     code, said, _ = here("task=extract", "dry_run=true", *TINY)
     assert code == 0

@@ -15,6 +15,7 @@ from gmmcnn.featuremaps.capture import find_taps
 from gmmcnn.featuremaps.stream import importable_samples
 from gmmcnn.featuremaps.taps import Tap, Taps
 from gmmcnn.progress import say
+from gmmcnn.report.views import plural
 from gmmcnn.run import estimate
 from gmmcnn.run.folder import Run
 
@@ -73,7 +74,7 @@ def show(job: Run) -> None:
         fits = seconds.of(tap.n_filters, tap.height * tap.width) * probe.n_batches
         mib = f"{bytes_of[tap.layer] / _MIB:,.1f}"
         table.add_row(tap.layer, tap.kind, tap.description, f"{tap.n_filters:,}", tap.map_size, mib, f"{fits:.2g}")
-    say(f"{job.title}: {probe.n_batches} probe batches of N = {probe.n_samples}")
+    say(f"{job.title}: {plural(probe.n_batches, 'probe batch', 'probe batches')} of N = {probe.n_samples}")
     say(table)
     for skipped in taps.skipped:
         say(f"Left out: {skipped.layer}: {skipped.reason}")
