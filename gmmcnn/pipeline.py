@@ -132,7 +132,7 @@ def _screen(job: Run, analysed: Sequence[Analysed]) -> None:
     job.keep(*tables.NAMES)
     last = analysed[-1].analysis
     say(tables.layers(last))
-    for sentence in findings(last, counted if job.trained_here else None):
+    for sentence in findings(last, counted if job.trained_here else None, class_names=analysed[-1].class_names):
         say(sentence)
     say(last.saturation[1])
     for layer, reason in last.skipped:

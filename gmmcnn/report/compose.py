@@ -71,7 +71,7 @@ def content_of(
     return ReportContent(
         title=analysis.name,
         facts=_own_facts(analysis) | (facts or {}),
-        findings=findings(analysis, metrics, masking),
+        findings=findings(analysis, metrics, masking, class_names),
         warnings=[*([comment] if saturated else []), *(notes or [])],
         notes=[] if saturated else [comment],
         metrics=metrics,

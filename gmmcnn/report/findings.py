@@ -1,6 +1,6 @@
 """What was found, in sentences that need no knowledge of the paper; the console and the report say the same."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -10,7 +10,12 @@ from gmmcnn.filters.outcome import Outcome
 from gmmcnn.filters.samples import most_surprising
 
 
-def findings(analysis: Outcome, metrics: pd.DataFrame | None = None, masking: pd.DataFrame | None = None) -> list[str]:
+def findings(
+    analysis: Outcome,
+    metrics: pd.DataFrame | None = None,
+    masking: pd.DataFrame | None = None,
+    class_names: Sequence[str] | None = None,
+) -> list[str]:
     """Sum up an analysis; the first sentence is the headline.
 
     Parameters
@@ -21,6 +26,8 @@ def findings(analysis: Outcome, metrics: pd.DataFrame | None = None, masking: pd
         One row per epoch with ``epoch`` and ``flagged_per_batch``, NaN where it was not analysed.
     masking : DataFrame, optional
         What :func:`gmmcnn.pruning.masks.compare_masks` returns.
+    class_names : sequence of str, optional
+        By class; numbers are told where there are none.
     """
     if analysis.saturation.is_saturated:  # counts of what has a small cluster are counts of chance
         return [_saturated(analysis), *_planted(analysis), *_masking(masking)]
@@ -29,7 +36,7 @@ def findings(analysis: Outcome, metrics: pd.DataFrame | None = None, masking: pd
         *_which(analysis),
         *_outliers(analysis),
         *_planted(analysis),
-        *_surprising(analysis),
+        *_surprising(analysis, class_names),
         *_over_training(metrics),
         *_masking(masking),
     ]
@@ -107,13 +114,17 @@ def _planted(analysis: Outcome) -> Iterator[str]:
         )
 
 
-def _surprising(analysis: Outcome) -> Iterator[str]:
+def _surprising(analysis: Outcome, class_names: Sequence[str] | None) -> Iterator[str]:
     first = most_surprising(analysis.samples, 1)
     if len(first):
         [row] = first.itertuples()
+        own, others = (
+            class_names[label] if class_names and 0 <= label < len(class_names) else label
+            for label in (row.label, row.cluster_label)
+        )
         yield (
-            f"Sample {row.sample} stands first by memorisation rank: labelled {row.label}, its clusters say "
-            f"{row.cluster_label} (label surprise {row.label_surprise:.2f} nats)."
+            f"Sample {row.sample} stands first by memorisation rank: labelled {own}, its clusters say "
+            f"{others} (label surprise {row.label_surprise:.2f} nats)."
         )
 
 

@@ -192,7 +192,7 @@ def test_samples_planted_in_training_stand_beside_what_the_criteria_single_out()
         "1 sample planted in the training set (1 wrong label): 1 of 1 are among the 2 of 20 that stand first by "
         "memorisation rank (chance 0.1); the criteria of anomaly filters single out 0 of them, and 0 others."
     ) in text
-    assert "Sample 9 stands first by memorisation rank: labelled 1, its clusters say 0" in text
+    assert "Sample 9 stands first by memorisation rank: labelled bag, its clusters say shirt" in text
     cards = data_of(page_of(analysis, class_names=["shirt", "bag"]))["samples"]
     assert {card["sample"]: card["sentence"] for card in cards}[
         9
