@@ -41,6 +41,8 @@ RESULT = "run.json"
 """What a refused command leaves in a folder that it found empty."""
 
 _NO_START = ("task", "run", "estimate", "dry_run", "quiet", "trust", "debug")
+_OF_A_SWEEP = ("sweep", "quiet")
+"""What is said to the launcher: its jobs are told apart by everything else."""
 _FREE_FORM = ("data.kwargs.", "model.kwargs.")
 _SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 _exit_codes: list[int] = []
@@ -57,8 +59,13 @@ def main() -> None:
     """Run the command line; the entry point of ``gmmcnn`` and ``python -m gmmcnn``."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and leaves it to us to put them into one line
     try:
-        arguments = _going_on([_normalise(argument) for argument in sys.argv[1:]])
+        arguments = _going_on([_normalise(argument) for argument in _spelt_out(sys.argv[1:])])
         check(arguments)
+        given = _given(arguments)
+        if _asked(given, "quiet"):
+            hush()
+        if _asked(given, "dry_run"):
+            arguments = _beside(arguments, "hydra.run.dir=.")  # no folder is made for a run that does not take place
         exit_code = _sweep(arguments)
         if exit_code is None:
             sys.argv = [sys.argv[0], *arguments]
@@ -85,17 +92,19 @@ def _sweep(arguments: Sequence[str]) -> int | None:
     flags = get_args_parser().parse_args(arguments)
     if flags.help or flags.hydra_help or flags.info or flags.cfg or flags.shell_completion:
         return None
-    given = {override.key_or_group: override for override in map(_parsed, flags.overrides)}
+    given = _given(arguments)
     folder = str(given["sweep"].value()) if "sweep" in given else None
     if not flags.multirun:
         return _aggregate(given, folder)
+    if _asked(given, "dry_run"):
+        raise ConfigurationError("dry_run=true: shows what one run would do; leave out -m, and give one value each")
     own = [override for override in flags.overrides if _key(override).startswith("hydra")]
     launcher = _launcher(own)
     if launcher is None:
         return None
     from gmmcnn.multirun import launch
 
-    of_jobs = [override for override in flags.overrides if override not in own and _key(override) != "sweep"]
+    of_jobs = [override for override in flags.overrides if override not in own and _key(override) not in _OF_A_SWEEP]
     asked = _jobs(of_jobs, multirun=True) if of_jobs else []
     sweep = launch.opened(folder, asked)
     try:
@@ -161,8 +170,6 @@ def _job(composed: DictConfig) -> None:
     from gmmcnn import tasks  # torch and numba load only when there is work to do
 
     settings = record.settings_of(composed)
-    if settings.quiet:
-        hush()
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with signals.heeded():
@@ -250,10 +257,21 @@ def _no_such_option(error: MissingConfigException) -> ConfigurationError:
     return ConfigurationError(f"{group}={option}: expected one of {', '.join(error.options)}{hint}")
 
 
+def _spelt_out(arguments: Sequence[str]) -> list[str]:
+    """The setting in place of ``-q``, which Hydra does not know."""
+    others = [argument for argument in arguments if argument not in ("-q", "--quiet")]
+    return others if len(others) == len(arguments) else _beside(others, "quiet=true")
+
+
+def _beside(arguments: Sequence[str], override: str) -> list[str]:
+    """Arguments and one more override, next to the others: with flags between them Hydra refuses them."""
+    ends = [i + 1 for i, argument in enumerate(arguments) if "=" in argument and not argument.startswith("-")]
+    end = ends[-1] if ends else len(arguments)
+    return [*arguments[:end], override, *arguments[end:]]
+
+
 def _normalise(argument: str) -> str:
     """Write an argument as Hydra wants it where people write it otherwise."""
-    if argument in ("-q", "--quiet"):
-        return "quiet=true"
     if argument.lower() in ("debug=true", "debug=false"):  # the names of options of a group, not truth values
         key, value = argument.lower().split("=")
         return f"{key}='{value}'"
@@ -275,7 +293,7 @@ def _going_on(arguments: list[str]) -> list[str]:
     """
     _lay_over(Settings())
     flags = get_args_parser().parse_args(arguments)
-    given = {override.key_or_group: override for override in map(_parsed, flags.overrides)}
+    given = _given(arguments)
     if "run" not in given or flags.multirun or flags.help or flags.hydra_help or flags.info:
         return arguments
     folder = _folder(given["run"])
@@ -321,7 +339,7 @@ def _require_trust(folder: Path, stored: Mapping[str, str], given: Mapping[str, 
         Overrides on the command line by key: a name that stands there too was chosen by who typed it.
     """
     task = str(given["task"].value()) if "task" in given else Settings.task
-    if task in FROM_THE_FOLDER_ALONE or ("trust" in given and given["trust"].value() is True):
+    if task in FROM_THE_FOLDER_ALONE or _asked(given, "trust"):
         return
     for key in ("model.name", "data.name"):
         name = stored.get(key, "")
@@ -384,6 +402,17 @@ def _with_experiment(recorded: Settings, name: str) -> Settings:
         if key not in record.OF_A_COMMAND:
             OmegaConf.update(merged, key, value, merge=False)
     return record.settings_of(merged)
+
+
+def _given(arguments: Sequence[str]) -> dict[str, Override]:
+    """Overrides among some arguments, by key."""
+    overrides = get_args_parser().parse_args(arguments).overrides
+    return {override.key_or_group: override for override in map(_parsed, overrides)}
+
+
+def _asked(given: Mapping[str, Override], key: str) -> bool:
+    """Whether something is switched on."""
+    return key in given and given[key].value() is True
 
 
 def _key(override: str) -> str:

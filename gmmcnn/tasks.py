@@ -22,19 +22,9 @@ def execute(settings: Settings, folder: Path) -> None:
     job = Run(settings, folder)
     if settings.dry_run:
         preview.show(job)
-        _remove_empty(folder)
         return
     with nullcontext() if settings.task == "verify" else job.recorded():
         TASKS[settings.task](job)
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove a folder, and those around it, that were made for a run that does not take place."""
-    for made in (folder, folder.parent, folder.parent.parent):
-        try:
-            made.rmdir()
-        except OSError:  # something is in it
-            return
 
 
 def run(job: Run) -> None:
@@ -101,9 +91,7 @@ def _writers(job: Run, tables: Sequence[Path]) -> Sequence[Callable[[Run], None]
 
 def doctor(job: Run) -> None:
     """Say what this machine offers and whether its engines agree with the reference."""
-    text, exit_code = run_doctor(
-        job.settings, job=preview.size_of(job, preview.taps_of(job)) if job.settings.estimate else None
-    )
+    text, exit_code = run_doctor(job.settings, job=preview.size_of(job) if job.settings.estimate else None)
     say(text)
     if exit_code:
         raise EngineError("an engine that should run here does not, or disagrees with the reference: see above")

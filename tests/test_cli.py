@@ -355,11 +355,43 @@ def test_a_run_that_cannot_be_promises_nothing(here):
     assert "cannot import 'no_package'" in complaint
 
 
-def test_a_dry_run_says_what_it_would_do_and_leaves_nothing(here, tmp_path):
-    code, said, _ = here("task=extract", "dry_run=true", *TINY)
+@pytest.mark.parametrize("where", [[], ["run=out"], ["run=there"], ["run=deep/er"]])
+def test_a_dry_run_says_what_it_would_do_makes_nothing_and_removes_nothing(where, here, tmp_path):
+    (tmp_path / "there").mkdir()
+    code, said, _ = here("task=extract", "dry_run=true", *where, *TINY)
     assert code == 0
     assert "Nothing was done or written" in said
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_dry_run_is_of_one_run(here, tmp_path):
+    code, _, complaint = here("-m", "dry_run=true", "seed=0,1", *TINY)
+    assert code == 2
+    assert "dry_run=true: shows what one run would do; leave out -m" in complaint
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "taken"),
+    [
+        ("-q -m seed=0,1 model=lenet5", "-m seed=0,1 model=lenet5 quiet=true"),
+        ("seed=0 --quiet -m", "seed=0 quiet=true -m"),
+        ("--config-dir=more -q", "--config-dir=more quiet=true"),
+        ("task=run", "task=run"),
+    ],
+)
+def test_q_may_stand_anywhere(written, taken):
+    assert cli._spelt_out(written.split()) == taken.split()
+
+
+def test_a_quiet_sweep_writes_nothing_and_is_the_same_sweep(here, monkeypatch, tmp_path):
+    sweep = ["-m", "seed=0,1", "sweep=s", "task=train", *TINY]
+    monkeypatch.setattr(progress, "_hushed", threading.Event())
+    assert here("-q", *sweep) == (0, "", "")
+    monkeypatch.setattr(progress, "_hushed", threading.Event())
+    code, said, _ = here(*sweep)
+    assert code == 0
+    assert "0 of 2 jobs to do; 2 done" in said
 
 
 @pytest.mark.parametrize("quiet", ["-q", "--quiet", "quiet=true"])

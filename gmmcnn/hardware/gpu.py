@@ -25,6 +25,11 @@ T = TypeVar("T")
 
 def why_unavailable() -> str | None:
     """Why no device can be used, in one line that says what to do; None where one is there and does its work."""
+    return _why_absent() or _why_broken(sys.modules["cupy"])
+
+
+def _why_absent() -> str | None:
+    """Why no device is visible; None where one is."""
     try:
         import cupy
     except ImportError as error:
@@ -33,7 +38,7 @@ def why_unavailable() -> str | None:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"no CUDA device answers ({error}); {_visible_devices()}"
-    return _why_broken(cupy) if count else f"no CUDA device is visible; {_visible_devices()}"
+    return None if count else f"no CUDA device is visible; {_visible_devices()}"
 
 
 def is_available() -> bool:
@@ -81,12 +86,12 @@ def resolved(engine: str) -> str:
     """
     if engine != "auto":
         return engine
+    if _why_absent():
+        return "cpu"
     reason = why_unavailable()
-    if reason is None:
-        return "cuda"
-    if "the CUDA device" in reason:
+    if reason:
         _warn_once(reason)
-    return "cpu"
+    return "cpu" if reason else "cuda"
 
 
 @cache

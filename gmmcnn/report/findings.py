@@ -8,6 +8,7 @@ from gmmcnn.constants import Status
 from gmmcnn.data.planting import NOISE
 from gmmcnn.filters.outcome import Outcome
 from gmmcnn.filters.samples import most_surprising
+from gmmcnn.report.views import class_name
 
 
 def findings(
@@ -119,8 +120,7 @@ def _surprising(analysis: Outcome, class_names: Sequence[str] | None) -> Iterato
     if len(first):
         [row] = first.itertuples()
         own, others = (
-            class_names[label] if class_names and 0 <= label < len(class_names) else label
-            for label in (row.label, row.cluster_label)
+            class_name(label, class_names) if class_names else label for label in (row.label, row.cluster_label)
         )
         yield (
             f"Sample {row.sample} stands first by memorisation rank: labelled {own}, its clusters say "

@@ -1,5 +1,6 @@
 """From the report's content to what its template and filter table need; pure functions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def finite(values: ArrayLike) -> list[float | None]:
     return [float(f"{v:.5g}") if np.isfinite(v) else None for v in np.asarray(values, dtype=float).tolist()]
 
 
-def class_name(label: int, names: list[str] | None) -> str:
+def class_name(label: int, names: Sequence[str] | None) -> str:
     """Name of a class, or its number where it has no name."""
     return names[label] if names and 0 <= label < len(names) else f"class {label}"
 

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from gmmcnn.config import Settings
 from gmmcnn.errors import ConvergenceWarning
 from gmmcnn.hardware import cost_model as cost
-from gmmcnn.hardware import gpu
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 from gmmcnn.principal_components.pca import pca
 
-MOST_ROUNDS = 1024
+_MOST_ROUNDS = 1024
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,6 @@ class Seconds:
     def of(self, filters: int, pixels: int) -> float:
         """Seconds for a layer in one probe batch."""
         return filters * (self.mixtures + self.components[pixels])
-
-
-def engine_for(settings: Settings) -> str:
-    """Name of the engine that would fit: what ``auto`` comes to on this machine."""
-    name = settings.engine.name
-    return name if name != "auto" else "cpu" if gpu.why_unavailable() else "cuda"
 
 
 def probe(settings: Settings, engine: str, job: JobSize) -> Seconds:
@@ -124,6 +117,6 @@ def _grow(work: Callable[[int], object], size: int, enough_s: float = 0.5) -> tu
         start = time.perf_counter()
         work(n)
         seconds = time.perf_counter() - start
-        if seconds > enough_s or n >= MOST_ROUNDS:
+        if seconds > enough_s or n >= _MOST_ROUNDS:
             return seconds, n * size
         n *= 2

@@ -20,7 +20,8 @@ def settings_text() -> str:
     own = [name for name in _meanings()["Settings"] if name not in config.GROUPS]
     parts = [_section("Of every task", config.Settings, own, prefix="")]
     for group, kind in config.GROUPS.items():
-        title = f"{group}: {_plain(_first_sentence(inspect.getdoc(kind) or ''))}"
+        summary, *_ = (inspect.getdoc(kind) or "").split("\n\n")
+        title = f"{group}: {_plain(summary)}"
         parts.append(_section(title, kind, [f.name for f in fields(kind)], prefix=f"{group}."))
     return "\n\n".join(parts)
 
@@ -70,10 +71,6 @@ def _string(node: ast.stmt | None) -> str:
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
         return node.value.value
     return ""
-
-
-def _first_sentence(text: str) -> str:
-    return text.partition("\n\n")[0]
 
 
 def _plain(text: str) -> str:

@@ -11,13 +11,14 @@ from torch.nn import functional
 
 from gmmcnn.data.probe import ProbeSet
 from gmmcnn.errors import ConfigurationError
-from gmmcnn.featuremaps.capture import find_taps
 from gmmcnn.featuremaps.stream import importable_samples
 from gmmcnn.featuremaps.taps import Tap, Taps
+from gmmcnn.hardware import gpu
 from gmmcnn.progress import say
 from gmmcnn.report.views import plural
 from gmmcnn.run import estimate
 from gmmcnn.run.folder import Run
+from gmmcnn.run.stages import taps_of
 
 TASKS = ("run", "extract")
 _MIB = 2**20
@@ -29,22 +30,17 @@ def intent(job: Run) -> str:
     train, data = job.settings.train, job.data()
     return (
         f"{job.title}: {train.epochs} epochs on {len(data.train.labels):,} samples, then every filter of "
-        f"{len(train.kept_epochs)} checkpoints; results: {job.folder}"
+        f"{len(train.kept_epochs)} checkpoints and the best epoch's; results: {job.folder}"
     )
 
 
-def size_of(job: Run, taps: Taps) -> estimate.JobSize:
-    """What fitting this network at all its checkpoints comes to."""
+def size_of(job: Run, taps: Taps | None = None) -> estimate.JobSize:
+    """What fitting this network at all its checkpoints comes to; its taps are looked for unless they are given."""
     settings = job.settings
+    taps = taps or taps_of(job.network(), job.probe(), settings.extract)
     layers = tuple((tap.n_filters, tap.height * tap.width) for tap in taps.analysed)
     n_checkpoints = 1 if settings.model.checkpoint else len(settings.train.kept_epochs)
     return estimate.JobSize(layers, n_checkpoints, job.probe().n_batches)
-
-
-def taps_of(job: Run) -> Taps:
-    """Where the maps of the network would be taken."""
-    extract = job.settings.extract
-    return find_taps(job.network(), job.data().train.images[:1], tap=extract.tap, layers=extract.layers)
 
 
 def show(job: Run) -> None:
@@ -54,6 +50,8 @@ def show(job: Run) -> None:
     ------
     ConfigurationError
         It is another task.
+    CaptureError
+        No layer of the network can be analysed.
     """
     settings = job.settings
     if settings.task not in TASKS:
@@ -63,8 +61,9 @@ def show(job: Run) -> None:
         n_samples = importable_samples(settings.extract.source)
         say(f"{settings.extract.source}: maps of {n_samples:,} samples, which are taken as they are")
         return
-    taps, probe = taps_of(job), job.probe()
-    size, engine = size_of(job, taps), estimate.engine_for(settings)
+    probe = job.probe()
+    taps = taps_of(job.network(), probe, settings.extract)
+    size, engine = size_of(job, taps), gpu.resolved(settings.engine.name)
     seconds = estimate.probe(settings, engine, size)
     bytes_of = {tap.layer: _bytes(tap, probe, settings.extract.dtype) for tap in taps.analysed}
     table = Table("layer", "kind", "tapped", box=box.SIMPLE)
@@ -98,7 +97,8 @@ def _summary(job: Run, size: estimate.JobSize, seconds: estimate.Seconds, n_byte
     if settings.task == "run" and job.trained_here:
         epochs, n_train = settings.train.epochs, len(job.data().train.labels)
         training = _seconds_a_sample(job, _step) * n_train * epochs
-        parts.append(f"{size.n_checkpoints} checkpoints, and {training:.2g} s for {epochs} epochs of training")
+        parts.append(f"{size.n_checkpoints} checkpoints and the best epoch's")
+        parts.append(f"{training:.2g} s for {epochs} epochs of training")
     elif size.n_checkpoints > 1:
         parts.append(f"{size.n_checkpoints} checkpoints")
     return "; ".join(parts) + ". Nothing was done or written."

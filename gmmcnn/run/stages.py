@@ -106,7 +106,7 @@ def extract(job: Run, stage: Stage) -> Stage:
         else:
             n_samples = probe.n_samples
             network = job.network(stage.weights, checkpoint.weights)
-            taps = _taps(network, probe, settings.extract)
+            taps = taps_of(network, probe, settings.extract)
         job.accept()
         if others:
             checkpoint.taps.unlink(missing_ok=True)
@@ -183,7 +183,7 @@ def require_own(job: Run, stage: Stage) -> provenance.Record:
     return provenance.require_own(stage.record, job.settings, stage.digest, stage.checkpoint.folder)
 
 
-def _taps(network: nn.Module, probe: ProbeSet, settings: config.Extract) -> Taps:
+def taps_of(network: nn.Module, probe: ProbeSet, settings: config.Extract) -> Taps:
     """Find what is tapped. CaptureError if there is nothing."""
     taps = find_taps(network, probe.images[:1], tap=settings.tap, layers=settings.layers)
     require_analysed(taps)
@@ -273,4 +273,4 @@ def require_possible(job: Run) -> None:
     """
     mixture_engine(job.settings.engine.name)
     if not job.settings.extract.source:
-        _taps(job.network(), job.probe(), job.settings.extract)
+        taps_of(job.network(), job.probe(), job.settings.extract)

@@ -25,10 +25,3 @@ def test_ten_repeats_take_ten_times_as_long(monkeypatch):
     ten = estimate.probe(SMALL, "cpu", JOB)
     assert ten.mixtures == 10 * once.mixtures > 0
     assert ten.components == {25: 0.5, 9: 0.5}
-
-
-def test_auto_is_the_engine_that_is_there(monkeypatch):
-    for reason, expected in (("no driver", "cpu"), ("", "cuda")):
-        monkeypatch.setattr(estimate.gpu, "why_unavailable", lambda reason=reason: reason)
-        assert estimate.engine_for(SMALL) == expected
-    assert estimate.engine_for(config.Settings(engine=config.Engine(name="reference"))) == "reference"

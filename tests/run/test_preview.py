@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gmmcnn import config
-from gmmcnn.errors import ConfigurationError
+from gmmcnn.errors import ConfigurationError, GmmcnnError
 from gmmcnn.featuremaps.taps import Skipped
 from gmmcnn.run import preview
 from gmmcnn.run.folder import Run
@@ -19,10 +19,7 @@ def settings(**changes) -> config.Settings:
 
 
 def test_every_tap_is_listed_with_what_it_takes_and_nothing_is_written(tmp_path, capsys):
-    folder = tmp_path / "runs" / "day" / "time"
-    folder.mkdir(parents=True)
-    (tmp_path / "other").touch()
-    execute(settings(), folder)
+    execute(settings(), tmp_path)
     said = capsys.readouterr().out
     for layer, filters, size in (("conv1", 16, "8 × 8"), ("conv2", 32, "4 × 4"), ("conv3", 64, "2 × 2")):
         (line,) = [line for line in said.splitlines() if f"features.{layer}" in line]
@@ -30,15 +27,15 @@ def test_every_tap_is_listed_with_what_it_takes_and_nothing_is_written(tmp_path,
         assert all(part in line for part in ("Conv2d", f"{filters}", size, f"{mib:.1f}"))
     assert "3 probe batches of N = 50" in said
     assert "A checkpoint: 112 filters, 1.0 MiB of maps before compression" in said
-    assert "10 checkpoints, and" in said
+    assert "10 checkpoints and the best epoch's" in said
     assert "30 epochs of training" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_left_out_is_told_with_the_reason(tmp_path, capsys, monkeypatch):
-    find = preview.find_taps
+    find = preview.taps_of
     left_out = (Skipped("head", "its maps go nowhere"),)
-    monkeypatch.setattr(preview, "find_taps", lambda *given, **more: replace(find(*given, **more), skipped=left_out))
+    monkeypatch.setattr(preview, "taps_of", lambda *given: replace(find(*given), skipped=left_out))
     execute(settings(task="extract"), tmp_path)
     said = capsys.readouterr().out
     assert "Left out: head: its maps go nowhere" in said
@@ -46,8 +43,9 @@ def test_what_is_left_out_is_told_with_the_reason(tmp_path, capsys, monkeypatch)
 
 
 def test_half_precision_takes_half_the_bytes():
-    taps = preview.taps_of(Run(settings(), None))
-    probe = Run(settings(), None).probe()
+    job = Run(settings(), None)
+    probe = job.probe()
+    taps = preview.taps_of(job.network(), probe, job.settings.extract)
     whole, half = (preview._bytes(taps.analysed[0], probe, dtype) for dtype in ("float32", "float16"))
     assert whole == 2 * half == 150 * 16 * 64 * 4
 
@@ -65,7 +63,12 @@ def test_other_tasks_are_refused(tmp_path):
 
 def test_a_run_says_what_it_is_about_to_do(tmp_path):
     said = preview.intent(Run(settings(), tmp_path))
-    assert (
-        said
-        == f"simple_cnn on digits: 30 epochs on 150 samples, then every filter of 10 checkpoints; results: {tmp_path}"
-    )
+    assert said.startswith("simple_cnn on digits: 30 epochs on 150 samples, then every filter of 10 checkpoints and")
+    assert said.endswith(f" the best epoch's; results: {tmp_path}")
+
+
+def test_a_network_without_convolutions_is_refused_as_a_run_would(tmp_path):
+    linear = config.Model("torch.nn:Linear", kwargs={"in_features": 8, "out_features": 10})
+    for asked in (settings(model=linear), settings(model=linear, dry_run=False, task="doctor", estimate=True)):
+        with pytest.raises(GmmcnnError, match=r"convolution|model"):
+            execute(asked, tmp_path)
