@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick mutants kernels lint bench bench-rivals evidence clean
+.PHONY: help demo test test-quick mutants kernels lint docs bench bench-rivals evidence clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ lint: .venv/dev ## Check format, style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/docs ## Build the documentation site in build/docs.
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs $(ARGS)
 
 bench: .venv/dev ## Time the CPU engine beside scikit-learn and plain torch: sweep, PCA, pipeline, scaling.
 	for name in sweep pca pipeline scaling; do $(BIN)/python -m benchmarks.bench_$$name $(ARGS) || exit 1; done
@@ -81,6 +84,10 @@ clean: ## Remove the environment and what tools left behind.
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet $(PIP_ARGS) "$(TORCH)" -e . -r benchmarks/rivals.txt
 	$(@D)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps gmm-gpu==0.2.8
+	touch $@
+
+.venv/docs: .venv/run
+	$(PIP) install $(PIP_ARGS) -e ".[docs]"
 	touch $@
 
 .venv/dev: .venv/torch pyproject.toml

@@ -3,10 +3,13 @@
 import ast
 import re
 import shlex
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gmmcnn import cli
 from gmmcnn.models.plain import LeNet5
@@ -63,3 +66,53 @@ def test_the_example_of_the_readme_runs(digits, monkeypatch, tmp_path):
     exec(example, names)
     assert len(names["analysis"].samples) == 400
     assert (tmp_path / "report.html").stat().st_size > 1e5
+
+
+def run(command: str, *more: str) -> None:
+    arguments = [*shlex.split(command, comments=True)[1:], "engine.threads=1", *more]
+    assert cli._command_line(arguments) in (0, None), command
+
+
+@pytest.mark.slow
+def test_the_quick_start_runs_from_top_to_bottom(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = HERE / "docs" / "quickstart.md"
+    whole, again = blocks(page, "sh")
+    run(whole)
+    for line in again.splitlines():
+        run(line)
+    assert (tmp_path / "first" / "report.html").exists()
+    capsys.readouterr()
+    tables, in_python = blocks(page, "python")
+    exec(tables, {})
+    assert "memorisation_rank" in capsys.readouterr().out
+    exec(in_python, {})
+    assert capsys.readouterr().out == blocks(page, "text")[0]
+    assert (tmp_path / "digits.html").exists()
+
+
+@pytest.mark.slow
+def test_a_network_and_a_folder_of_pictures_never_seen_are_analysed_as_the_page_says(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    page = HERE / "docs" / "own-network.md"
+    network, in_python = blocks(page, "python")
+    Path("mynet.py").write_text(network)
+    exec(network, names := {"__name__": "mynet"})
+    torch.manual_seed(0)
+    torch.save(names["Net"]().state_dict(), "net.pt")
+    rng = np.random.default_rng(0)
+    for kind in range(3):
+        (folder := Path("pictures") / f"kind{kind}").mkdir(parents=True)
+        for n in range(90):
+            Image.fromarray(rng.integers(0, 256, (30, 28, 3), dtype=np.uint8)).save(folder / f"{n}.png")
+    dry, real = blocks(page, "sh")[0].splitlines()
+    run(dry)
+    assert "features.4" in capsys.readouterr().out
+    assert not Path("mine").exists()
+    run(real)
+    assert Path("mine/report.html").exists()
+    images, labels = torch.rand(200, 3, 24, 24), np.arange(200) % 3
+    exec(in_python, {"train_images": images, "train_labels": labels})
+    assert Path("mine.html").exists()
+    sys.modules.pop("mynet", None)
