@@ -36,6 +36,8 @@ __path__.append(str(Path(__file__).with_name("earlier")))  # modules by the name
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("gmmcnn")  # pyproject.toml says it, and nothing else does
     if name not in _HOMES:
         raise AttributeError(f"module 'gmmcnn' has no attribute {name!r}")
     value = getattr(import_module(f"gmmcnn.{_HOMES[name]}"), name)

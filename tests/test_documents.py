@@ -116,3 +116,54 @@ def test_a_network_and_a_folder_of_pictures_never_seen_are_analysed_as_the_page_
     exec(in_python, {"train_images": images, "train_labels": labels})
     assert Path("mine.html").exists()
     sys.modules.pop("mynet", None)
+
+
+def small_network() -> dict[str, object]:
+    """What the pages take as given: the reader's own network, samples and loop, and maps."""
+    torch.manual_seed(0)
+    images, labels = torch.rand(400, 1, 8, 8), np.arange(400) % 10
+    model = LeNet5(in_channels=1, image_size=(8, 8), n_classes=10).eval()
+    given = {"model": model, "images": images, "labels": labels, "train_images": images, "epochs": 2}
+    return given | {"train_one_epoch": lambda _: None, "maps": np.random.default_rng(0).random((3, 60, 25), np.float32)}
+
+
+def test_the_page_on_python_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = small_network()
+    first, monitored = blocks(HERE / "docs" / "python.md", "python")
+    exec(first, names)
+    assert names["sweep"].n_components_.shape == (3,)
+    monitored = monitored.replace(".show()", "")  # which opens a browser
+    exec(monitored, names)
+    assert names["monitor"].history["epoch"].tolist() == [1, 2]
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "analysis.npz", "last.html"}
+
+
+def test_thresholds_are_moved_as_the_page_on_choosing_says(capsys):
+    names = small_network()
+    exec("import gmmcnn\nanalysis = gmmcnn.analyze(model, images, labels, samples=200)", names)
+    (block,) = blocks(HERE / "docs" / "choosing.md", "python")
+    exec(block, names)
+    counts = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [count[0] for count in counts] == ["2", "5", "8"]
+
+
+def test_maps_of_ones_own_are_clustered_as_the_page_on_stores_says(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    page = HERE / "docs" / "stores.md"
+    (made,), (command,) = blocks(page, "python"), blocks(page, "sh")
+    exec(made, {})
+    run(command)
+    assert Path("given/filters.csv").exists()
+
+
+def test_every_block_of_python_is_run_by_one_of_these():
+    run_here = {
+        "README.md": 1,
+        "quickstart.md": 2,
+        "own-network.md": 2,
+        "python.md": 2,
+        "choosing.md": 1,
+        "stores.md": 1,
+    }
+    assert {page.name: n for page in PAGES if (n := len(blocks(page, "python")))} == run_here

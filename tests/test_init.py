@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,7 @@ def test_no_folder_hides_a_public_name():
     """``import gmmcnn.pca`` would put a module in the place of the function of that name."""
     modules = {path.stem for path in Path(gmmcnn.__file__).parent.iterdir()}
     assert not modules & set(gmmcnn.__all__)
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert gmmcnn.__version__ == version("gmmcnn")
