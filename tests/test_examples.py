@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def said_by(name: str, folder: Path) -> str:
-    command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
+def said_by(name: str, folder: Path, warnings: str = "error") -> str:
+    command = [sys.executable, "-W", warnings, str(EXAMPLES / name)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -32,3 +34,9 @@ def test_a_residual_network_is_tapped_behind_its_additions(tmp_path):
 def test_pictures_in_the_wrong_folder_are_found(tmp_path):
     (found,) = re.findall(r"(\d+) of the 20 pictures", said_by("image_folder.py", tmp_path))
     assert int(found) >= 14  # by chance two
+
+
+def test_lightning_counts_in_every_epoch(tmp_path):
+    pytest.importorskip("lightning")
+    said = said_by("lightning_training.py", tmp_path, "default")  # Lightning warns of few workers
+    assert [line.split()[0] for line in said.splitlines()[-4:]] == ["0", "1", "2", "3"]
