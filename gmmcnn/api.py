@@ -1,9 +1,7 @@
 """One call from Python: a trained network and some images in, tables out."""
 
-import tempfile
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +16,13 @@ from gmmcnn.config import settings_from
 from gmmcnn.data.probe import thumbnails
 from gmmcnn.data.samples import Given, Samples, class_numbers
 from gmmcnn.errors import ConfigurationError, DataWarning, SaturationWarning
-from gmmcnn.featuremaps import memory
 from gmmcnn.featuremaps.capture import find_taps
-from gmmcnn.featuremaps.memory import bytes_of
-from gmmcnn.featuremaps.stream import extract, feature_maps, require_analysed
+from gmmcnn.featuremaps.live import LiveMaps
+from gmmcnn.featuremaps.stream import require_analysed
 from gmmcnn.featuremaps.taps import Taps
 from gmmcnn.filters import fitting
 from gmmcnn.filters.fits import Fits
+from gmmcnn.filters.live import fit_live
 from gmmcnn.filters.screening import saturation
 from gmmcnn.progress import progress
 
@@ -112,8 +110,7 @@ def analyze_samples(
 ) -> Analysis:
     """Do :func:`analyze`'s work on a probe set of whole batches.
 
-    The feature maps are held in memory up to :data:`~gmmcnn.featuremaps.memory.BYTES_IN_MEMORY`; larger ones go through
-    a store in a temporary folder, block by block. The fits are the same bit by bit.
+    The feature maps are fitted where they are made, at most ``extract.memory`` MiB of them at once.
 
     Parameters
     ----------
@@ -129,9 +126,8 @@ def analyze_samples(
     settings = replace(settings, probe=replace(settings.probe, samples=int((samples["batch"] == 0).sum())))
     taps = find_taps(model, pixels[:1], tap=settings.extract.tap, layers=layers)
     require_analysed(taps)
-    fit = _fit_in_memory if bytes_of(taps, len(pixels)) <= memory.BYTES_IN_MEMORY else _fit_by_store
     return Analysis(
-        fits=fit(model, pixels, taps, settings),
+        fits=_fit(model, pixels, taps, settings),
         known=samples,
         thumbnails=thumbnails(pixels.cpu()),
         settings=settings.screen,
@@ -140,30 +136,12 @@ def analyze_samples(
     )
 
 
-def _fit_in_memory(model: nn.Module, pixels: Tensor, taps: Taps, settings: config.Settings) -> Fits:
+def _fit(model: nn.Module, pixels: Tensor, taps: Taps, settings: config.Settings) -> Fits:
     n_samples = settings.probe.samples
-    with progress("feature maps", len(pixels), "samples") as advance:
-        maps = feature_maps(model, pixels, taps, **_forward(settings), advance=advance)
-    with progress("fits", fitting.n_fits(maps, n_samples), "fits") as advance:
-        return fitting.fit_in_memory(maps, n_samples=n_samples, settings=settings, advance=advance)
-
-
-def _fit_by_store(model: nn.Module, pixels: Tensor, taps: Taps, settings: config.Settings) -> Fits:
-    n_samples, layers = settings.probe.samples, [tap.layer for tap in taps.analysed]
-    with tempfile.TemporaryDirectory(prefix="gmmcnn-") as folder:
-        path = Path(folder)
-        with progress("feature maps", len(pixels), "samples") as advance:
-            store = extract(
-                model, pixels, path / "maps.zarr", tap=taps.tap, layers=layers, **_forward(settings), advance=advance
-            )
-        with progress("fits", fitting.n_fits(store, n_samples), "fits") as advance:
-            return fitting.fit_store(store, path / "fits", n_samples=n_samples, settings=settings, advance=advance)
-
-
-def _forward(settings: config.Settings) -> dict[str, Any]:
-    """How the forward pass is to be made and its maps kept."""
-    return {
-        "dtype": settings.extract.dtype,
-        "forward_samples": settings.extract.forward_samples,
-        "probe_samples": settings.probe.samples,
-    }
+    maps = LiveMaps(model, pixels, taps, n_samples, settings.extract)
+    n_batches = len(pixels) // n_samples
+    with (
+        progress("feature maps", n_batches, "batches") as reducing,
+        progress("fits", fitting.n_fits(maps, n_samples), "fits") as advance,
+    ):
+        return fit_live(maps, None, n_samples=n_samples, settings=settings, reducing=reducing, advance=advance)

@@ -221,7 +221,11 @@ class Extract(_Group):
     """Feature maps to take in place of a model's: a ``.npy`` file or Zarr array of shape (N, C, H, W) or (N, C, P),
     with N a multiple of ``probe.samples``, or less than it: then they are one batch."""
     keep_maps: str = "last"
-    """Stores kept after their fits are done: ``all``, the ``last`` checkpoint's, or ``none``. Fits are always kept."""
+    """Feature maps that ``task=run`` stores: of ``all`` checkpoints, of the ``last`` one, or ``none``. All others are
+    fitted where they are made and never touch the disk. Fits are always kept."""
+    memory: int = 512
+    """MiB of feature maps that are held at once where they are fitted without a store: a network whose maps of one
+    probe batch fill more is run once for each such part of its filters. No result depends on it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -229,6 +233,7 @@ class Extract(_Group):
         _require_one_of("extract.dtype", self.dtype, ("float32", "float16"))
         _require_one_of("extract.keep_maps", self.keep_maps, ("all", "last", "none"))
         _require(self.forward_samples >= 1, "extract.forward_samples", self.forward_samples, ">= 1")
+        _require(self.memory >= 1, "extract.memory", self.memory, ">= 1")
 
 
 @dataclass
@@ -551,7 +556,7 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
         "task", "run", "sweep", "estimate", "dry_run",  # what to do, and where
         "quiet", "trust", "debug",  # how to talk about it
         "data.root",  # where files lie; what is in them has a digest of its own
-        "extract.forward_samples", "extract.keep_maps",  # how maps are made and kept
+        "extract.forward_samples", "extract.keep_maps", "extract.memory",  # how maps are made and kept
         "prune.method",  # what is written beside the mask
         "engine.name", "engine.threads",  # who computes: engines agree within their tolerances
         "experiment.name", "experiment.factors", "experiment.grid",  # which questions are asked

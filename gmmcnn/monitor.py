@@ -27,9 +27,10 @@ from gmmcnn.data.probe import thumbnails
 from gmmcnn.data.samples import Samples
 from gmmcnn.errors import ConfigurationError, SaturationWarning
 from gmmcnn.featuremaps.capture import find_taps, unwrapped
-from gmmcnn.featuremaps.stream import feature_maps, require_analysed
+from gmmcnn.featuremaps.live import LiveMaps
+from gmmcnn.featuremaps.stream import require_analysed
 from gmmcnn.filters.fits import Fits
-from gmmcnn.filters.fitting import fit_in_memory
+from gmmcnn.filters.live import fit_live
 from gmmcnn.filters.screening import counts, saturation
 from gmmcnn.hardware import gpu
 from gmmcnn.progress import note
@@ -93,7 +94,7 @@ class OverfittingMonitor:
 
     Notes
     -----
-    The maps of one epoch are held in memory: 4 bytes for each sample, filter and pixel. The first step after the
+    The maps of one epoch are held in memory, at most ``memory`` MiB of them at once. The first step after the
     installation compiles the engine, which is kept on disk; in every later process the first step loads it.
 
     Examples
@@ -203,17 +204,10 @@ class OverfittingMonitor:
         )  # fmt: skip
 
     def _fit(self) -> Fits:
-        extract, probe = self.settings.extract, self.settings.probe
+        n_samples = self.settings.probe.samples
         with _random_states_kept():
-            maps = feature_maps(
-                self.model,
-                self.images,
-                self._taps,
-                dtype=extract.dtype,
-                forward_samples=extract.forward_samples,
-                probe_samples=probe.samples,
-            )
-        return fit_in_memory(maps, n_samples=probe.samples, settings=self.settings)
+            maps = LiveMaps(self.model, self.images, self._taps, n_samples, self.settings.extract)
+            return fit_live(maps, None, n_samples=n_samples, settings=self.settings)
 
 
 def _prepare(probe: Any, samples: int | None, batches: int, given: dict[str, Any]) -> tuple[Tensor, config.Settings]:

@@ -12,7 +12,9 @@ them, go on later, or start over from any of them with other settings::
     RUN/mask.json, masking.csv                      prune: accuracies without the anomaly filters
     RUN/pruned.pt, pruned.pt2, pruning.csv          prune.method=remove: the network without them
 
-Screening, and the page, need nothing but the run folder.
+Screening, and the page, need nothing but the run folder. ``task=run`` fits maps where they are made, and stores those
+that ``extract.keep_maps`` asks for behind the fit; ``task=extract`` and ``task=fit`` go by way of the store. Both give
+the same bits.
 """
 
 import shutil
@@ -43,10 +45,10 @@ def run(job: Run) -> list[Analysed]:
     train(job)
     checkpoints, opened = job.checkpoints(), []
     for checkpoint in checkpoints:
-        stage = stages.extract(job, stages.open_checkpoint(checkpoint))
-        stages.fit(job, stage)
-        _tidy(job, checkpoint, last=checkpoints[-1])
-        opened.append(stage)
+        keep = _is_kept(job, checkpoint, last=checkpoints[-1])
+        opened.append(stages.fit_as_made(job, stages.open_checkpoint(checkpoint), keep=keep))
+        if not keep:
+            shutil.rmtree(checkpoint.maps, ignore_errors=True)
     found = [stages.analyse(job, stage) for stage in opened]
     _screen(job, found)
     _prune(job, found[-1])
@@ -180,8 +182,7 @@ def _remove(job: Run, network: nn.Module, mask: pruning.Mask) -> None:
         say(f"No pruned.pt2: torch cannot export this network ({problem}); pruned.pt holds its weights and the plan")
 
 
-def _tidy(job: Run, checkpoint: Checkpoint, *, last: Checkpoint) -> None:
-    """Delete feature maps that are not to be kept once they are fitted; the network's own are the last."""
+def _is_kept(job: Run, checkpoint: Checkpoint, *, last: Checkpoint) -> bool:
+    """Whether a checkpoint's feature maps are to be stored; the network's own are the last."""
     keep = job.settings.extract.keep_maps
-    if keep == "none" or (keep == "last" and checkpoint != last):
-        shutil.rmtree(checkpoint.maps, ignore_errors=True)
+    return keep == "all" or (keep == "last" and checkpoint == last)

@@ -1,7 +1,6 @@
 """gmmcnn.analyze and what it returns, on a really trained network."""
 
 import copy
-import tempfile
 
 import numpy as np
 import pandas as pd
@@ -10,9 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import gmmcnn
-from gmmcnn import api
 from gmmcnn.errors import CaptureError, ConfigurationError, SaturationWarning
-from gmmcnn.featuremaps import memory
 
 QUICK = {"k_max": 4, "n_init": 1, "repeats": 1}
 
@@ -88,22 +85,24 @@ def test_numbers_of_any_library_are_numbers(digits_cnn, images):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_large_maps_go_through_a_store_and_give_the_same_bit_by_bit(digits_cnn, images, monkeypatch, dtype):
-    def analyze():
-        return gmmcnn.analyze(digits_cnn, images, samples=60, dtype=dtype, **QUICK)
+def test_large_maps_are_taken_in_parts_and_give_the_same_bit_by_bit(digits_cnn, images, monkeypatch, dtype):
+    many = torch.cat([images] * 3)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "TemporaryDirectory", None)  # nothing is written
-        in_memory = analyze()
-    monkeypatch.setattr(memory, "BYTES_IN_MEMORY", 0)
-    monkeypatch.setattr(api, "feature_maps", None)
-    by_store = analyze()
-    assert in_memory.skipped == by_store.skipped
-    assert in_memory.fits.tapped == by_store.fits.tapped
-    assert in_memory.fits.layers.keys() == by_store.fits.layers.keys()
-    for layer, fits in in_memory.fits.layers.items():
+    def analyze(**settings):
+        return gmmcnn.analyze(digits_cnn, many, samples=len(many), dtype=dtype, **QUICK, **settings)
+
+    whole, passes, forward = analyze(), [], digits_cnn.forward
+    monkeypatch.setattr(digits_cnn, "forward", lambda x: passes.append(len(x)) or forward(x))
+    analyze()
+    at_once = len(passes)
+    in_parts = analyze(memory=1)
+    assert len(passes) - at_once > at_once
+    assert whole.skipped == in_parts.skipped
+    assert whole.fits.tapped == in_parts.fits.tapped
+    assert whole.fits.layers.keys() == in_parts.fits.layers.keys()
+    for layer, fits in whole.fits.layers.items():
         for name, values in vars(fits).items():
-            np.testing.assert_array_equal(values, getattr(by_store.fits.layers[layer], name), strict=True)
+            np.testing.assert_array_equal(values, getattr(in_parts.fits.layers[layer], name), strict=True)
 
 
 def test_every_kind_of_input_gives_the_same_tables(digits_cnn, images, labels, analysis):

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from gmmcnn import cli, config, progress
-from gmmcnn.filters import fitting
+from gmmcnn.filters import live
 from gmmcnn.run.alive import is_alive
 
 TINY = ["debug=tiny", "train.epochs=2", "engine.threads=1"]
@@ -152,24 +152,25 @@ def test_an_interrupted_run_says_how_to_go_on(number, exit_code, tmp_path):
     assert (ended["status"], is_alive(ended)) == ("interrupted", False)
 
 
-def test_a_run_that_was_asked_to_end_finishes_the_block_in_hand_and_goes_on_bit_for_bit(tiny_run, here, monkeypatch):
-    fit, done = fitting.fit_maps, []
+def test_a_run_that_was_asked_to_end_finishes_the_round_in_hand_and_goes_on_bit_for_bit(tiny_run, here, monkeypatch):
+    reduce, done = live.reduce_maps, []
 
     def asked_meanwhile(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        fits = fit(*arguments)
-        done.append(fits)
-        return fits
+        if not done:
+            os.kill(os.getpid(), signal.SIGTERM)
+        reduced = reduce(*arguments)
+        done.append(reduced)
+        return reduced
 
-    monkeypatch.setattr(fitting, "fit_maps", asked_meanwhile)
+    monkeypatch.setattr(live, "reduce_maps", asked_meanwhile)
     code, _, stderr = here(*TINY, "run=asked")
     assert code == 143
     assert stderr.startswith("gmmcnn: interrupted; goes on where it stopped with: gmmcnn task=run run=")
     assert stderr.count("\n") == 1
     record = json.loads(Path("asked/run.json").read_text())
     assert record["status"] == "interrupted"
-    assert (len(done), len(list(Path("asked").rglob("*.npz")))) == (1, 1 + 1)  # the block, and the probe samples
-    monkeypatch.setattr(fitting, "fit_maps", fit)
+    assert (len(done), len(list(Path("asked").rglob("*.npz")))) == (3, 1)  # the scores of three layers
+    monkeypatch.setattr(live, "reduce_maps", reduce)
     code, _, stderr = here("run=asked")
     assert code == 0, stderr
     for name in ("filters.csv", "outliers.csv", "metrics.csv", "samples.csv"):

@@ -28,6 +28,9 @@ def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         stages, "open_checkpoint", lambda c: order.append(f"open {c.epoch}") or SimpleNamespace(checkpoint=c)
     )
+    monkeypatch.setattr(
+        stages, "fit_as_made", lambda job, stage, keep: order.append(f"fit {stage.checkpoint.epoch} {keep}") or stage
+    )
     for name in ("extract", "fit", "analyse"):
         monkeypatch.setattr(
             stages, name, lambda job, stage, name=name: order.append(f"{name} {stage.checkpoint.epoch}") or stage
@@ -44,8 +47,8 @@ def job(folder: Path, **extract: object) -> Run:
 def test_the_method_from_top_to_bottom(done, tmp_path):
     found = pipeline.run(job(tmp_path))
     assert done == [
-        "possible", "train", "open 1", "extract 1", "fit 1", "open 2", "extract 2", "fit 2", "analyse 1", "analyse 2",
-        "screen 2", "prune 2",
+        "possible", "train", "open 1", "fit 1 False", "open 2", "fit 2 True", "analyse 1", "analyse 2", "screen 2",
+        "prune 2",
     ]  # fmt: skip
     assert [one.checkpoint.epoch for one in found] == [1, 2]
 

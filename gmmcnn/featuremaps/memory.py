@@ -7,10 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gmmcnn.featuremaps.taps import Tap, Taps
-
-BYTES_IN_MEMORY = 256 << 20
-"""Maps of all layers together that are held in memory at most; larger ones belong in a store."""
+from gmmcnn.featuremaps.taps import Tap
 
 _ALL = slice(None)
 
@@ -25,9 +22,6 @@ class Maps(Protocol):
     @property
     def n_samples(self) -> int:
         """Samples of all probe batches."""
-
-    def read(self, layer: str, filters: slice = _ALL, samples: slice = _ALL) -> NDArray[np.float32]:
-        """Maps of some filters over some samples: (F, N, P) float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +45,3 @@ class MapsInMemory:
     def read(self, layer: str, filters: slice = _ALL, samples: slice = _ALL) -> NDArray[np.float32]:
         """Maps of some filters over some samples: (F, N, P) float32; without a copy where they lie together."""
         return np.ascontiguousarray(self.by_layer[layer][filters, samples])
-
-
-def bytes_of(taps: Taps, n_samples: int) -> int:
-    """Bytes of the maps of all layers in memory."""
-    return 4 * n_samples * sum(tap.n_filters * tap.height * tap.width for tap in taps.analysed)

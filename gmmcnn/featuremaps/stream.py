@@ -99,22 +99,41 @@ def extract(
         source = Samples(images, "images")
         taps = taps or find_taps(model, source.take(range(1))[0], tap=tap, layers=layers)
         require_analysed(taps)
-        origin = {
-            "tap": tap,
-            "model_sha256": fingerprint(model),
-            "images_sha256": source.fingerprint(),
-            "skipped": [asdict(skipped) for skipped in taps.skipped],
-        }
-        contents: _Contents = {
-            "layers": taps.analysed,
-            "n_samples": len(source),
-            "dtype": dtype,
-            "attributes": _as_json({**(attributes or {}), "extraction": origin}),
-        }
-        block = _block_samples(taps, probe_samples or len(source), len(source), forward_samples)
-        store = _open_or_create(Path(path), contents, block, overwrite=overwrite)
+        store = store_for(
+            model, source, taps, path, dtype=dtype, forward_samples=forward_samples, probe_samples=probe_samples,
+            attributes=attributes, overwrite=overwrite,
+        )  # fmt: skip
         _fill(store, model, taps, source, advance or (lambda n=1, /: None))
     return ActivationStore.open(path)
+
+
+def store_for(
+    model: nn.Module,
+    images: Samples,
+    taps: Taps,
+    path: str | os.PathLike[str],
+    *,
+    dtype: str,
+    forward_samples: int,
+    probe_samples: int | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> ActivationStore:
+    """The store that :func:`extract` fills: what is there of the same maps, or a new one; arguments as there."""
+    origin = {
+        "tap": taps.tap,
+        "model_sha256": fingerprint(model),
+        "images_sha256": images.fingerprint(),
+        "skipped": [asdict(skipped) for skipped in taps.skipped],
+    }
+    contents: _Contents = {
+        "layers": taps.analysed,
+        "n_samples": len(images),
+        "dtype": dtype,
+        "attributes": _as_json({**(attributes or {}), "extraction": origin}),
+    }
+    block = block_samples(taps, probe_samples or len(images), len(images), forward_samples)
+    return _open_or_create(Path(path), contents, block, overwrite=overwrite)
 
 
 def feature_maps(
@@ -146,28 +165,28 @@ def feature_maps(
     """
     shapes = {tap.layer: (tap.n_filters, len(images), tap.height, tap.width) for tap in taps.analysed}
     gathered = {layer: torch.empty(shape) for layer, shape in shapes.items()}
-    size = _block_samples(taps, probe_samples or len(images), len(images), forward_samples)
+    size = block_samples(taps, probe_samples or len(images), len(images), forward_samples)
     for start in range(0, len(images), size):
         samples = slice(start, start + size)
 
         def gather(layer: str, by_filter: Tensor, samples: slice = samples) -> None:
             stored = by_filter.to(getattr(torch, dtype))
-            _require_fitting(layer, stored, samples.start)
+            require_fitting(layer, stored, samples.start)
             gathered[layer][:, samples] = stored
 
-        _capture_by_filter(model, images[samples], taps, gather, start)
+        capture_by_filter(model, images[samples], taps, gather, start)
         advance(len(images[samples]))
     by_layer = {layer: maps.flatten(2).numpy() for layer, maps in gathered.items()}
     return MapsInMemory({tap.layer: tap for tap in taps.analysed}, len(images), by_layer)
 
 
-def _require_fitting(layer: str, stored: Tensor, sample_offset: int) -> None:
+def require_fitting(layer: str, stored: Tensor, sample_offset: int, first_filter: int = 0) -> None:
     """Raise CaptureError if a value of finite maps (F, N, H, W) became infinite in the type that they have now."""
     if stored.dtype == torch.float16 and not torch.isfinite(stored).all():
         channel, sample, *_ = torch.nonzero(~torch.isfinite(stored))[0].tolist()
         raise CaptureError(
-            f"layer {layer!r}, filter {channel}, sample {sample + sample_offset}: the feature map does not fit into "
-            "float16; expected dtype=float32"
+            f"layer {layer!r}, filter {channel + first_filter}, sample {sample + sample_offset}: the feature map does "
+            "not fit into float16; expected dtype=float32"
         )
 
 
@@ -306,7 +325,7 @@ def import_activations(
     taps = Taps("imported", (tap,), (), peak_bytes_per_sample=n_filters * height * width * 4)
     if overwrite and Path(path).exists():
         discard(path)
-    block = _block_samples(taps, probe_samples or n_samples, n_samples, n_samples)
+    block = block_samples(taps, probe_samples or n_samples, n_samples, n_samples)
     store = ActivationStore.create(
         path, [tap], n_samples, block_samples=block, dtype=dtype, attributes=_as_json(attributes or {})
     )
@@ -345,7 +364,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest_tensors({name: value for name, value in state.items() if isinstance(value, Tensor)})
 
 
-class _Writer:
+class Writer:
     """One background thread that writes in the order of the calls; at most ``waiting`` writes wait."""
 
     def __init__(self, waiting: int = 2) -> None:
@@ -353,7 +372,7 @@ class _Writer:
         self._waiting = waiting
         self._pending: deque[Future[None]] = deque()
 
-    def __enter__(self) -> "_Writer":
+    def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -362,6 +381,7 @@ class _Writer:
             self._collect(0)
 
     def __call__(self, work: Callable[..., None], *args: Any) -> None:
+        """Do ``work(*args)`` when all before it is done; waits, and raises what went wrong, while too many wait."""
         self._collect(self._waiting)
         self._pending.append(self._thread.submit(work, *args))
 
@@ -379,7 +399,7 @@ def _fill(store: ActivationStore, model: nn.Module, taps: Taps, images: Samples,
         return
     store.remove_orphans()
     advance(store.n_samples - sum(_length(store.block(index)) for index in missing))
-    with _Writer() as writer:
+    with Writer() as writer:
         for block in missing:
             samples = store.block(block)
             batch, _ = images.take(range(samples.start, samples.stop))
@@ -389,12 +409,12 @@ def _fill(store: ActivationStore, model: nn.Module, taps: Taps, images: Samples,
                 copy = by_filter.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
                 writer(store.write, layer, block, copy.numpy())
 
-            _capture_by_filter(model, batch, taps, write, samples.start)
+            capture_by_filter(model, batch, taps, write, samples.start)
             writer(store.commit, block)
             advance(len(batch))
 
 
-def _capture_by_filter(
+def capture_by_filter(
     model: nn.Module, images: Tensor, taps: Taps, consume: Callable[[str, Tensor], None], sample_offset: int
 ) -> None:
     """:func:`capture`, with maps as (F, N, H, W)."""
@@ -460,8 +480,8 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: st
     return names
 
 
-def _block_samples(taps: Taps, probe_samples: int, n_samples: int, forward_samples: int) -> int:
-    """Equal parts of a probe batch, each small enough for one forward pass."""
+def block_samples(taps: Taps, probe_samples: int, n_samples: int, forward_samples: int) -> int:
+    """Samples of one forward pass: equal parts of a probe batch, each small enough."""
     probe_samples = min(probe_samples, n_samples)
     most = max(1, min(forward_samples, BYTES_PER_BLOCK // taps.peak_bytes_per_sample))
     return math.ceil(probe_samples / math.ceil(probe_samples / most))

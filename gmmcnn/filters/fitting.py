@@ -8,7 +8,7 @@ begin.
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError, ConvergenceWarning
-from gmmcnn.featuremaps.memory import Maps, MapsInMemory
+from gmmcnn.featuremaps.memory import Maps
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.stream import activation_statistics, filter_slices, read_ahead
 from gmmcnn.featuremaps.taps import Tapped
@@ -73,36 +73,14 @@ def fit_store(
         )
     fitted_in = folder / fit_key(settings, n_samples)
     layers = {
-        layer: _fit_layer(store, layer, _of_layer(fitted_in, layer), n_samples, settings, advance)
+        layer: _fit_layer(store, layer, folder_of(fitted_in, layer), n_samples, settings, advance)
         for layer in store.layers
     }
-    return Fits(layers, settings.gmm.k_min, settings.gmm.k_max, _tapped(store))
+    return Fits(layers, settings.gmm.k_min, settings.gmm.k_max, tapped_of(store))
 
 
-def fit_in_memory(
-    maps: MapsInMemory, *, n_samples: int, settings: config.Settings, advance: Advance = lambda n=1, /: None
-) -> Fits:
-    """Fit every filter of maps in memory, by the same blocks as :func:`fit_store`; the fits are kept nowhere.
-
-    Parameters
-    ----------
-    maps : MapsInMemory
-        Of B * N samples.
-    n_samples, settings, advance
-        As for :func:`fit_store`.
-    """
-    layers = {}
-    for layer in maps.layers:
-        parts = []
-        for block in _blocks(maps, layer, n_samples):
-            read = maps.read(layer, *block.part(n_samples))
-            parts.append((block.batches, fit_maps(read, layer, block.filters, block.batches, settings)))
-            advance(block.n_fits)
-        layers[layer] = _join(parts)
-    return Fits(layers, settings.gmm.k_min, settings.gmm.k_max, _tapped(maps))
-
-
-def _tapped(maps: Maps) -> dict[str, Tapped]:
+def tapped_of(maps: Maps) -> dict[str, Tapped]:
+    """What each layer's maps are."""
     return {layer: tap.tapped for layer, tap in maps.layers.items()}
 
 
@@ -121,7 +99,7 @@ def read_fits(
     parts: dict[str, list[Path]], settings: config.Settings, tapped: Mapping[str, Tapped] | None = None
 ) -> Fits:
     """Read the files that :func:`find_fits` found; what the layers' maps are does not stand in them."""
-    layers = {layer: _gather(files) for layer, files in parts.items()}
+    layers = {layer: gather(files) for layer, files in parts.items()}
     return Fits(layers, settings.gmm.k_min, settings.gmm.k_max, tapped or {})
 
 
@@ -130,7 +108,7 @@ def find_fits(
 ) -> dict[str, list[Path]] | None:
     """Files of the fits that :func:`fit_store` kept for these settings, by layer; None where they are not all there."""
     for key in (fit_key(settings, n_samples), *_earlier_keys(settings, n_samples)):
-        parts = {layer: _complete_parts(_of_layer(folder / key, layer)) for layer in layers}
+        parts = {layer: _complete_parts(folder_of(folder / key, layer)) for layer in layers}
         if all(parts.values()):
             return parts
     return None
@@ -168,7 +146,7 @@ def _fit_layer(
     settings: config.Settings,
     advance: Advance,
 ) -> LayerFits:
-    blocks = _blocks(store, layer, n_samples)
+    blocks = blocks_of(store, layer, n_samples)
     missing = [block for block in blocks if not block.file(folder).exists()]
     n_missing = sum(block.n_fits for block in missing)
     advance(store.layers[layer].n_filters * (store.n_samples // n_samples) - n_missing)
@@ -179,13 +157,18 @@ def _fit_layer(
         fits = fit_maps(next(maps), layer, block.filters, block.batches, settings)
         fits.save(file, engine=gpu.resolved(settings.engine.name))
         advance(block.n_fits)
+    return completed(folder, blocks)
+
+
+def completed(folder: Path, blocks: Sequence["Block"]) -> LayerFits:
+    """Record that the files of all blocks of a layer are there, and read them."""
     files = [block.file(folder) for block in blocks]
-    write_json(_completion(folder), {"parts": [str(file.relative_to(folder)) for file in files]})
-    return _gather(files)
+    write_json(completion(folder), {"parts": [str(file.relative_to(folder)) for file in files]})
+    return gather(files)
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """What is read, fitted and kept together."""
 
     filters: range
@@ -193,9 +176,11 @@ class _Block:
 
     @property
     def n_fits(self) -> int:
+        """One for each filter and probe batch."""
         return len(self.filters) * len(self.batches)
 
     def file(self, folder: Path) -> Path:
+        """Where its fits are kept in the folder of its layer."""
         return folder / f"batch-{self.batches.start:04d}" / f"filter-{self.filters.start:06d}.npz"
 
     def part(self, n_samples: int) -> tuple[slice, slice]:
@@ -204,7 +189,7 @@ class _Block:
         return slice(self.filters.start, self.filters.stop), samples
 
 
-def _blocks(store: Maps, layer: str, n_samples: int) -> list[_Block]:
+def blocks_of(store: Maps, layer: str, n_samples: int) -> list[Block]:
     """Divide a layer: by filters, and by probe batches too where one filter's maps of all of them are too large."""
     tap = store.layers[layer]
     n_batches = store.n_samples // n_samples
@@ -214,44 +199,84 @@ def _blocks(store: Maps, layer: str, n_samples: int) -> list[_Block]:
         batches = range(first, min(first + at_once, n_batches))
         samples = slice(0, len(batches) * n_samples)
         slices = filter_slices(store, layer, samples=samples, bytes_per_block=BYTES_PER_BLOCK)
-        blocks += [_Block(range(filters.start, filters.stop), batches) for filters in slices]
+        blocks += [Block(range(filters.start, filters.stop), batches) for filters in slices]
     return blocks
 
 
-def _of_layer(folder: Path, layer: str) -> Path:
+def folder_of(folder: Path, layer: str) -> Path:
     """Folder of a layer's fits; that of earlier versions, which took the name as it was, where it can be one."""
     could_be_one = layer == without_unusual(layer) and layer.strip(".") and len(layer) < 256
     earlier = folder / layer if could_be_one else None
     return earlier if earlier and earlier.is_dir() else folder / file_name(layer)
 
 
-def _completion(folder: Path) -> Path:
+def completion(folder: Path) -> Path:
     """Record of the files that a layer's fits consist of, once they are all there."""
     return folder / "complete.json"
 
 
 def _complete_parts(folder: Path) -> list[Path]:
     """Files of a layer's fits; none where there is no record of them, or one of them is lost."""
-    names = read_json(_completion(folder)).get("parts")
+    names = read_json(completion(folder)).get("parts")
     if not isinstance(names, list) or not all(isinstance(name, str) and _PART.fullmatch(name) for name in names):
         return []
     files = [folder / name for name in names]
     return files if all(file.exists() for file in files) else []
 
 
-def _gather(files: list[Path]) -> LayerFits:
+def gather(files: list[Path]) -> LayerFits:
     """Read the parts of a layer, and join them."""
-    return _join([(file.parent, LayerFits.load(file)) for file in sorted(files)])
+    return join([(file.parent, LayerFits.load(file)) for file in sorted(files)])
 
 
-def _join(parts: Iterable[tuple[object, LayerFits]]) -> LayerFits:
+def join(parts: Iterable[tuple[object, LayerFits]]) -> LayerFits:
     """Join parts, each beside what names its probe batches: filters along the first axis, batches along the second."""
     by_batches = [LayerFits.concatenate([part for _, part in same]) for _, same in groupby(parts, key=itemgetter(0))]
     return LayerFits.concatenate(by_batches, axis=1)
 
 
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """PCA and activation of some filters (F) over some probe batches (B): all that their mixtures need of the maps."""
+
+    layer: str
+    filters: range
+    batches: range
+    scores: NDArray
+    """(F, B, N, d) float32, or float64 where they exceed that."""
+    explained_variance: NDArray[np.float64]
+    """(F, B, d)"""
+    mean_activation: NDArray[np.float64]
+    """(F, B)"""
+    active_share: NDArray[np.float64]
+    """(F, B)"""
+
+    @property
+    def arrays(self) -> dict[str, NDArray]:
+        """Its arrays by name."""
+        return {name: getattr(self, name) for name in REDUCED}
+
+    def part(self, filters: range, batches: range) -> "Reduced":
+        """Some of its filters and batches, as views."""
+        rows = slice(filters.start - self.filters.start, filters.stop - self.filters.start)
+        columns = slice(batches.start - self.batches.start, batches.stop - self.batches.start)
+        return Reduced(
+            self.layer, filters, batches, **{name: array[rows, columns] for name, array in self.arrays.items()}
+        )
+
+
+REDUCED = ("scores", "explained_variance", "mean_activation", "active_share")
+"""Names of the arrays of :class:`Reduced`, as :class:`~gmmcnn.filters.fits.LayerFits` has them too."""
+
+
 def fit_maps(maps: NDArray, layer: str, filters: range, batches: range, settings: config.Settings) -> LayerFits:
-    """Reduce and cluster the maps of some filters of a layer.
+    """Reduce and cluster the maps of some filters of a layer; arguments as of :func:`reduce_maps`."""
+    [fits] = cluster([reduce_maps(maps, layer, filters, batches, settings)], settings)
+    return fits
+
+
+def reduce_maps(maps: NDArray, layer: str, filters: range, batches: range, settings: config.Settings) -> Reduced:
+    """Principal components and activation of some filters of a layer.
 
     Parameters
     ----------
@@ -264,31 +289,71 @@ def fit_maps(maps: NDArray, layer: str, filters: range, batches: range, settings
     batches : range
         Which probe batches; the samples are divided equally among them.
     settings : config.Settings
-        Its ``pca``, ``gmm``, ``engine`` and ``seed``.
+        Its ``pca`` and ``engine``.
     """
     problems = maps.reshape(len(filters) * len(batches), -1, maps.shape[-1])
-    repeats = range(settings.gmm.repeats)
-    keys = [stream_key(layer, filter, batch, repeat) for filter in filters for batch in batches for repeat in repeats]
     engine, threads = settings.engine.name, settings.engine.threads
     mean_activation, active_share = activation_statistics(problems, threads)
     reduced = pca(problems, settings.pca.dims, engine=engine, threads=threads)
-    starts = {"random_state": settings.seed + settings.gmm.random_state}
-    sweep = GaussianMixtureSweep(**settings.gmm.of_a_sweep | starts, engine=engine, threads=threads)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # kept for each fit in ``converged``
-        sweep.fit(np.repeat(reduced.scores, len(repeats), axis=0), keys=np.array(keys, np.uint64))
 
     def by_batch(flat: NDArray) -> NDArray:
         return flat.reshape(len(filters), len(batches), *flat.shape[1:])
 
-    def by_repeat(flat: NDArray) -> NDArray:
-        return flat.reshape(len(filters), len(batches), len(repeats), *flat.shape[1:])
-
-    return LayerFits(
-        scores=by_batch(reduced.scores.astype(np.float32)),
+    return Reduced(
+        layer,
+        filters,
+        batches,
+        scores=by_batch(reduced.scores),
         explained_variance=by_batch(reduced.explained_variance),
         mean_activation=by_batch(mean_activation),
         active_share=by_batch(active_share),
+    )
+
+
+def cluster(parts: Sequence[Reduced], settings: config.Settings) -> list[LayerFits]:
+    """Mixtures of several parts, of any layers, in one sweep.
+
+    Parameters
+    ----------
+    parts : Reduced
+        With the same number of samples and dimensions.
+    settings : config.Settings
+        Its ``gmm``, ``engine`` and ``seed``.
+    """
+    repeats = range(settings.gmm.repeats)
+    keys = [
+        stream_key(part.layer, filter, batch, repeat)
+        for part in parts
+        for filter in part.filters
+        for batch in part.batches
+        for repeat in repeats
+    ]
+    scores = np.concatenate([part.scores.reshape(-1, *part.scores.shape[2:]) for part in parts])
+    engine, threads = settings.engine.name, settings.engine.threads
+    starts = {"random_state": settings.seed + settings.gmm.random_state}
+    sweep = GaussianMixtureSweep(**settings.gmm.of_a_sweep | starts, engine=engine, threads=threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # kept for each fit in ``converged``
+        sweep.fit(np.repeat(scores, len(repeats), axis=0), keys=np.array(keys, np.uint64))
+    fits, first = [], 0
+    for part in parts:
+        size = part.mean_activation.size * len(repeats)
+        fits.append(_fits_of(part, sweep, slice(first, first + size), len(repeats)))
+        first += size
+    return fits
+
+
+def _fits_of(part: Reduced, sweep: GaussianMixtureSweep, problems: slice, n_repeats: int) -> LayerFits:
+    """Fits of one part, whose mixtures are some of a sweep's problems."""
+
+    def by_repeat(flat: NDArray) -> NDArray:
+        return flat[problems].reshape(len(part.filters), len(part.batches), n_repeats, *flat.shape[1:])
+
+    return LayerFits(
+        scores=part.scores.astype(np.float32),
+        explained_variance=part.explained_variance,
+        mean_activation=part.mean_activation,
+        active_share=part.active_share,
         status=by_repeat(np.asarray(sweep.status_)),
         n_components=by_repeat(sweep.n_components_),
         labels=by_repeat(sweep.labels_.astype(np.int16)),

@@ -5,28 +5,39 @@ what the one before knew.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from gmmcnn import config, models
 from gmmcnn.analysis import Analysis
 from gmmcnn.data.probe import ProbeSet
+from gmmcnn.data.samples import Samples
 from gmmcnn.errors import ConfigurationError, StoreError
 from gmmcnn.featuremaps.capture import find_taps
+from gmmcnn.featuremaps.live import LiveMaps
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.stream import extract as stream_maps
-from gmmcnn.featuremaps.stream import import_activations, importable_samples, require_analysed, skipped_layers
-from gmmcnn.featuremaps.taps import Taps
+from gmmcnn.featuremaps.stream import (
+    import_activations,
+    importable_samples,
+    require_analysed,
+    skipped_layers,
+    store_for,
+)
+from gmmcnn.featuremaps.taps import Tapped, Taps
 from gmmcnn.files import digest_tensors
 from gmmcnn.filters import fitting
+from gmmcnn.filters.live import cluster_live, reduce_live
 from gmmcnn.mixture.sweep import mixture_engine
 from gmmcnn.names import command
 from gmmcnn.progress import progress
 from gmmcnn.run import probed, provenance
 from gmmcnn.run.folder import Checkpoint, Run
+from gmmcnn.run.provenance import Record
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +47,7 @@ class Stage:
     Attributes
     ----------
     checkpoint : Checkpoint
-    record : provenance.Record or None
+    record : Record or None
         Of the feature maps in its folder; None where there is none.
     digest : str or None
         SHA-256 of its weights; None where they are not there, and of imported maps.
@@ -45,7 +56,7 @@ class Stage:
     """
 
     checkpoint: Checkpoint
-    record: provenance.Record | None
+    record: Record | None
     digest: str | None
     weights: Mapping[str, Tensor] | None = field(repr=False)
 
@@ -75,7 +86,7 @@ def open_checkpoint(checkpoint: Checkpoint) -> Stage:
     weights = models.read_state(path) if path is not None and path.exists() else None
     return Stage(
         checkpoint,
-        provenance.Record.read(checkpoint.taps),
+        Record.read(checkpoint.taps),
         None if weights is None else digest_tensors({n: w for n, w in weights.items() if isinstance(w, Tensor)}),
         weights,
     )
@@ -92,37 +103,102 @@ def extract(job: Run, stage: Stage) -> Stage:
     Stage
         With the record of the maps, and without the weights.
     """
+    return _extract(job, stage, damaged=_forget_damage(stage.checkpoint.maps))
+
+
+def _extract(job: Run, stage: Stage, *, damaged: bool) -> Stage:
     checkpoint, settings = stage.checkpoint, job.settings
+    record, wanted = stage.record, _wanted(job, stage)
+    if wanted.others or damaged or _fitted_files(stage, settings) is None:
+        if wanted.probe is None:
+            n_samples = _batch_of_source(settings)
+        else:
+            n_samples = wanted.probe.n_samples
+            network = job.network(stage.weights, checkpoint.weights)
+            taps = taps_of(network, wanted.probe, settings.extract)
+        job.accept()
+        if wanted.others:
+            _forget_fits(checkpoint)
+        with job.timed("extract"):
+            if wanted.probe is None:
+                store = _import(settings, checkpoint)
+            else:
+                store = _stream(network, wanted.probe, taps, checkpoint, settings)
+        analysed = {layer: tap.tapped for layer, tap in store.layers.items()}
+        record = wanted.record(n_samples, analysed, skipped_layers(store))
+    return _recorded(job, stage, wanted, record)
+
+
+def fit_as_made(job: Run, stage: Stage, *, keep: bool) -> Stage:
+    """Fit every filter of a checkpoint while its feature maps are made; fits that are there already are kept.
+
+    The maps themselves are stored, if they are to be kept, while others are fitted. Maps that are stored already are
+    fitted from there.
+
+    Returns
+    -------
+    Stage
+        With the record of the maps, and without the weights.
+    """
+    checkpoint, settings = stage.checkpoint, job.settings
+    damaged = _forget_damage(checkpoint.maps)
+    if checkpoint.weights is None or (checkpoint.maps.exists() and not damaged):
+        stage = _extract(job, stage, damaged=damaged)
+        fit(job, stage)
+        return stage
+    record, wanted = stage.record, _wanted(job, stage)
+    if wanted.others or (damaged and keep) or _fitted_files(stage, settings) is None:
+        network, probe = job.network(stage.weights, checkpoint.weights), job.probe()
+        taps = taps_of(network, probe, settings.extract)
+        job.accept()
+        if wanted.others:
+            _forget_fits(checkpoint)
+        analysed = {tap.layer: tap.tapped for tap in taps.analysed}
+        record = wanted.record(probe.n_samples, analysed, ((layer.layer, layer.reason) for layer in taps.skipped))
+        record.write(checkpoint.taps)  # before its fits: what an interruption leaves of them is known by it
+        _fit_live(job, network, probe, taps, checkpoint, keep=keep)
+    return _recorded(job, stage, wanted, record)
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """What a checkpoint's maps have to be of."""
+
+    identity: Mapping[str, Any]
+    origin: Mapping[str, Any]
+    others: Sequence[str]
+    """Names of what the recorded maps do not share with it."""
+    probe: ProbeSet | None
+    """None for imported maps."""
+
+    def record(self, n_samples: int, analysed: Mapping[str, Tapped], skipped: Iterable[tuple[str, str]]) -> Record:
+        return Record(self.identity, self.origin, n_samples, analysed, tuple(skipped))
+
+
+def _wanted(job: Run, stage: Stage) -> _Wanted:
+    checkpoint = stage.checkpoint
     if checkpoint.weights is not None and stage.weights is None:
         models.read_state(checkpoint.weights)  # says what is wrong
     probe = None if checkpoint.weights is None else job.probe()
-    identity = provenance.identity(settings, stage.digest, probe.fingerprint if probe else None)
-    origin = config.behind(settings, "maps")
-    others, damaged = provenance.differences(stage.record, identity), _forget_damage(checkpoint.maps)
-    record = stage.record
-    if record is None or others or damaged or _fitted_files(stage, settings) is None:
-        if probe is None:
-            n_samples = _batch_of_source(settings)
-        else:
-            n_samples = probe.n_samples
-            network = job.network(stage.weights, checkpoint.weights)
-            taps = taps_of(network, probe, settings.extract)
-        job.accept()
-        if others:
-            checkpoint.taps.unlink(missing_ok=True)
-            shutil.rmtree(checkpoint.fits, ignore_errors=True)
-        with job.timed("extract"):
-            if probe is None:
-                store = _import(settings, checkpoint)
-            else:
-                store = _stream(network, probe, taps, checkpoint, settings)
-        analysed = {layer: tap.tapped for layer, tap in store.layers.items()}
-        record = provenance.Record(identity, origin, n_samples, analysed, tuple(skipped_layers(store)))
-    if probe is not None:
-        probed.keep(job.folder, probe, job.data().class_names)
-    record = replace(record, origin=origin)
-    if stage.record != record or not checkpoint.taps.exists():
-        record.write(checkpoint.taps)
+    identity = provenance.identity(job.settings, stage.digest, probe.fingerprint if probe else None)
+    others = provenance.differences(stage.record, identity)
+    return _Wanted(identity, config.behind(job.settings, "maps"), others, probe)
+
+
+def _forget_fits(checkpoint: Checkpoint) -> None:
+    """Remove fits of other maps, and the record of these."""
+    checkpoint.taps.unlink(missing_ok=True)
+    shutil.rmtree(checkpoint.fits, ignore_errors=True)
+
+
+def _recorded(job: Run, stage: Stage, wanted: _Wanted, record: Record | None) -> Stage:
+    """Keep what is known of the probe samples, and the record of maps that are there."""
+    assert record is not None, "maps that were not recorded differ from those wanted, so they were made"
+    if wanted.probe is not None:
+        probed.keep(job.folder, wanted.probe, job.data().class_names)
+    record = replace(record, origin=wanted.origin)
+    if stage.record != record or not stage.checkpoint.taps.exists():
+        record.write(stage.checkpoint.taps)
     return replace(stage, record=record, weights=None)
 
 
@@ -178,7 +254,7 @@ def analyse(job: Run, stage: Stage) -> Analysed:
     return Analysed(checkpoint, analysis, probe.class_names, tuple(fitting.engines_of(files)))
 
 
-def require_own(job: Run, stage: Stage) -> provenance.Record:
+def require_own(job: Run, stage: Stage) -> Record:
     """Record of a checkpoint's maps, if they are those of the settings in force; errors as :mod:`provenance` has."""
     return provenance.require_own(stage.record, job.settings, stage.digest, stage.checkpoint.folder)
 
@@ -194,22 +270,41 @@ def _stream(
     network: nn.Module, probe: ProbeSet, taps: Taps, checkpoint: Checkpoint, settings: config.Settings
 ) -> ActivationStore:
     """Take the maps of a checkpoint."""
-    extract = settings.extract
     with progress(f"{checkpoint.name}: maps", len(probe.samples), "samples") as advance:
         return stream_maps(
             network,
             probe.images,
             checkpoint.maps,
-            tap=extract.tap,
-            layers=extract.layers,
-            dtype=extract.dtype,
-            forward_samples=extract.forward_samples,
-            probe_samples=probe.n_samples,
-            attributes={"model": settings.model.name, "checkpoint": checkpoint.name},
-            overwrite=True,
+            tap=settings.extract.tap,
+            layers=settings.extract.layers,
+            **_kept_as(probe, checkpoint, settings),
             advance=advance,
             taps=taps,
         )
+
+
+def _fit_live(job: Run, network: nn.Module, probe: ProbeSet, taps: Taps, checkpoint: Checkpoint, *, keep: bool) -> None:
+    """Take the maps of a checkpoint, fit them as they come, and store them if they are to be kept."""
+    settings, images = job.settings, Samples(probe.images, "images")
+    store = store_for(network, images, taps, checkpoint.maps, **_kept_as(probe, checkpoint, settings)) if keep else None
+    maps = LiveMaps(network, probe.images, taps, probe.n_samples, settings.extract, keep=store)
+    n_batches, n_fits = len(probe.samples) // probe.n_samples, fitting.n_fits(maps, probe.n_samples)
+    of: dict[str, Any] = {"n_samples": probe.n_samples, "settings": settings}
+    with job.timed("extract"), progress(f"{checkpoint.name}: maps", n_batches, "batches") as advance:
+        reduced = reduce_live(maps, checkpoint.fits, **of, advance=advance)
+    with job.timed("fit"), progress(f"{checkpoint.name}: fits", n_fits, "fits") as advance:
+        cluster_live(maps, reduced, checkpoint.fits, **of, advance=advance)
+
+
+def _kept_as(probe: ProbeSet, checkpoint: Checkpoint, settings: config.Settings) -> dict[str, Any]:
+    """How a checkpoint's maps are stored."""
+    return {
+        "dtype": settings.extract.dtype,
+        "forward_samples": settings.extract.forward_samples,
+        "probe_samples": probe.n_samples,
+        "attributes": {"model": settings.model.name, "checkpoint": checkpoint.name},
+        "overwrite": True,
+    }
 
 
 def _batch_of_source(settings: config.Settings) -> int:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError, StoreError
 from gmmcnn.featuremaps import ActivationStore, Tap, extract, import_activations
-from gmmcnn.featuremaps.memory import MapsInMemory
 from gmmcnn.filters import fitting
 from gmmcnn.filters.fits import Fits, LayerFits
 
@@ -51,18 +50,6 @@ def test_every_filter_of_every_batch_is_fitted(store, tmp_path):
         chosen = layer.n_components > 0
         assert (layer.labels[chosen].max(axis=-1) < layer.n_components[chosen]).all()
         assert np.isfinite(layer.scores).all()
-
-
-@pytest.mark.parametrize("bytes_per_block", [fitting.BYTES_PER_BLOCK, 8 * N * 64 * 4])
-def test_maps_in_memory_are_fitted_as_those_of_a_store(store, tmp_path, monkeypatch, bytes_per_block):
-    monkeypatch.setattr(fitting, "BYTES_PER_BLOCK", bytes_per_block)
-    maps = MapsInMemory(store.layers, store.n_samples, {layer: store.read(layer) for layer in store.layers})
-    done = []
-    fits = fitting.fit_in_memory(maps, n_samples=N, settings=SETTINGS, advance=done.append)
-    of_store = fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS)
-    assert all_equal(fits, of_store)
-    assert fits.tapped == of_store.tapped == {layer: tap.tapped for layer, tap in store.layers.items()}
-    assert sum(done) == fitting.n_fits(maps, N) == 336
 
 
 @pytest.fixture(scope="module")

@@ -277,3 +277,59 @@ def test_a_query_leaves_the_network_as_it_was(finished):
     job.network(stage.weights)
     assert all(torch.equal(value, initial[name]) for name, value in job.network().state_dict().items())
     assert training.checkpoint_path(finished / "checkpoints", 4) == stage.checkpoint.weights
+
+
+def tables_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+
+
+def test_a_run_stores_the_maps_that_it_keeps_and_no_others(finished, tmp_path, monkeypatch):
+    created, create = [], stages.ActivationStore.create
+
+    def creating(path: Path, *given: Any, **more: Any) -> Any:
+        created.append(Path(path).parent.name)
+        return create(path, *given, **more)
+
+    monkeypatch.setattr(stages.ActivationStore, "create", creating)
+    for keep, kept in (("none", []), ("last", ["epoch-0004"])):
+        folder = tmp_path / keep
+        execute(replace(SMALL, task="run", extract=config.Extract(keep_maps=keep)), folder)
+        assert created == kept == [path.parent.name for path in folder.glob("activations/*/maps.zarr")]
+        assert tables_of(folder) == tables_of(finished)
+        assert not list(folder.glob("activations/*/fits/*.scores"))
+
+
+def test_step_by_step_gives_the_tables_and_the_store_of_a_run(finished, tmp_path):
+    for task in ("train", "extract", "fit", "screen", "prune"):
+        execute(replace(SMALL, task=task), tmp_path / "steps")
+    assert tables_of(tmp_path / "steps") == tables_of(finished)
+    stores = [folder / "activations" / "epoch-0004" / "maps.zarr" for folder in (finished, tmp_path / "steps")]
+    one, other = (
+        {path.relative_to(store): path.read_bytes() for path in store.rglob("*") if path.is_file()} for store in stores
+    )
+    assert one == other
+
+
+@pytest.mark.parametrize("then", [("run",), ("extract", "fit", "screen", "prune")])
+@pytest.mark.parametrize("reduced", [0, 2, 5])
+def test_a_run_interrupted_while_it_fits_goes_on_to_the_same_tables(finished, tmp_path, monkeypatch, reduced, then):
+    from gmmcnn.filters import live
+
+    reduce_maps, calls = live.reduce_maps, []
+
+    def dying(*given):
+        calls.append(given)
+        if len(calls) > reduced:
+            raise KeyboardInterrupt
+        return reduce_maps(*given)
+
+    settings = replace(SMALL, extract=config.Extract(memory=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(live, "reduce_maps", dying)
+        patch.setattr(stages.LiveMaps, "rounds", [range(n, n + 1) for n in range(3)])
+        with pytest.raises(KeyboardInterrupt):
+            execute(replace(settings, task="run"), tmp_path / "cut")
+    execute(replace(settings, task="verify"), tmp_path / "cut")
+    for task in then:
+        execute(replace(settings, task=task), tmp_path / "cut")
+    assert tables_of(tmp_path / "cut") == tables_of(finished)
