@@ -6,6 +6,7 @@ built, so an impossible value fails before any work is done.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
@@ -26,6 +27,7 @@ EXPERIMENTS = (
 SIZES = ("smoke", "quick", "full")
 PRUNING = ("mask", "remove")
 ENGINES = ("auto", "cpu", "cuda", "reference")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 ALL = "all"
 MAX_SEED = 2**63 - 1
@@ -399,23 +401,6 @@ class Experiment(_Group):
 
 
 @dataclass
-class Tracking(_Group):
-    """Services that losses, accuracies and counts are sent to, epoch by epoch, beside the tables.
-
-    Options are their names, several as ``tracking=[tensorboard,mlflow]``. They need the extra ``tracking``.
-    """
-
-    tensorboard: bool = False
-    """Event files in the run folder, under ``tensorboard``."""
-    mlflow: bool = False
-    """A run on the server that ``MLFLOW_TRACKING_URI`` names, or in MLflow's local default."""
-    wandb: bool = False
-    """A run of Weights & Biases; ``WANDB_MODE=offline`` keeps it on this machine."""
-    project: str = "gmmcnn"
-    """Experiment of MLflow, project of Weights & Biases."""
-
-
-@dataclass
 class Settings(_Group):
     """Everything a run depends on; the groups stand in the order of the method."""
 
@@ -427,6 +412,10 @@ class Settings(_Group):
     """Folder of a sweep: of an earlier one to go on with or to aggregate, or of a new one."""
     seed: int = 0
     """Of everything that is drawn: weights, order of training, samples, starts."""
+    device: str = "auto"
+    """Where the network runs, in training, on probe samples, under masks and in experiments: ``cpu``, ``cuda``, or
+    ``cuda:1`` of several GPUs; ``auto``: a GPU where torch can use one. Networks that were trained on different devices
+    differ, as those of different seeds do."""
     estimate: bool = False
     """With ``task=doctor``: say how long fitting would take here."""
     dry_run: bool = False
@@ -449,12 +438,13 @@ class Settings(_Group):
     prune: Prune = field(default_factory=Prune)
     engine: Engine = field(default_factory=Engine)
     experiment: Experiment = field(default_factory=Experiment)
-    tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_one_of("task", self.task, TASKS)
         _require(0 <= self.seed <= MAX_SEED, "seed", self.seed, _A_SEED)
+        known = _DEVICE.fullmatch(self.device) is not None
+        _require(known, "device", self.device, "auto, cpu, cuda, or one of several as cuda:1")
 
 
 class _Launcher(_Group):
@@ -576,9 +566,8 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
         "data.root",  # where files lie; what is in them has a digest of its own
         "extract.forward_samples", "extract.keep_maps", "extract.memory",  # how maps are made and kept
         "prune.method",  # what is written beside the mask
-        "engine.name", "engine.threads",  # who computes: engines agree within their tolerances
+        "device", "engine.name", "engine.threads",  # who computes: engines agree within their tolerances
         "experiment.name", "experiment.factors", "experiment.grid",  # which questions are asked
-        "tracking.tensorboard", "tracking.mlflow", "tracking.wandb", "tracking.project",  # who is told meanwhile
     ),
 }  # fmt: skip
 """Product → the settings that decide it directly, beside those behind the product that it is made from. The one

@@ -106,6 +106,8 @@ def test_the_method_defaults_stand_as_published_or_as_documented():
         (f"gmm.max_iter={2**31}", r"gmm\.max_iter=2147483648: expected a whole number from 1 to 2\^31 - 1"),
         (f"gmm.random_state={2**63}", r"gmm\.random_state"),
         ("engine.threads=65537", r"engine\.threads=65537: expected a whole number from 1 to 65536"),
+        ("device=gpu", r"device=gpu: expected auto, cpu, cuda, or one of several as cuda:1"),
+        ("device=cuda:", r"device=cuda:: expected auto"),
         ("gmm.tol=-1", r"gmm\.tol"),
         ("screen.min_frequency=0", r"screen\.min_frequency=0\.0"),
         ("screen.scope=model", r"screen\.scope=model: expected one of layer, network"),
@@ -166,7 +168,15 @@ def test_what_is_made_from_a_product_depends_on_all_that_the_product_does():
 
 @pytest.mark.parametrize(
     "override",
-    ["debug='true'", "run=elsewhere", "engine=reference", "engine.threads=3", "task=fit", "extract.forward_samples=7"],
+    [
+        "debug='true'",
+        "run=elsewhere",
+        "engine=reference",
+        "engine.threads=3",
+        "device=cuda:1",
+        "task=fit",
+        "extract.forward_samples=7",
+    ],
 )
 @pytest.mark.parametrize("product", list(config.MADE_FROM))
 def test_how_and_where_a_product_is_made_does_not_rename_it(product, override):

@@ -34,6 +34,7 @@ from gmmcnn.data.probe import ProbeSet, draw_probe
 from gmmcnn.data.splits import Images, Splits
 from gmmcnn.experiments.sizes import SIZES, Size
 from gmmcnn.files import add_digest, name_of, read_record, require_as_recorded, write_record, write_table
+from gmmcnn.hardware import device
 from gmmcnn.models import retraining, training
 from gmmcnn.models.training import TrainingResult, checkpoint_path
 from gmmcnn.progress import progress
@@ -159,7 +160,7 @@ class Laboratory:
         return metrics
 
     def model(self, network: Network, number: int) -> nn.Module:
-        """Network with its weights after a round, in eval mode."""
+        """Network with its weights after a round, on its device, in eval mode."""
         self.trained(network)
         model = self._untrained(network)
         epoch = self.settings_of(network).train.kept_epochs[number - 1]
@@ -268,13 +269,14 @@ class Laboratory:
 
     def _untrained(self, network: Network) -> nn.Module:
         splits = self.data(network)
-        return models.build(
+        model = models.build(
             self.settings.model,
             in_channels=splits.in_channels,
             image_size=splits.image_size,
             n_classes=splits.n_classes,
             seed=network.seed,
         )
+        return model.to(device.chosen(self.settings.device))
 
     def _folder(self, network: Network) -> Path:
         settings = self.settings_of(network)

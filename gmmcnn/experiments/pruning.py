@@ -32,6 +32,7 @@ from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Estimate, Verdict, judge, over_seeds
 from gmmcnn.filters.fits import is_live
 from gmmcnn.filters.screening import Screening
+from gmmcnn.hardware.device import device_of
 from gmmcnn.models.training import accuracies
 from gmmcnn.pruning.masks import Mask, evaluate_masks, masked, random_masks
 from gmmcnn.pruning.structural import remove_filters, require_torch_pruning
@@ -190,12 +191,12 @@ def masks(
 
 def l1_norms(weight: Tensor) -> NDArray[np.float64]:
     """(C,) sums of the absolute weights of each filter."""
-    return weight.detach().double().abs().flatten(1).sum(dim=1).numpy()
+    return weight.detach().cpu().double().abs().flatten(1).sum(dim=1).numpy()
 
 
 def distances(weight: Tensor) -> NDArray[np.float64]:
     """(C,) sums of the Euclidean distances of each filter to all others of its layer: small for the replaceable."""
-    flat = weight.detach().double().flatten(1)
+    flat = weight.detach().cpu().double().flatten(1)
     return torch.cdist(flat, flat).sum(dim=1).numpy()
 
 
@@ -206,6 +207,7 @@ def _least(importance: NDArray, candidates: list[int], n: int) -> list[int]:
 
 def _remove(model: nn.Module, mask: Mask, images: Tensor) -> dict[str, float | str]:
     """Remove the filters structurally, and compare with masking them; nothing is known where that cannot be done."""
+    images = images.to(device_of(model))
     try:
         removal = remove_filters(model, mask, images[:1])
     except ModelError as error:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from gmmcnn.data.splits import Images
 from gmmcnn.featuremaps.capture import find_taps
 from gmmcnn.featuremaps.stream import feature_maps
+from gmmcnn.hardware.device import device_of, uploaded
 from gmmcnn.models.gradients import sample_gradients
 from gmmcnn.models.training import modes_restored
 
@@ -106,10 +107,11 @@ def _some(n_checkpoints: int, number: int = 5) -> list[int]:
 
 
 def logits(model: nn.Module, images: Tensor, *, batch_size: int = 500) -> Tensor:
-    """(N, n_classes) of a model in eval mode."""
+    """(N, n_classes) of a model in eval mode, in host memory."""
     with modes_restored(model), torch.no_grad():
         model.eval()
-        return torch.cat([model(batch) for batch in images.split(batch_size)])
+        batches = uploaded(((batch,) for batch in images.split(batch_size)), device_of(model))
+        return torch.cat([model(batch).cpu() for (batch,) in batches])
 
 
 def loss(model: nn.Module, samples: Images) -> NDArray[np.float64]:
@@ -147,10 +149,11 @@ def _pixel_gradients(model: nn.Module, samples: Images, *, batch_size: int = 250
     parts = []
     with modes_restored(model):
         model.eval()
-        for images, labels in zip(samples.images.split(batch_size), samples.labels.split(batch_size), strict=True):
-            images = images.clone().requires_grad_()
+        batches = zip(samples.images.split(batch_size), samples.labels.split(batch_size), strict=True)
+        for batch, labels in uploaded(batches, device_of(model)):
+            images = batch.clone().requires_grad_()
             chosen = model(images).gather(1, labels[:, None]).sum()
-            parts.append(torch.autograd.grad(chosen, images)[0])
+            parts.append(torch.autograd.grad(chosen, images)[0].cpu())
     return torch.cat(parts)
 
 

@@ -20,6 +20,7 @@ from gmmcnn.errors import ConfigurationError
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.stream import Writer, block_samples, capture_by_filter, require_fitting
 from gmmcnn.featuremaps.taps import Tap, Taps
+from gmmcnn.hardware.device import device_of, host_copy, uploaded
 from gmmcnn.progress import Advance
 
 
@@ -172,7 +173,7 @@ class LiveMaps:
         tapped = {part.tap.layer: part for part in group}
         taps = replace(self._taps, analysed=tuple(part.tap for part in group))
         held: dict[str, Tensor] = {}
-        for block in range(first // self._pass, -(-last // self._pass)):
+        for block, images in self._passes(range(first // self._pass, -(-last // self._pass))):
             start, stop = block * self._pass, min((block + 1) * self._pass, self.n_samples)
             wanted = slice(max(start, first) - start, min(stop, last) - start)
             into = slice(max(start, first) - first, min(stop, last) - first)
@@ -182,24 +183,30 @@ class LiveMaps:
                 block, start, wanted, into, kept = at
                 part = tapped[layer]
                 if not held:
-                    held.update(self._room(group, last - first, by_filter.device))
+                    held.update(self._room(group, last - first, by_filter))
                 if kept is not None and part.filters.start == 0:
-                    copy = by_filter.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
-                    writer(kept.write, layer, block, copy.numpy())
+                    copy = host_copy(by_filter)
+                    writer(lambda: kept.write(layer, block, copy()))
                 chosen = by_filter[part.filters.start : part.filters.stop, wanted].flatten(2)
                 stored = chosen.to(self._dtype)
                 require_fitting(layer, stored, start + wanted.start, part.filters.start)
                 held[layer][:, into] = stored
 
-            capture_by_filter(self._model, self._images[start:stop], taps, hold, start)
+            capture_by_filter(self._model, images, taps, hold, start)
         for layer, part in tapped.items():
             yield Taken(layer, part.filters, batches, held[layer])
 
-    def _room(self, group: list[Group], n_samples: int, device: torch.device) -> dict[str, Tensor]:
+    def _passes(self, blocks: range) -> Iterator[tuple[int, Tensor]]:
+        """Numbers of some passes and their images, which come to the model's device while the pass before runs."""
+        images = ((self._images[block * self._pass : (block + 1) * self._pass],) for block in blocks)
+        for block, (batch,) in zip(blocks, uploaded(images, device_of(self._model)), strict=True):
+            yield block, batch
+
+    def _room(self, group: list[Group], n_samples: int, beside: Tensor) -> dict[str, Tensor]:
         """A place for the maps of each layer of a group, all in one piece of memory that every group uses again."""
         sizes = [self._bytes_of([part], n_samples) // 4 for part in group]
-        if len(self._arena) < sum(sizes) or self._arena.device != device:
+        if len(self._arena) < sum(sizes) or self._arena.device != beside.device:
             self._arena = torch.empty(0)  # freed before the larger one is made
-            self._arena = torch.empty(sum(sizes), device=device)
+            self._arena = beside.new_empty(sum(sizes), dtype=torch.float32)
         pieces = self._arena[: sum(sizes)].split(sizes)
         return {part.tap.layer: piece.view(part.shape(n_samples)) for part, piece in zip(group, pieces, strict=True)}

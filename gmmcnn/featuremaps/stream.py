@@ -34,7 +34,7 @@ from gmmcnn.featuremaps.store import ALL, ActivationStore, discard
 from gmmcnn.featuremaps.taps import Tap, Taps
 from gmmcnn.files import digest_tensors
 from gmmcnn.hardware.arrays import Loss, float_type
-from gmmcnn.hardware.threads import for_blocks
+from gmmcnn.hardware.device import device_of, host_copy, uploaded
 from gmmcnn.progress import Advance
 
 BYTES_PER_BLOCK = 64 << 20
@@ -257,38 +257,6 @@ def _part_bytes(store: ActivationStore, layer: str, part: tuple[slice, slice]) -
     return 4 * len(range(*filters.indices(n_filters))) * len(range(*samples.indices(store.n_samples))) * height * width
 
 
-def activation_statistics(maps: NDArray, threads: int | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How strongly and how often each filter is active.
-
-    Parameters
-    ----------
-    maps : (F, N, P) float
-    threads : int or None
-        None takes all cores.
-
-    Returns
-    -------
-    mean_activation : (F,) float64
-        Mean of the absolute values over samples and pixels: the mean, where the activation is never negative.
-    active_share : (F,) float64
-        Share of the samples whose map has a value above 0.
-    """
-    mean_activation, active_share = np.empty(len(maps)), np.empty(len(maps))
-
-    def fill_in(first: int, last: int) -> None:
-        for f in range(first, last):  # one by one: the order of summation depends on nothing but the filter
-            mean_activation[f] = _magnitudes(np.ascontiguousarray(maps[f])).mean(dtype=np.float64)
-            active_share[f] = (maps[f].max(axis=1) > 0).mean()
-
-    for_blocks(fill_in, len(maps), threads)
-    return mean_activation, active_share
-
-
-def _magnitudes(values: NDArray) -> NDArray:
-    """Absolute values, without a copy where nothing is negative: the maps of one filter may be large."""
-    return np.abs(values) if values.min() < 0 else values
-
-
 def import_activations(
     source: str | os.PathLike[str] | zarr.Array,
     path: str | os.PathLike[str],
@@ -400,18 +368,21 @@ def _fill(store: ActivationStore, model: nn.Module, taps: Taps, images: Samples,
     store.remove_orphans()
     advance(store.n_samples - sum(_length(store.block(index)) for index in missing))
     with Writer() as writer:
-        for block in missing:
-            samples = store.block(block)
-            batch, _ = images.take(range(samples.start, samples.stop))
+        batches = ((_taken(images, store.block(block)),) for block in missing)
+        for block, (batch,) in zip(missing, uploaded(batches, device_of(model)), strict=True):
 
             def write(layer: str, by_filter: Tensor, block: int = block) -> None:
-                # Copied now, in the store's order: the model's next operation may overwrite the tensor.
-                copy = by_filter.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
-                writer(store.write, layer, block, copy.numpy())
+                copy = host_copy(by_filter)  # now: the model's next operation may overwrite the tensor
+                writer(lambda: store.write(layer, block, copy()))
 
-            capture_by_filter(model, batch, taps, write, samples.start)
+            capture_by_filter(model, batch, taps, write, store.block(block).start)
             writer(store.commit, block)
             advance(len(batch))
+
+
+def _taken(images: Samples, samples: slice) -> Tensor:
+    batch, _ = images.take(range(samples.start, samples.stop))
+    return batch
 
 
 def capture_by_filter(

@@ -13,15 +13,17 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError, ConvergenceWarning
+from gmmcnn.featuremaps.activation import activation_statistics
 from gmmcnn.featuremaps.memory import Maps
 from gmmcnn.featuremaps.store import ActivationStore
-from gmmcnn.featuremaps.stream import activation_statistics, filter_slices, read_ahead
+from gmmcnn.featuremaps.stream import filter_slices, read_ahead
 from gmmcnn.featuremaps.taps import Tapped
 from gmmcnn.files import file_name, name_of, read_json, without_unusual, write_json
 from gmmcnn.filters.fits import Fits, LayerFits
@@ -269,19 +271,19 @@ REDUCED = ("scores", "explained_variance", "mean_activation", "active_share")
 """Names of the arrays of :class:`Reduced`, as :class:`~gmmcnn.filters.fits.LayerFits` has them too."""
 
 
-def fit_maps(maps: NDArray, layer: str, filters: range, batches: range, settings: config.Settings) -> LayerFits:
+def fit_maps(maps: Any, layer: str, filters: range, batches: range, settings: config.Settings) -> LayerFits:
     """Reduce and cluster the maps of some filters of a layer; arguments as of :func:`reduce_maps`."""
     [fits] = cluster([reduce_maps(maps, layer, filters, batches, settings)], settings)
     return fits
 
 
-def reduce_maps(maps: NDArray, layer: str, filters: range, batches: range, settings: config.Settings) -> Reduced:
+def reduce_maps(maps: Any, layer: str, filters: range, batches: range, settings: config.Settings) -> Reduced:
     """Principal components and activation of some filters of a layer.
 
     Parameters
     ----------
     maps : (F, B * N, P) float
-        Feature maps.
+        Feature maps: an array, or for the CUDA engine a tensor on a device, where they stay.
     layer : str
         Name of the layer; with the filter and the batch it names the random stream of a fit.
     filters : range
@@ -293,7 +295,7 @@ def reduce_maps(maps: NDArray, layer: str, filters: range, batches: range, setti
     """
     problems = maps.reshape(len(filters) * len(batches), -1, maps.shape[-1])
     engine, threads = settings.engine.name, settings.engine.threads
-    mean_activation, active_share = activation_statistics(problems, threads)
+    mean_activation, active_share = activation_statistics(problems, threads, engine=engine)
     reduced = pca(problems, settings.pca.dims, engine=engine, threads=threads)
 
     def by_batch(flat: NDArray) -> NDArray:

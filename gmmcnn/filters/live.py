@@ -10,9 +10,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gmmcnn import config
 from gmmcnn.errors import StoreError
@@ -162,6 +164,12 @@ def _sweeps(places: list[_Place], n_samples: int, settings: config.Settings) -> 
         yield together
 
 
+def _as_taken(maps: Tensor, engine: config.Engine) -> Any:
+    """Maps as an engine takes them: where they lie on a device, and it works there, they stay."""
+    stay = gpu.is_device_array(maps) and gpu.resolved(engine.name) == "cuda"
+    return maps if stay else maps.cpu().numpy()
+
+
 def _reduced(
     maps: LiveMaps, aside: Path | None, missing: list[_Place], settings: config.Settings, advance: Advance
 ) -> dict[str, Reduced]:
@@ -189,8 +197,8 @@ def _reduced(
 
     with closing(maps.take(due, finished)) as taken:
         for held in taken:
-            numbers = held.maps.numpy()
-            in_hand.append(reduce_maps(numbers, held.layer, held.filters, held.batches, settings))
+            given = _as_taken(held.maps, settings.engine)
+            in_hand.append(reduce_maps(given, held.layer, held.filters, held.batches, settings))
     layers: dict[str, list[Reduced]] = {}
     for parts in found.values():
         for part in parts:

@@ -37,8 +37,8 @@ def _why_absent() -> str | None:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        return f"no CUDA device answers ({error}); {_visible_devices()}"
-    return None if count else f"no CUDA device is visible; {_visible_devices()}"
+        return f"no CUDA device answers ({error}); {visible_devices()}"
+    return None if count else f"no CUDA device is visible; {visible_devices()}"
 
 
 def is_available() -> bool:
@@ -73,7 +73,7 @@ def _remedy(error: Exception) -> str:
         return "free memory on it (nvidia-smi shows who uses it)"
     if "compile" in said or "nvrtc" in said or "architecture" in said or "library" in said:
         return "CuPy and its NVRTC must be made for this driver and device: gmmcnn[gpu-cu12] or gmmcnn[gpu-cu13]"
-    return f"it may be busy, or exclusive to another process (nvidia-smi shows); {_visible_devices()}"
+    return f"it may be busy, or exclusive to another process (nvidia-smi shows); {visible_devices()}"
 
 
 def resolved(engine: str) -> str:
@@ -300,6 +300,7 @@ def _free_bytes(cupy: Any) -> int:
     return int(cupy.cuda.Device().mem_info[0] + cupy.get_default_memory_pool().free_bytes())
 
 
-def _visible_devices() -> str:
+def visible_devices() -> str:
+    """What the environment says about which devices a process may see."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     return "CUDA_VISIBLE_DEVICES is not set" if value is None else f"CUDA_VISIBLE_DEVICES={value!r}"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from gmmcnn.errors import ModelError, one_line
+from gmmcnn.hardware.device import device_of
 from gmmcnn.models.foreign import CONVOLUTIONS, outcome, runnable, undisturbed
 
 BYTES_PER_GROUP = 256 * 2**20
@@ -65,6 +66,7 @@ def sample_gradients(
     model : nn.Module
         Comes back as it was.
     images : (S, C, H, W) float32
+        Taken to the model's device, as the labels are.
     labels : (S,) int64
     bytes_per_group : int
         Bounds the memory: so many samples are taken together as have gradients of this size. The norms do not depend
@@ -81,6 +83,7 @@ def sample_gradients(
     if not trained:
         raise ModelError(f"{type(network).__name__} has no parameter with requires_grad, so there are no gradients")
     own = _parameters_of_filters(network)
+    images, labels = (tensor.to(device_of(network)) for tensor in (images, labels))
 
     def norms_of(gradients: dict[str, Tensor], logits: Tensor) -> _Norms:
         squares = torch.stack([gradient.square().sum() for gradient in gradients.values()])
@@ -96,10 +99,10 @@ def sample_gradients(
         except Exception:  # noqa: BLE001 - which of the many ways not to be vectorisable this is, is no matter
             parts = _one_by_one(network, trained, norms_of, images, labels)
     log_p = F.log_softmax(torch.cat([logits for _, _, logits in parts]).double(), dim=1)
-    loss = -log_p.gather(1, labels[:, None])[:, 0].numpy()
+    loss = -log_p.gather(1, labels[:, None])[:, 0].cpu().numpy()
     return SampleGradients(
-        norm=torch.cat([norm for norm, _, _ in parts]).double().numpy(),
-        filters={layer: torch.cat([filters[layer] for _, filters, _ in parts]).double().numpy() for layer in own},
+        norm=torch.cat([norm for norm, _, _ in parts]).double().cpu().numpy(),
+        filters={layer: torch.cat([of[layer] for _, of, _ in parts]).double().cpu().numpy() for layer in own},
         loss=loss,
         error=-np.expm1(-loss),
     )

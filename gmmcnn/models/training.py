@@ -7,10 +7,12 @@ content where a killed process did not come as far as ``last.pt``. It holds the 
 is found; once training is finished they stand in ``digests.json``, too, which whoever reads weights looks at.
 
 On one machine with the same number of torch threads, the weights are the same bit by bit. CUDA's convolutions add in an
-order of their own, unless ``torch.use_deterministic_algorithms`` is set.
+order of their own, unless ``torch.use_deterministic_algorithms`` is set. Files hold the weights as in host memory,
+whatever the device, so that a training goes on, and is read, on any machine.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from gmmcnn import config
 from gmmcnn.data.splits import Images, Splits
 from gmmcnn.errors import StoreError, TrainingError, one_line
 from gmmcnn.files import digest_tensors, read_digests, replacing, run_of, sha256, write_digests, write_table
+from gmmcnn.hardware.device import device_of, uploaded
 from gmmcnn.models.checkpoints import damaged_part
 from gmmcnn.names import command
 from gmmcnn.progress import Advance
@@ -77,14 +80,7 @@ def checkpoint_path(folder: Path, epoch: int) -> Path:
 
 
 def train(
-    model: nn.Module,
-    data: Splits,
-    settings: config.Train,
-    folder: Path,
-    *,
-    seed: int,
-    advance: Advance | None = None,
-    log: Callable[[Mapping[str, float]], None] = lambda row: None,
+    model: nn.Module, data: Splits, settings: config.Train, folder: Path, *, seed: int, advance: Advance | None = None
 ) -> TrainingResult:
     """Train a model on cross-entropy, or go on where a killed process stopped.
 
@@ -102,8 +98,6 @@ def train(
         Of the order of the samples, and of dropout.
     advance : Advance, optional
         Called with 1 after each epoch, and first with the number of epochs found done.
-    log : callable
-        Called with the metrics (:data:`METRICS`) of each epoch that is measured now, once they are kept.
 
     Raises
     ------
@@ -113,18 +107,12 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with modes_restored(model):
-        rows, digests = _train(model, data, settings, folder, seed, advance or (lambda n=1, /: None), log)
+        rows, digests = _train(model, data, settings, folder, seed, advance or (lambda n=1, /: None))
     return TrainingResult(folder, settings.kept_epochs, finish(folder, rows, digests))
 
 
 def _train(
-    model: nn.Module,
-    data: Splits,
-    settings: config.Train,
-    folder: Path,
-    seed: int,
-    advance: Advance,
-    log: Callable[[Mapping[str, float]], None],
+    model: nn.Module, data: Splits, settings: config.Train, folder: Path, seed: int, advance: Advance
 ) -> tuple[list[dict[str, float]], dict[str, str]]:
     """Train the epochs that the folder does not hold yet; return metrics of all, and the digests of weights."""
     optimizer = _optimizer(model, settings)
@@ -145,8 +133,6 @@ def _train(
         _save(folder / LAST, state | {"rows": rows, "identity": identity, "digests": digests})
         _promote(folder, digests)
         _write_metrics(folder, rows)
-        if rows and rows[-1]["epoch"] == epoch:
-            log(rows[-1])
         advance(1)
     return rows, digests
 
@@ -221,12 +207,12 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: in
     accuracy : float
         Share of images whose largest logit is that of their label.
     """
-    device = _device(model)
     loss, n_right = 0.0, 0
+    batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
     with modes_restored(model), torch.no_grad():
         model.eval()
-        for batch, expected in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            logits, expected = model(batch.to(device)), expected.to(device)
+        for batch, expected in uploaded(batches, device_of(model)):
+            logits = model(batch)
             loss += float(F.cross_entropy(logits, expected, reduction="none").double().sum())
             n_right += int((logits.argmax(dim=1) == expected).sum())
     return loss / len(labels), n_right / len(labels)
@@ -248,14 +234,15 @@ def _train_epoch(
     model: nn.Module, optimizer: torch.optim.Optimizer, samples: Images, batch_size: int, seed: int, epoch: int
 ) -> None:
     """Pass once over the samples in batches of as equal a size as possible: no lone last one upsets BatchNorm."""
-    device = _device(model)
+    device = device_of(model)
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(_epoch_seed(seed, epoch))
         order = torch.randperm(len(samples))
-        for batch in order.tensor_split(-(-len(samples) // batch_size)):
-            logits = model(samples.images[batch].to(device))
-            loss = F.cross_entropy(logits, samples.labels[batch].to(device))
+        chosen = order.tensor_split(-(-len(samples) // batch_size))
+        batches = ((samples.images[batch], samples.labels[batch]) for batch in chosen)
+        for images, labels in uploaded(batches, device):
+            loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -283,11 +270,6 @@ def _optimizer(model: nn.Module, settings: config.Train) -> torch.optim.Optimize
     return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay)
 
 
-def _device(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
 def _identity(
     settings: config.Train, seed: int, data: Splits | None = None, model: nn.Module | None = None
 ) -> dict[str, Any]:
@@ -306,7 +288,7 @@ def _resume(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
 ) -> tuple[int, list[dict[str, float]], dict[str, str]]:
     """Bring model and optimiser to the state of ``last.pt``; return epochs done, metrics and digests up to there."""
-    state = last_state(folder, _device(model))
+    state = last_state(folder)
     if not state:
         return 0, [], {}
     _require_identity(folder, state["identity"], identity)
@@ -360,15 +342,15 @@ def spoilt_files(folder: Path, state: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def last_state(folder: Path, device: torch.device | None = None) -> dict[str, Any]:
-    """Content of ``last.pt``, empty where there is none. TrainingError if it is damaged."""
+def last_state(folder: Path) -> dict[str, Any]:
+    """Content of ``last.pt``, in host memory; empty where there is none. TrainingError if it is damaged."""
     path = folder / LAST
     if not path.exists():
         return {}
     try:
         if part := damaged_part(path):
             raise ValueError(f"its part {part} has another checksum")
-        state = torch.load(path, map_location=device or "cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         state["identity"]  # a file of something else has none
     except Exception as error:  # noqa: BLE001 - torch's reader raises whatever it stumbles on
         raise TrainingError(
@@ -391,8 +373,19 @@ def _require_identity(folder: Path, recorded: dict[str, Any], identity: dict[str
 def _save(path: Path, content: object) -> str:
     """Write a file of torch's; return its SHA-256."""
     with replacing(path) as file:
-        torch.save(content, file)
+        torch.save(_in_host_memory(content), file)
     return sha256(path)
+
+
+def _in_host_memory(content: Any) -> Any:
+    """The same tensors in the same dictionaries and lists; what is in host memory stays as it is."""
+    if isinstance(content, Tensor):
+        return content.cpu()
+    if isinstance(content, dict):
+        held = copy.copy(content)  # a state dict has attributes
+        held.update({key: _in_host_memory(value) for key, value in content.items()})
+        return held
+    return [_in_host_memory(value) for value in content] if isinstance(content, list) else content
 
 
 def finish(folder: Path, rows: list[dict[str, float]], digests: dict[str, str]) -> pd.DataFrame:

@@ -18,10 +18,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gmmcnn import config, data, models, tracking
+from gmmcnn import config, data, models
 from gmmcnn.data.probe import ProbeSet, draw_probe
 from gmmcnn.errors import BusyError, ConfigurationError, StoreError, TrainingError
 from gmmcnn.files import read_digests, read_table, sha256, write_record, write_text
+from gmmcnn.hardware import device
 from gmmcnn.models import training
 from gmmcnn.names import command
 from gmmcnn.progress import note, say
@@ -64,7 +65,7 @@ class Checkpoint:
 class Run:
     """A run folder and its settings.
 
-    ``data()``, ``probe()`` and what ``network()`` starts from are loaded when first asked for, and kept.
+    ``data()``, ``probe()``, ``device()`` and what ``network()`` starts from are loaded when first asked for, and kept.
     """
 
     def __init__(self, settings: config.Settings, folder: Path) -> None:
@@ -73,11 +74,12 @@ class Run:
         self.timings: dict[str, float] = {}
         self.data = cache(self._data)
         self.probe = cache(self._probe)
+        self.device = cache(self._device)
         self._initial = cache(self._build)
         self._earlier: str | None = None
         self._accepted = False
         self._kept: dict[str, str | None] = {}
-        self._tracking = tracking.Trackers({})
+        self._ran_on: str | None = None
 
     def _data(self) -> data.Splits:
         """Training and validation images."""
@@ -86,6 +88,12 @@ class Run:
     def _probe(self) -> ProbeSet:
         """The samples whose feature maps are clustered."""
         return draw_probe(self.data(), self.settings.probe, seed=self.settings.seed)
+
+    def _device(self) -> torch.device:
+        """Where the network runs; EngineError if it cannot run there."""
+        found = device.chosen(self.settings.device)
+        self._ran_on = device.title(found)
+        return found
 
     def _build(self) -> nn.Module:
         splits = self.data()
@@ -98,7 +106,7 @@ class Run:
         )
 
     def network(self, weights: Mapping[str, Tensor] | None = None, path: Path | None = None) -> nn.Module:
-        """Return the network, a new one each time, with its initial weights or with those given.
+        """Return the network on its device, a new one each time, with its initial weights or with those given.
 
         Parameters
         ----------
@@ -109,7 +117,7 @@ class Run:
         network = copy.deepcopy(self._initial())
         if weights is not None:
             models.load_state(network, weights, path or "weights")
-        return network
+        return network.to(self.device())
 
     @property
     def title(self) -> str:
@@ -202,22 +210,6 @@ class Run:
     def _checkpoint(self, name: str, epoch: int | None, weights: Path | None) -> Checkpoint:
         return Checkpoint(name, epoch, weights, self.folder / "activations" / name)
 
-    @property
-    def trackers(self) -> list[str]:
-        """Names of the services that are told how the work goes."""
-        return [name for name in tracking.KINDS if getattr(self.settings.tracking, name)]
-
-    def open_trackers(self) -> None:
-        """Open the services that are told. ConfigurationError if one is missing or refuses the run."""
-        if self.trackers:
-            name = f"{self.title}, {self.folder.name}"
-            self._tracking = tracking.opened(self.trackers, self.folder, self.settings.tracking.project, name)
-            self._tracking.describe({name: config.value_of(self.settings, name) for name in config.setting_names()})
-
-    def track(self, values: Mapping[str, float], epoch: int) -> None:
-        """Send numbers of an epoch to the services that are open."""
-        self._tracking.log(values, epoch)
-
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the seconds that the block takes to the stage's timing."""
@@ -261,7 +253,6 @@ class Run:
                 self._require_only_looking(error)
                 yield
                 return
-            held.callback(lambda: self._tracking.close())
             start = time.perf_counter()
             try:
                 with alive.beating(lambda: self._write(about)):
@@ -305,6 +296,8 @@ class Run:
     def _timed(self, about: dict[str, Any], start: float) -> dict[str, Any]:
         """With the seconds that this task took added, and what its tables hold."""
         about["files"] = self.digests()
+        if self._ran_on:
+            about["machine"]["device"] = self._ran_on
         for stage, seconds in self.timings.items():
             about["seconds"][stage] = round(about["seconds"].get(stage, 0) + seconds, 3)
         about["seconds"]["total"] = round(time.perf_counter() - start, 3)

@@ -13,7 +13,7 @@ from gmmcnn.data.probe import ProbeSet
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.featuremaps.stream import importable_samples
 from gmmcnn.featuremaps.taps import Tap, Taps
-from gmmcnn.hardware import gpu
+from gmmcnn.hardware import device, gpu
 from gmmcnn.progress import say
 from gmmcnn.report.views import plural
 from gmmcnn.run import estimate
@@ -108,11 +108,13 @@ def _seconds_a_sample(job: Run, work: Callable[[nn.Module, torch.Tensor, torch.T
     """Seconds that a batch takes, for each of its samples: the shorter of two after one that is not counted."""
     train = job.data().train
     batch = min(job.settings.train.batch_size, len(train.labels))
-    network, images, labels = job.network(), train.images[:batch], train.labels[:batch]
+    images, labels = (tensor[:batch].to(job.device()) for tensor in (train.images, train.labels))
+    network = job.network()
     taken = []
     for _ in range(3):
         start = time.perf_counter()
         work(network, images, labels)
+        device.wait(job.device())
         taken.append(time.perf_counter() - start)
     return min(taken[1:]) / batch
 

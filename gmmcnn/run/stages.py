@@ -32,6 +32,7 @@ from gmmcnn.featuremaps.taps import Tapped, Taps
 from gmmcnn.files import digest_tensors
 from gmmcnn.filters import fitting
 from gmmcnn.filters.live import cluster_live, reduce_live
+from gmmcnn.hardware import gpu
 from gmmcnn.mixture.sweep import mixture_engine
 from gmmcnn.names import command
 from gmmcnn.progress import progress
@@ -216,6 +217,8 @@ def fit(job: Run, stage: Stage) -> None:
     if _fitted_files(stage, job.settings) is not None:
         return
     store = ActivationStore.open(stage.checkpoint.maps)
+    if gpu.resolved(job.settings.engine.name) == "cuda":
+        job.device()  # of several GPUs, this one
     job.accept()
     n_fits = fitting.n_fits(store, record.n_samples)
     with job.timed("fit"), progress(f"{stage.checkpoint.name}: fits", n_fits, "fits") as advance:
@@ -364,8 +367,9 @@ def require_possible(job: Run) -> None:
     CaptureError
         No layer of the network can be analysed.
     EngineError
-        The engine does not run on this machine.
+        The device or the engine does not work on this machine.
     """
+    job.device()
     mixture_engine(job.settings.engine.name)
     if not job.settings.extract.source:
         taps_of(job.network(), job.probe(), job.settings.extract)

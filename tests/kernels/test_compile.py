@@ -38,6 +38,7 @@ FIT_ON_ONE_ARCHITECTURE = [
     ({"REAL": "double", "SCORE": "double", **RESIDENT, "DIMS": 2}, 144),
 ]
 OTHERS = [
+    ("activation", {"REAL": "float"}, 40),
     ("calinski_harabasz", {"REAL": "float", "DIMS": 2}, 64),
     ("calinski_harabasz", {"REAL": "float", "DIMS": 8}, 128),
     ("pca", {"REAL": "float", "COLUMNS": 8}, 96),
@@ -103,7 +104,7 @@ def test_a_spill_and_a_warning_would_be_seen() -> None:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
-@pytest.mark.parametrize("file", ["gmm_em", "pca", "calinski_harabasz"])
+@pytest.mark.parametrize("file", ["gmm_em", "pca", "calinski_harabasz", "activation"])
 def test_nvcc_compiles_every_file_alone_with_warnings_as_errors(file: str, tmp_path: Path) -> None:
     with as_file(files("gmmcnn.kernels")) as folder:
         command = ["nvcc", "-std=c++17", "-Werror", "all-warnings", "-cubin", "-arch=sm_90", str(folder / f"{file}.cu")]

@@ -14,6 +14,7 @@ import pytest
 from cuda_shim.device import SCHEDULES, device
 
 from gmmcnn import constants
+from gmmcnn.featuremaps.activation import activation_statistics
 from gmmcnn.hardware import gpu, kernel_loader
 from gmmcnn.mixture import calinski_harabasz as twin
 from gmmcnn.mixture import cuda, reference
@@ -126,6 +127,26 @@ def test_standardise(cupy: Any, n_samples: int, n_dims: int, dtype: str) -> None
         np.testing.assert_allclose(cupy.asnumpy(points)[f].T, expected.points, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(cupy.asnumpy(centre)[f], expected.centre, rtol=1e-12)
         np.testing.assert_allclose(cupy.asnumpy(scale)[f], expected.scale, rtol=1e-12)
+
+
+SIZES = [(2, 1, "float32"), (37, 49, "float32"), (5, 70, "float64")]
+
+
+@case("activation.activation")
+@pytest.mark.parametrize(("n_samples", "n_pixels", "dtype"), SIZES)
+def test_activation(cupy: Any, n_samples: int, n_pixels: int, dtype: str) -> None:
+    maps = np.random.default_rng(0).normal(size=(6, n_samples, n_pixels)).astype(dtype)
+    maps[1] = np.maximum(maps[1] - 2, 0)
+    maps[2] = 0
+    maps[3] = -np.abs(maps[3])
+    maps[4] = -1
+    maps[4, 1, -1] = 1e-30  # one value above 0, the last
+    found = activation_statistics(cupy.asarray(maps))
+    expected = activation_statistics(maps)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-13)
+    np.testing.assert_array_equal(found[1], expected[1])
+    alone = [activation_statistics(maps[f : f + 1], engine="cuda") for f in range(6)]
+    np.testing.assert_array_equal(found, np.concatenate(alone, axis=1))
 
 
 @case("calinski_harabasz.calinski_harabasz")

@@ -12,6 +12,7 @@ import pytest
 from cuda_shim import fake_cupy
 from cuda_shim.device import SCHEDULES, KernelError, device
 
+from gmmcnn.featuremaps.activation import activation_statistics
 from gmmcnn.hardware import gpu, kernel_loader
 from gmmcnn.mixture import cuda
 from gmmcnn.mixture.problem import MixtureSettings
@@ -48,6 +49,10 @@ PLANTED = {
         "common.cuh", "(unsigned)stream.seed,", "0,", "parity", ""),
     "totals of the wrong lane": (
         "common.cuh", "bool upper = lane() & half;", "bool upper = !(lane() & half);", "parity", ""),
+    "one map too many": (
+        "activation", "if (map >= n_maps) return;", "", "check", "out of bounds"),
+    "the last pixels left out": (
+        "activation", "p < n_pixels; p += WARP", "p + WARP < n_pixels; p += WARP", "parity", ""),
     "no warp barrier in the factorisation": (
         "pca", "value / pivot : 0;\n        __syncwarp();\n", "value / pivot : 0;\n", "check", "race"),
     "one sample too many of the maps": (
@@ -59,6 +64,12 @@ def reduce() -> list[np.ndarray]:
     """Everything that a small PCA returns."""
     maps = np.maximum(np.random.default_rng(0).normal(size=(2, 37, 12)), 0).astype(np.float32)
     return list(vars(pca_cuda.pca_on_device(maps, 2)).values())
+
+
+def measure() -> list[np.ndarray]:
+    """Activation of a few small maps, on the device."""
+    maps = np.random.default_rng(0).normal(size=(3, 7, 50)).astype(np.float32)
+    return list(activation_statistics(gpu.require().asarray(maps)))
 
 
 def fit() -> list[np.ndarray]:
@@ -108,7 +119,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, file: str, text: str, instead: str) -
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_bug_is_caught(fibers: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     file, text, instead, rungs, message = PLANTED[name]
-    run = reduce if file == "pca" else fit
+    run = {"pca": reduce, "activation": measure}.get(file, fit)
     intact = run()
     plant(monkeypatch, file, text, instead)
     if "parity" in rungs:

@@ -1,0 +1,3 @@
+from cuda_shim.fixtures import fibers
+
+__all__ = ["fibers"]
