@@ -39,7 +39,9 @@ kernels: .venv/dev .venv/nvrtc .venv/nvrtc-12.4 .venv/nvrtc-12.9 ## Compile the 
 lint: .venv/dev ## Check format, style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror kernels/*.cu kernels/*.cuh
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --follow-imports=silent --untyped-calls-exclude=torch examples  # as a user's own code sees the types
 
 docs: .venv/docs ## Build the documentation site in build/docs.
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs $(ARGS)

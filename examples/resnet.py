@@ -29,7 +29,8 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (N, C, H, W)."""
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        activated: torch.Tensor = self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return activated
 
 
 def resnet18(n_classes: int = 10) -> nn.Sequential:

@@ -83,8 +83,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS) choose_n_components(
     const double* __restrict__ index,  // (F, n_k)
     int k_min,
     int n_k,
-    int n_filters,                     // F
-    int* __restrict__ n_components)    // (F,)
+    int n_filters,                   // F
+    int* __restrict__ n_components)  // (F,)
 {
     int f = blockIdx.x * blockDim.x + threadIdx.x;
     if (f >= n_filters) return;

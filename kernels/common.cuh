@@ -12,7 +12,7 @@
 
 using real = REAL;
 
-constexpr int D = DIMS;                 // dimensions of a sample
+constexpr int D = DIMS;                    // dimensions of a sample
 constexpr int TRIANGLE = D * (D + 1) / 2;  // entries of a symmetric or lower triangular D × D matrix, row by row
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
@@ -109,8 +109,9 @@ struct Stream {
 
 // Draw number `draw` of the stream, strictly between 0 and 1.
 __device__ inline double uniform(const Stream& stream, int draw) {
-    unsigned counter[4] = {(unsigned)draw / 4, (unsigned)(stream.start * 64 + stream.n_components), (unsigned)stream.seed,
-                           (unsigned)(stream.seed >> 32)};
+    unsigned counter[4] = {
+        (unsigned)draw / 4, (unsigned)(stream.start * 64 + stream.n_components), (unsigned)stream.seed,
+        (unsigned)(stream.seed >> 32)};
     unsigned key[2] = {(unsigned)stream.key, (unsigned)(stream.key >> 32)};
 #pragma unroll
     for (int round = 0; round < PHILOX_ROUNDS; round++) {

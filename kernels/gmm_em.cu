@@ -34,13 +34,13 @@ constexpr int SAMPLES = D <= 4 ? 2 : 1;            // that a thread serves with 
 constexpr int MIN_BLOCKS = sizeof(real) > 4 || D > 4 ? 1 : D > 2 ? 2 : RESIDENT ? 4 : 3;
 constexpr int MAX_WARPS = MAX_THREADS / WARP;
 constexpr int MAX_ITEMS = MAX_K > MAX_WARPS ? MAX_K : MAX_WARPS;
-constexpr int MAX_SEGMENTS = 64;                // runs of samples whose distances k-means++ adds up apart
-constexpr int MAX_TRIALS = 5;                   // candidates of k-means++ for each centre: 2 + floor(ln MAX_COMPONENTS)
+constexpr int MAX_SEGMENTS = 64;  // runs of samples whose distances k-means++ adds up apart
+constexpr int MAX_TRIALS = 5;     // candidates of k-means++ for each centre: 2 + floor(ln MAX_COMPONENTS)
 constexpr double HALF_LOG2_E = 0.72134752044448170368;
 constexpr double LN_2 = 0.69314718055994530942;
 constexpr double LOG2_2_PI = 2.65149612947231879804;
-constexpr int MAX_EXPONENT = 1022;              // of a power of two that double holds, with either sign
-constexpr real NEVER = -1e30f;                  // log of the weight 0, finite so that differences stay numbers
+constexpr int MAX_EXPONENT = 1022;  // of a power of two that double holds, with either sign
+constexpr real NEVER = -1e30f;      // log of the weight 0, finite so that differences stay numbers
 
 struct __align__(16) Component {
     real mean[D];
@@ -56,8 +56,8 @@ struct Problem {
 struct Shared {
     Component components[MAX_K];
     double weights[MAX_K];
-    double factors[MAX_K][TRIANGLE];        // L
-    double sums[MAX_ITEMS][N_SUMS];         // of item k + slice · n_components
+    double factors[MAX_K][TRIANGLE];  // L
+    double sums[MAX_ITEMS][N_SUMS];   // of item k + slice · n_components
     double partial[MAX_WARPS];
     union {
         real work[TILE];
@@ -217,10 +217,8 @@ __device__ inline void pass(const Problem& problem, const signed char* given) {
     for (int start = 0; start < problem.n_samples; start += TILE) {
         int count = min(TILE, problem.n_samples - start);
         if (start > 0) __syncthreads();
-        if (MEMBERSHIP == SOFT)
-            log2_likelihood += expect(problem, start, count);
-        else
-            assign(problem, given, start, count);
+        if (MEMBERSHIP == SOFT) log2_likelihood += expect(problem, start, count);
+        else assign(problem, given, start, count);
         __syncthreads();
         accumulate<MEMBERSHIP, COUNT>(problem, start, count);
     }
@@ -456,11 +454,11 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2) standardise(
     const score* __restrict__ scores,  // (F, N, D)
     int n_samples,                     // N
     int k_max,
-    double precision,                  // distance of 1 from the next number, in the scores' dtype
-    real* __restrict__ points,         // (F, D, N)
-    double* __restrict__ centre,       // (F, D)
-    double* __restrict__ scale,        // (F,)
-    int* __restrict__ n_distinct)      // (F,)
+    double precision,              // distance of 1 from the next number, in the scores' dtype
+    real* __restrict__ points,     // (F, D, N)
+    double* __restrict__ centre,   // (F, D)
+    double* __restrict__ scale,    // (F,)
+    int* __restrict__ n_distinct)  // (F,)
 {
     __shared__ double scratch[MAX_THREADS / WARP];
     __shared__ score distinct[MAX_COMPONENTS][D];
@@ -516,17 +514,24 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2) standardise(
 
 // One block a (filter, K, start), grid (F · n_k · n_init,), many components first: they run longest.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS) fit_mixtures(
-    const real* __restrict__ points,               // (F, D, N) standardised
-    const int* __restrict__ n_distinct,            // (F,)
-    const unsigned long long* __restrict__ keys,   // (F,)
-    const int* __restrict__ given_row,             // (n_k,) row of `given` from which EM starts for K = k_min + i, or -1
-    const signed char* __restrict__ given,         // (rows, F, N) labels
-    int n_filters, int n_samples, int k_min, int n_k, int n_init,
-    unsigned long long seed, double tol, int max_iter, double reg_covar,
-    double* __restrict__ lower_bound,              // (F, n_k, n_init), NaN where K > n_distinct
-    int* __restrict__ n_iter,                      // (F, n_k, n_init)
-    bool* __restrict__ converged,                  // (F, n_k, n_init)
-    double* __restrict__ mixtures)                 // (F, n_k, n_init, k_max, MIXTURE_NUMBERS)
+    const real* __restrict__ points,              // (F, D, N) standardised
+    const int* __restrict__ n_distinct,           // (F,)
+    const unsigned long long* __restrict__ keys,  // (F,)
+    const int* __restrict__ given_row,            // (n_k,) row of `given` from which EM starts for K = k_min + i, or -1
+    const signed char* __restrict__ given,        // (rows, F, N) labels
+    int n_filters,
+    int n_samples,
+    int k_min,
+    int n_k,
+    int n_init,
+    unsigned long long seed,
+    double tol,
+    int max_iter,
+    double reg_covar,
+    double* __restrict__ lower_bound,  // (F, n_k, n_init), NaN where K > n_distinct
+    int* __restrict__ n_iter,          // (F, n_k, n_init)
+    bool* __restrict__ converged,      // (F, n_k, n_init)
+    double* __restrict__ mixtures)     // (F, n_k, n_init, k_max, MIXTURE_NUMBERS)
 {
     int start = blockIdx.x % n_init, f = blockIdx.x / n_init % n_filters, i = n_k - 1 - blockIdx.x / n_init / n_filters;
     int k_max = k_min + n_k - 1, n_components = k_min + i;
@@ -589,9 +594,11 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS) predict(
     const real* __restrict__ points,         // (F, D, N) standardised
     const double* __restrict__ mixtures,     // (F, n_k, n_init, k_max, MIXTURE_NUMBERS)
     const double* __restrict__ lower_bound,  // (F, n_k, n_init)
-    int n_samples, int k_min, int n_init,
-    int* __restrict__ best_start,            // (F, n_k)
-    signed char* __restrict__ labels)        // (F, n_k, N), -1 where K was not fitted
+    int n_samples,
+    int k_min,
+    int n_init,
+    int* __restrict__ best_start,      // (F, n_k)
+    signed char* __restrict__ labels)  // (F, n_k, N), -1 where K was not fitted
 {
     __shared__ Component components[MAX_COMPONENTS];
     int n_components = k_min + blockIdx.y, k_max = k_min + gridDim.y - 1;

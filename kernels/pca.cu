@@ -14,13 +14,13 @@
 #define COLUMNS 8
 #endif
 
-constexpr int M = COLUMNS;        // columns of the basis: 8, 12 or 16
-constexpr int ROWS = 4;           // samples that a warp projects at once
-constexpr int CHUNK = 1024;       // samples that backproject adds up in `real`
+constexpr int M = COLUMNS;   // columns of the basis: 8, 12 or 16
+constexpr int ROWS = 4;      // samples that a warp projects at once
+constexpr int CHUNK = 1024;  // samples that backproject adds up in `real`
 constexpr int JACOBI_SWEEPS = 12;
-constexpr double JACOBI_TOL = 1e-30;       // of an off-diagonal entry squared, relative to its two diagonal entries
-constexpr double MIN_EIGENVALUE = 1e-13;   // relative to the largest: what is below is rounding
-constexpr double MIN_PIVOT = 1e-13;        // of columns of length 1: below they depend on each other
+constexpr double JACOBI_TOL = 1e-30;      // of an off-diagonal entry squared, relative to its two diagonal entries
+constexpr double MIN_EIGENVALUE = 1e-13;  // relative to the largest: what is below is rounding
+constexpr double MIN_PIVOT = 1e-13;       // of columns of length 1: below they depend on each other
 
 // Mean of every pixel over the samples, scaled, as the sum of two numbers: what rounding takes from the first is the second.
 // A pixel that does not vary has its own value as mean, exactly. One thread a pixel, grid (⌈P / threads⌉, F).
@@ -109,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS) backproject(
     int n_samples,                       // N
     int n_pixels,                        // P
     bool shared_by_filters,
-    real* __restrict__ partial)          // (F, chunks, P, M)
+    real* __restrict__ partial)  // (F, chunks, P, M)
 {
     int f = blockIdx.z, p = blockIdx.x * blockDim.x + threadIdx.x;
     if (done[f] || p >= n_pixels) return;
@@ -131,8 +131,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS) backproject(
 
 // What the threads of a block of `rotate` share.
 struct Small {
-    double gram[M][M];       // YᵀY, later WᵀW and its Cholesky factor
-    double rotation[M][M];   // Q, columns by falling eigenvalue, later the inverse of the factor, transposed
+    double gram[M][M];      // YᵀY, later WᵀW and its Cholesky factor
+    double rotation[M][M];  // Q, columns by falling eigenvalue, later the inverse of the factor, transposed
     double eigenvalues[M];
     double lengths[M];
     double slices[MAX_THREADS];
@@ -274,15 +274,15 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2) rotate(
     int n_samples,                       // N
     int n_pixels,                        // P
     int n_chunks,
-    int n_components,                    // d
-    double tol,                          // of the residuals
+    int n_components,  // d
+    double tol,        // of the residuals
     bool is_first,
-    real* __restrict__ basis,            // (F, P, M) V
-    real* __restrict__ image,            // (F, P, M) work space
-    bool* __restrict__ done,             // (F,)
-    double* __restrict__ variance,       // (F, d)
-    double* __restrict__ residual,       // (F,) largest ‖C v − λ v‖ / λ_1
-    real* __restrict__ scores)           // (F, N, d)
+    real* __restrict__ basis,       // (F, P, M) V
+    real* __restrict__ image,       // (F, P, M) work space
+    bool* __restrict__ done,        // (F,)
+    double* __restrict__ variance,  // (F, d)
+    double* __restrict__ residual,  // (F,) largest ‖C v − λ v‖ / λ_1
+    real* __restrict__ scores)      // (F, N, d)
 {
     size_t f = blockIdx.x;
     if (done[f]) return;
