@@ -250,11 +250,18 @@ def _check_name(override: str, known: set[str]) -> None:
 
 
 def _no_such_option(error: MissingConfigException) -> ConfigurationError:
-    if not error.options or "/" not in (error.missing_cfg_file or ""):
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    options = error.options or _options(group)  # of a list of options Hydra names none
+    if not group or not options:
         return ConfigurationError(record.in_one_line(error))
-    group, option = str(error.missing_cfg_file).rsplit("/", 1)
-    hint = did_you_mean(option, error.options)
-    return ConfigurationError(f"{group}={option}: expected one of {', '.join(error.options)}{hint}")
+    hint = did_you_mean(option, options)
+    return ConfigurationError(f"{group}={option}: expected one of {', '.join(options)}{hint}")
+
+
+def _options(group: str) -> list[str]:
+    """Names of a group's options; none where there is no such group."""
+    folder = files(CONFIG_MODULE).joinpath(group)
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir()) if folder.is_dir() else []
 
 
 def _spelt_out(arguments: Sequence[str]) -> list[str]:

@@ -401,6 +401,23 @@ class Experiment(_Group):
 
 
 @dataclass
+class Tracking(_Group):
+    """Services that losses, accuracies and counts are sent to, epoch by epoch, beside the tables.
+
+    Options are their names, several as ``tracking=[tensorboard,mlflow]``. They need the extra ``tracking``.
+    """
+
+    tensorboard: bool = False
+    """Event files in the run folder, under ``tensorboard``."""
+    mlflow: bool = False
+    """A run on the server that ``MLFLOW_TRACKING_URI`` names, or in MLflow's local default."""
+    wandb: bool = False
+    """A run of Weights & Biases; ``WANDB_MODE=offline`` keeps it on this machine."""
+    project: str = "gmmcnn"
+    """Experiment of MLflow, project of Weights & Biases."""
+
+
+@dataclass
 class Settings(_Group):
     """Everything a run depends on; the groups stand in the order of the method."""
 
@@ -438,6 +455,7 @@ class Settings(_Group):
     prune: Prune = field(default_factory=Prune)
     engine: Engine = field(default_factory=Engine)
     experiment: Experiment = field(default_factory=Experiment)
+    tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -568,6 +586,7 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
         "prune.method",  # what is written beside the mask
         "device", "engine.name", "engine.threads",  # who computes: engines agree within their tolerances
         "experiment.name", "experiment.factors", "experiment.grid",  # which questions are asked
+        "tracking.tensorboard", "tracking.mlflow", "tracking.wandb", "tracking.project",  # who is told meanwhile
     ),
 }  # fmt: skip
 """Product → the settings that decide it directly, beside those behind the product that it is made from. The one

@@ -77,6 +77,10 @@ class EngineWarning(UserWarning):
     """A device is visible and cannot be used, so another engine takes its place."""
 
 
+class TrackingWarning(UserWarning):
+    """A service that curves are sent to failed, and gets no more of them."""
+
+
 class CompileCacheWarning(UserWarning):
     """Compiled code on disk was damaged, or cannot be kept there: it is compiled anew."""
 

@@ -34,6 +34,7 @@ from gmmcnn.filters.live import fit_live
 from gmmcnn.filters.screening import counts, saturation
 from gmmcnn.hardware import gpu
 from gmmcnn.progress import note
+from gmmcnn.tracking import Tracker, Trackers
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -80,6 +81,9 @@ class OverfittingMonitor:
         Look only at every such epoch, counted from the first. ``"auto"`` looks as often as keeps the steps within 5 %
         of the training's time; which epochs these are then depends on the machine. The first two are looked at in any
         case, since the first step loads the engine and the second tells what a step takes.
+    tracker : Tracker, optional
+        Where each row of :attr:`history` goes, too, as ``gmmcnn/flagged`` and so on: one of :mod:`gmmcnn.tracking`, or
+        anything with its methods. One that fails is left out, with a warning; closing it is left to whoever opened it.
     **settings
         As in :func:`gmmcnn.analyze`. Unlike there, one fit (``repeats=1``) and one thread (``threads=1``) are the
         default: the count needs no more, and the other cores may be loading data.
@@ -115,12 +119,14 @@ class OverfittingMonitor:
         batches: int = 1,
         layers: list[str] | None = None,
         every: int | Literal["auto"] = 1,
+        tracker: Tracker | None = None,
         **settings: Any,
     ) -> None:
         if every != "auto" and (not isinstance(every, int) or every < 1):
             raise ConfigurationError(f"every={every!r}: expected a whole number >= 1, or 'auto'")
         self.model = model
         self.every = every
+        self._trackers = Trackers({type(tracker).__name__: tracker} if tracker else {})
         with _random_states_kept():
             self.images, self.settings = _prepare(probe, samples, batches, settings)
             self._taps = find_taps(model, self.images[:1], tap=self.settings.extract.tap, layers=layers)
@@ -181,6 +187,7 @@ class OverfittingMonitor:
             self._fits = self._fit()
             row = {"epoch": epoch} | counts(self._fits, self.settings.screen)
             self._rows.append(row)
+            self._trackers.log({f"gmmcnn/{name}": row[name] for name in COLUMNS[1:]}, epoch)
             note(NOTE)
             self._ended = time.perf_counter()
             self._took = self._ended - started

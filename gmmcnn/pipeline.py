@@ -18,10 +18,11 @@ the same bits.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 from torch import nn
 
 from gmmcnn import models
@@ -64,7 +65,9 @@ def train(job: Run) -> None:
     training.require_same(folder, data, settings.train, seed=settings.seed, model=network)
     job.accept()
     with job.timed("train"), progress(f"training {settings.model.name}", settings.train.epochs, "epochs") as advance:
-        result = training.train(network, data, settings.train, folder, seed=settings.seed, advance=advance)
+        result = training.train(
+            network, data, settings.train, folder, seed=settings.seed, advance=advance, log=partial(_track_losses, job)
+        )
     last = result.metrics.iloc[-1]
     say(
         f"Trained {settings.train.epochs} epochs: training accuracy {last['train_accuracy']:.1%}, "
@@ -132,6 +135,8 @@ def _screen(job: Run, analysed: Sequence[Analysed]) -> None:
     analyses = {found.checkpoint: found.analysis for found in analysed}
     counted = tables.write(job.folder, analyses, metrics)
     job.keep(*tables.NAMES)
+    if job.trained_here:
+        _track_counts(job, counted)
     last = analysed[-1].analysis
     say(tables.layers(last))
     for sentence in findings(last, counted if job.trained_here else None, class_names=analysed[-1].class_names):
@@ -139,6 +144,18 @@ def _screen(job: Run, analysed: Sequence[Analysed]) -> None:
     say(last.saturation[1])
     for layer, reason in last.skipped:
         say(f"Not analysed: {layer}: {reason}")
+
+
+def _track_losses(job: Run, row: Mapping[str, float]) -> None:
+    """Tell an epoch's losses and accuracies, as ``train/loss`` and so on."""
+    job.track({name.replace("_", "/"): value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
+
+
+def _track_counts(job: Run, counted: pd.DataFrame) -> None:
+    """Tell the counts of each epoch that was analysed."""
+    names = counted.columns.difference([*training.METRICS, "checkpoint"])
+    for row in counted.dropna(subset=names).to_dict("records"):
+        job.track({f"gmmcnn/{name}": float(row[name]) for name in names}, int(row["epoch"]))
 
 
 def _prune(job: Run, found: Analysed) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from gmmcnn import pipeline
+from gmmcnn import pipeline, tracking
 from gmmcnn.config import Settings
 from gmmcnn.errors import EngineError, StoreError
 from gmmcnn.experiments import running as experiments
@@ -16,6 +16,9 @@ from gmmcnn.run.doctor import run_doctor
 from gmmcnn.run.folder import Run
 from gmmcnn.run.tables import NAMES, PRUNED
 
+TRACKED = ("run", "train", "screen")
+"""Tasks that tell the services of ``tracking`` how they go."""
+
 
 def execute(settings: Settings, folder: Path) -> None:
     """Carry out ``settings.task`` in a run folder, and record there how it went, if it does more than look."""
@@ -23,7 +26,11 @@ def execute(settings: Settings, folder: Path) -> None:
     if settings.dry_run:
         preview.show(job)
         return
+    if settings.task in TRACKED:
+        tracking.require(job.trackers)
     with nullcontext() if settings.task == "verify" else job.recorded():
+        if settings.task in TRACKED:
+            job.open_trackers()
         TASKS[settings.task](job)
 
 

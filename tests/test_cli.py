@@ -239,6 +239,7 @@ def test_runs_started_at_once_do_not_collide(tmp_path):
         (["sweep=here", "seed=1"], "sweep=here: expected gmmcnn -m sweep=FOLDER, or task=aggregate with it"),
         (["-m", "seed=0,1", "hydra.launcher.jobs=0"], "hydra.launcher.jobs=0: expected >= 1"),
         (["-m", "seed=0,1", "hydra/launcher=slum"], "hydra/launcher=slum: expected one of "),
+        (["tracking=[tensorboard,nix]"], "tracking=nix: expected one of mlflow, tensorboard, wandb"),
         (["-m", "seed=0,1", "hydra.launcher.job=2"], "hydra.launcher.job: Key 'job' not in 'LocalLauncher'"),
         (["demo.plant=3"], "demo.plant: is probe.plant now"),
         (["nonsense"], "'nonsense' is not key=value"),

@@ -12,7 +12,7 @@ whatever the device, so that a training goes on, and is read, on any machine.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +80,14 @@ def checkpoint_path(folder: Path, epoch: int) -> Path:
 
 
 def train(
-    model: nn.Module, data: Splits, settings: config.Train, folder: Path, *, seed: int, advance: Advance | None = None
+    model: nn.Module,
+    data: Splits,
+    settings: config.Train,
+    folder: Path,
+    *,
+    seed: int,
+    advance: Advance | None = None,
+    log: Callable[[Mapping[str, float]], None] = lambda row: None,
 ) -> TrainingResult:
     """Train a model on cross-entropy, or go on where a killed process stopped.
 
@@ -98,6 +105,8 @@ def train(
         Of the order of the samples, and of dropout.
     advance : Advance, optional
         Called with 1 after each epoch, and first with the number of epochs found done.
+    log : callable
+        Called with the metrics (:data:`METRICS`) of each epoch that is measured now, once they are kept.
 
     Raises
     ------
@@ -107,12 +116,18 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with modes_restored(model):
-        rows, digests = _train(model, data, settings, folder, seed, advance or (lambda n=1, /: None))
+        rows, digests = _train(model, data, settings, folder, seed, advance or (lambda n=1, /: None), log)
     return TrainingResult(folder, settings.kept_epochs, finish(folder, rows, digests))
 
 
 def _train(
-    model: nn.Module, data: Splits, settings: config.Train, folder: Path, seed: int, advance: Advance
+    model: nn.Module,
+    data: Splits,
+    settings: config.Train,
+    folder: Path,
+    seed: int,
+    advance: Advance,
+    log: Callable[[Mapping[str, float]], None],
 ) -> tuple[list[dict[str, float]], dict[str, str]]:
     """Train the epochs that the folder does not hold yet; return metrics of all, and the digests of weights."""
     optimizer = _optimizer(model, settings)
@@ -133,6 +148,8 @@ def _train(
         _save(folder / LAST, state | {"rows": rows, "identity": identity, "digests": digests})
         _promote(folder, digests)
         _write_metrics(folder, rows)
+        if rows and rows[-1]["epoch"] == epoch:
+            log(rows[-1])
         advance(1)
     return rows, digests
 

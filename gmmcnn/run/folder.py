@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gmmcnn import config, data, models
+from gmmcnn import config, data, models, tracking
 from gmmcnn.data.probe import ProbeSet, draw_probe
 from gmmcnn.errors import BusyError, ConfigurationError, StoreError, TrainingError
 from gmmcnn.files import read_digests, read_table, sha256, write_record, write_text
@@ -79,6 +79,7 @@ class Run:
         self._earlier: str | None = None
         self._accepted = False
         self._kept: dict[str, str | None] = {}
+        self._tracking = tracking.Trackers({})
         self._ran_on: str | None = None
 
     def _data(self) -> data.Splits:
@@ -210,6 +211,22 @@ class Run:
     def _checkpoint(self, name: str, epoch: int | None, weights: Path | None) -> Checkpoint:
         return Checkpoint(name, epoch, weights, self.folder / "activations" / name)
 
+    @property
+    def trackers(self) -> list[str]:
+        """Names of the services that are told how the work goes."""
+        return [name for name in tracking.KINDS if getattr(self.settings.tracking, name)]
+
+    def open_trackers(self) -> None:
+        """Open the services that are told. ConfigurationError if one is missing or refuses the run."""
+        if self.trackers:
+            name = f"{self.title}, {self.folder.name}"
+            self._tracking = tracking.opened(self.trackers, self.folder, self.settings.tracking.project, name)
+            self._tracking.describe({name: config.value_of(self.settings, name) for name in config.setting_names()})
+
+    def track(self, values: Mapping[str, float], epoch: int) -> None:
+        """Send numbers of an epoch to the services that are open."""
+        self._tracking.log(values, epoch)
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the seconds that the block takes to the stage's timing."""
@@ -253,6 +270,7 @@ class Run:
                 self._require_only_looking(error)
                 yield
                 return
+            held.callback(lambda: self._tracking.close())
             start = time.perf_counter()
             try:
                 with alive.beating(lambda: self._write(about)):
