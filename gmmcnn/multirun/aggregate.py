@@ -15,7 +15,7 @@ from gmmcnn.multirun.record import State, Status, Sweep, values_of, varied
 
 CONFIDENCE = 0.95
 """Of the intervals over seeds."""
-_OVER = "seed"
+OVER = "seed"
 """The setting that jobs are averaged over."""
 _SHOWN = {
     "anomalous_filters": "anomalous",
@@ -93,7 +93,7 @@ def _jobs(sweep: Sweep, states: dict[str, State]) -> pd.DataFrame:
 
 
 def _found(sweep: Sweep, states: dict[str, State]) -> pd.DataFrame:
-    settings = [key for key in varied(sweep) if key != _OVER and key not in DECIDED_BY["nothing"]]
+    settings = [key for key in varied(sweep) if key != OVER and key not in DECIDED_BY["nothing"]]
     done = [job for job in sweep.jobs if states[job.name].status is Status.DONE]
     rows: list[dict[str, object]] = [
         {**{key: values_of(job).get(key, "") for key in settings}, "quantity": quantity, "value": value}
@@ -121,18 +121,18 @@ def _shares(tidy: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
 
 def _quantities(run: Path) -> Iterator[tuple[str, float | str]]:
     """What a run found, by name: of the network as it is now; numbers, and the words of verdicts."""
-    metrics = _table(run / "metrics.csv")
-    metrics = _table(run / "checkpoints" / "metrics.csv") if metrics is None else metrics
+    metrics = table_of(run / "metrics.csv")
+    metrics = table_of(run / "checkpoints" / "metrics.csv") if metrics is None else metrics
     if metrics is not None:
         last = metrics.select_dtypes("number").drop(columns="epoch", errors="ignore").iloc[-1]
         yield from ((str(name), float(value)) for name, value in last.items() if not np.isnan(value))
-    masking = _table(run / "masking.csv")
+    masking = table_of(run / "masking.csv")
     if masking is not None:
         means = masking.drop(columns="control", errors="ignore").groupby("mask", sort=False).mean(numeric_only=True)
         for mask, values in means.iterrows():
             yield from ((f"{mask} masked: {name}", float(value)) for name, value in values.items())
     for path in sorted(run.glob("experiments/*/estimates.csv")):
-        estimates = _table(path)
+        estimates = table_of(path)
         if estimates is None:
             continue
         for row in estimates.to_dict("records"):
@@ -141,7 +141,7 @@ def _quantities(run: Path) -> Iterator[tuple[str, float | str]]:
             yield f"verdict: {claim}", str(rows["verdict"].iloc[0])
 
 
-def _table(path: Path) -> pd.DataFrame | None:
+def table_of(path: Path) -> pd.DataFrame | None:
     """A table of a run; None where it is missing, damaged or empty."""
     try:
         table = pd.read_csv(path)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gmmcnn.config import LocalLauncher, SlurmLauncher
-from gmmcnn.multirun import local, slurm
+from gmmcnn.multirun import local, page, slurm
 from gmmcnn.multirun.aggregate import aggregate, shown, summary
 from gmmcnn.multirun.record import UNFINISHED, Status, Sweep, folder_for
 from gmmcnn.names import for_a_shell, quoted
@@ -73,6 +73,7 @@ def told(sweep: Sweep) -> int:
     for row in jobs[jobs["status"].isin([Status.FAILED, Status.LOST, Status.UNCERTAIN])].to_dict("records"):
         say(f"{row['job']}: {row['status']}{': ' * bool(row['line'])}{row['line']}")
     say(f"{summary(jobs)}; tables: {sweep.folder / 'jobs.csv'}, {sweep.folder / 'aggregate.csv'}")
+    say(f"Runs beside each other: {page.write(sweep, summary(jobs), found)}")
     if jobs["status"].isin(UNFINISHED).any():
         note(f"What is missing is done by the same command, or by: {again(sweep)}")
     return 0 if not jobs["status"].isin([*UNFINISHED, Status.UNCERTAIN]).any() else 1

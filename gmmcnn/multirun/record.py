@@ -4,7 +4,7 @@
     SWEEP/seed-0_k_max-4/     one run folder a job, named by what varies
     SWEEP/.jobs/NAME.json     who does a job, and how it ended; NAME.log, what it wrote
     SWEEP/.jobs/submitted/    what was handed to a scheduler, written before it was
-    SWEEP/jobs.csv, aggregate.csv
+    SWEEP/jobs.csv, aggregate.csv, sweep.html
 
 Nothing is returned from job to launcher: whoever looks, reads the folders, and whoever is killed, loses no more than
 its own work. A job is done once however many launchers start it: under a lock on the sweep, its process looks whether

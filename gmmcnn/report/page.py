@@ -5,6 +5,7 @@ filter and samples that a reader asks for, is drawn in the browser by the script
 one block of arrays and one sheet of images. The page's own content security policy forbids every outside address.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -42,7 +43,8 @@ def render(content: ReportContent) -> str:
     pictures = sheet([content.images[sample] for sample in order])
     shown = order[: pictures.n_images] if pictures else []
     directory, block = packed(_arrays(content, shown))
-    return _template().render(
+    return template("page.html").render(
+        scripts=SCRIPTS,
         content=content,
         tiles=views.tiles(content),
         layers=views.layers(content.filters),
@@ -104,15 +106,16 @@ def _images_in_order(content: ReportContent, samples: list[dict[str, Any]]) -> l
     return [sample for sample in first | dict.fromkeys(sorted(content.images)) if sample in content.images]
 
 
-def _script() -> Markup:
-    """All scripts as one, whose names nobody else sees."""
+def _script(names: Sequence[str]) -> Markup:
+    """Some scripts as one, whose names nobody else sees."""
     here = files("gmmcnn.report").joinpath("scripts")
-    parts = [here.joinpath(f"{name}.js").read_text("utf-8") for name in SCRIPTS]
+    parts = [here.joinpath(f"{name}.js").read_text("utf-8") for name in names]
     return Markup('(() => {{\n"use strict";\n{}\n}})();').format(Markup("\n".join(parts)))
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page's template, with what all of them use."""
     environment = Environment(
         loader=PackageLoader("gmmcnn.report", ""),
         autoescape=True,
@@ -124,4 +127,4 @@ def _template() -> Template:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.globals["script"] = _script
     environment.globals["style"] = lambda: Markup(files("gmmcnn.report").joinpath("page.css").read_text("utf-8"))
-    return environment.get_template("page.html")
+    return environment.get_template(name)

@@ -22,6 +22,7 @@ from gmmcnn.filters.screening import judge, screen, usual_status
 from gmmcnn.report.compose import content_of
 from gmmcnn.report.content import ReportContent
 from gmmcnn.report.page import render
+from gmmcnn.report.sweep import RunOfSweep, SweepContent, render_sweep
 
 REQUIRED = os.environ.get("GMMCNN_REQUIRE_BROWSER") == "1"
 """Where continuous integration asks for the browser, its absence is a failure."""
@@ -443,3 +444,55 @@ def test_four_thousand_filters_follow_at_once_on_a_page_of_a_few_screens(open_pa
     assert best["sorts"] < 200
     assert took["paint"] < 1000
     assert page.evaluate("document.scrollingElement.scrollHeight") < 9000
+
+
+def of_a_sweep() -> SweepContent:
+    """Six runs, three seeds each of two settings, that look at the same samples."""
+    rng, epochs, jobs = np.random.default_rng(0), np.arange(1, 11), []
+    samples = rng.choice(5000, 300, replace=False)
+    for noise in ("0", "0.4"):
+        for seed in range(3):
+            metrics = pd.DataFrame(
+                {"epoch": epochs, "flagged_per_batch": np.where(epochs % 3 == 1, seed + epochs / 10, np.nan)}
+            )
+            metrics["train_accuracy"] = np.linspace(0.3, 0.9 + seed / 50, 10)
+            settings = {"seed": str(seed), "data.label_noise": noise}
+            ranks = dict(zip(samples, rng.permutation(300) / 300, strict=True))
+            jobs.append(
+                RunOfSweep(
+                    f"seed-{seed}_label_noise-{noise}", "done", "", settings, f"data.label_noise={noise}", 4.0, None,
+                    metrics, {"conv1": (seed, 6), "conv2": (2, 16)}, ranks,
+                )
+            )  # fmt: skip
+    found = pd.DataFrame(
+        {"data.label_noise": ["0"], "quantity": ["train_accuracy"], "mean": 0.9, "low": 0.8, "high": 1.0, "n": 3}
+    )
+    return SweepContent("noise", "6 jobs: 6 done", ["seed", "data.label_noise"], "seed", jobs, found)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_a_sweep_has_small_multiples_and_compares_two_runs(open_page, scheme):
+    content = of_a_sweep()
+    page = open_page(render_sweep(content), color_scheme=scheme).page
+    assert page.locator("#panels figure").count() == 2
+    assert page.locator("#panels .curve").count() == 6
+    page.select_option("#run-b", label="seed-2_label_noise-0.4")
+    differences = page.locator("#differences").inner_text()
+    assert re.search(r"data\.label_noise\s+0\s+0\.4", differences)
+    assert re.search(r"training accuracy\s+0\.9\s+0\.94\s+\+0\.04", differences)
+    assert re.search(r"conv1\s+0 of 6\s+2 of 6", page.locator("#by-layer").inner_text())
+    first, last = (pd.Series(job.ranks) for job in (content.jobs[0], content.jobs[-1]))
+    expected = first.corr(last[first.index], method="spearman")
+    said = float(re.search(r"correlation ([−\d.-]+);", page.locator("#agreement").inner_text())[1].replace("−", "-"))
+    assert said == pytest.approx(expected, rel=5e-3, abs=5e-4)  # three digits are shown
+    page.select_option("#quantity", "train_accuracy")
+    settle(page)
+    assert "100 %" in page.locator("#panels").inner_text()
+    assert "show=train_accuracy" in page.url
+    violations = Axe().run(page).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"]) for v in violations] == []
+
+
+def test_the_page_of_a_sweep_fits_a_telephone(open_page):
+    page = open_page(render_sweep(of_a_sweep()), viewport={"width": 400, "height": 800}).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
