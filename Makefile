@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick mutants kernels lint docs bench bench-rivals evidence clean
+.PHONY: help demo test test-quick mutants kernels lint docs gallery bench bench-rivals evidence clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,10 @@ lint: .venv/dev ## Check format, style and types.
 
 docs: .venv/docs ## Build the documentation site in build/docs.
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs $(ARGS)
+
+GALLERY ?= runs/gallery
+gallery: .venv/run ## Make reports of six networks that people know, and a page that leads to them, in the folder GALLERY.
+	$(BIN)/python docs/gallery.py $(GALLERY)
 
 bench: .venv/dev ## Time the CPU engine beside scikit-learn and plain torch: sweep, PCA, pipeline, scaling.
 	for name in sweep pca pipeline scaling; do $(BIN)/python -m benchmarks.bench_$$name $(ARGS) || exit 1; done

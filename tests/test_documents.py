@@ -3,6 +3,8 @@
 import ast
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -167,3 +169,109 @@ def test_every_block_of_python_is_run_by_one_of_these():
         "stores.md": 1,
     }
     assert {page.name: n for page in PAGES if (n := len(blocks(page, "python")))} == run_here
+
+
+SMALLER = [
+    "train.epochs=2", "data.train_samples=240", "probe.samples=60", "gmm.k_max=3", "gmm.n_init=1", "gmm.repeats=1",
+    "prune.controls=1",
+]  # fmt: skip
+"""Said after a command that would start a run: what it does stays the same, and takes seconds."""
+ON_THEIR_PAGES = ("run=first", "mynet:Net", "run=given")
+"""Commands that the tests above run in the order of their pages."""
+
+
+def need(command: str) -> str | None:
+    """What a command needs that a test has not."""
+    command = command.partition("  #")[0]
+    if "hydra/launcher=slurm" in command:
+        return "Slurm"  # tests/multirun/test_cluster.py has one, and runs sweeps there
+    if "hydra.launcher.gpus_per_job=1" in command:
+        return "a GPU"
+    if "task=experiment" in command:
+        return "hours"  # tests/experiments runs each of them at experiment.size=smoke
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_needs_a_cluster_or_a_gpu_is_marked_in_the_page(page):
+    found = re.findall(r"^(?:<!-- needs ([\w ]+) -->\n)?```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    for marked, block in found:
+        needed = {need(line) for line in block.splitlines() if line.startswith("gmmcnn")} - {None, "hours"}
+        assert needed == ({marked} if marked else set()), block
+
+
+def test_no_command_slips_through():
+    needs = [need(command) for command in commands()]
+    assert (needs.count("Slurm"), needs.count("a GPU")) == (3, 1)
+    assert len(needs) - needs.count("hours") - 4 > 25
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the commands speak of: a run, maps, a package, weights, pictures."""
+    home = tmp_path_factory.mktemp("world")
+    (home / "my_package.py").write_text(
+        "import torch\nfrom gmmcnn.models.plain import LeNet5\n"
+        "class Net(LeNet5):\n    def __init__(self):\n        super().__init__(1, (8, 8), 10)\n"
+        "class Images(torch.utils.data.Dataset):\n"
+        "    def __init__(self, train):\n        self.images = torch.rand(260, 1, 8, 8)\n"
+        "    def __len__(self):\n        return 260\n"
+        "    def __getitem__(self, index):\n        return self.images[index], index % 10\n"
+    )
+    torch.manual_seed(0)
+    torch.save(LeNet5(in_channels=1, image_size=(8, 8), n_classes=10).state_dict(), home / "net.pt")
+    rng = np.random.default_rng(0)
+    np.save(home / "maps.npy", rng.random((120, 4, 5, 5), np.float32))
+    for kind in ("cats", "dogs"):
+        (home / "DIR" / kind).mkdir(parents=True)
+        for n in range(160):
+            Image.fromarray(rng.integers(0, 256, (9, 9), dtype=np.uint8)).save(home / "DIR" / kind / f"{n}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        run("gmmcnn run=FOLDER", *SMALLER, "probe.batches=2")
+    dated = home / "runs" / "2026-11-22" / "10-00-00-1a2b3c"
+    shutil.copytree(home / "FOLDER", dated)
+    return home
+
+
+def to_run_here() -> list[str]:
+    here = [c for c in commands() if need(c) is None and " -m " not in c and "sweep=" not in c]
+    return [command for command in here if not any(told in command for told in ON_THEIR_PAGES)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", to_run_here())
+def test_a_command_runs(command, world, monkeypatch):
+    if "fashion_mnist" in command and not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("needs the Fashion-MNIST files (Debian: apt-get install dataset-fashion-mnist)")
+    monkeypatch.chdir(world)
+    monkeypatch.syspath_prepend(world)
+    words = shlex.split(command, comments=True)[1:]
+    goes_on = any(word.startswith("run=") for word in words)
+    starts = not goes_on and not {"--help", "task=doctor"} & set(words) and "task=doctor estimate=true" not in command
+    smaller = (
+        [] if not starts else [s for s in SMALLER if "extract.source" not in command or s.startswith(("probe", "gmm"))]
+    )
+    monkeypatch.setattr(sys, "argv", ["gmmcnn", *words, *smaller, *(["engine.threads=1"] if starts else [])])
+    monkeypatch.setattr(cli, "_exit_codes", [])
+    code = None
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code
+    assert not code, command
+
+
+@pytest.mark.slow
+def test_the_sweeps_of_the_page_run_one_after_the_other(tmp_path):
+    small = ["task=train", "train.epochs=1", "data.train_samples=60"]
+    first, *then = [line for block in blocks(HERE / "docs" / "clusters.md", "sh")[:2] for line in block.splitlines()]
+    for command in (first, *then):
+        words = shlex.split(command, comments=True)[1:]
+        more = small if any(word.startswith("seed=") for word in words) else []
+        done = subprocess.run(
+            [sys.executable, "-m", "gmmcnn", *words, *more], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (command, done.stderr)
+    assert len(list((tmp_path / "sweeps" / "first").glob("seed-*"))) == 12
+    assert (tmp_path / "sweeps" / "first" / "sweep.html").exists()

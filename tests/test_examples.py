@@ -40,3 +40,10 @@ def test_lightning_counts_in_every_epoch(tmp_path):
     pytest.importorskip("lightning")
     said = said_by("lightning_training.py", tmp_path, "default")  # Lightning warns of few workers
     assert [line.split()[0] for line in said.splitlines()[-4:]] == ["0", "1", "2", "3"]
+
+
+def test_a_network_of_timm_is_analysed(tmp_path):
+    pytest.importorskip("timm", exc_type=ImportError)
+    said = said_by("timm_network.py", tmp_path, "default")
+    assert "filters" in said
+    assert (tmp_path / "mobilenetv3.html").exists()
