@@ -56,9 +56,9 @@ function drawIndex(host, values, chosen) {
   const known = values.map((value, i) => [report.kMin + i, value]).filter(([, value]) => Number.isFinite(value) && value < 1e30);
   if (!known.length) return host.replaceChildren(element("p", { className: "empty" }, "no finite index"));
   const { canvas, width } = picture(host, 150, `CH index by number of clusters; ${chosen} chosen most often`);
-  const most = Math.max(...known.map(([, value]) => value)), left = 48, right = width - 8;
-  const x = scale([report.kMin, report.kMin + values.length - 1], [left + 8, right - 8]), y = scale([0, most], [108, 26]);
-  canvas.append(verticalAxis({ values: ticks(0, most, 2), at: y, left, right, name: "CH index", format: (value) => number(value) }));
+  const marks = ticksAbove(Math.max(1e-9, ...known.map(([, value]) => value)), 2), left = 48, right = width - 8;
+  const x = scale([report.kMin, report.kMin + values.length - 1], [left + 8, right - 8]), y = scale([0, marks.at(-1)], [108, 26]);
+  canvas.append(verticalAxis({ values: marks, at: y, left, right, name: "CH index", format: (value) => number(value) }));
   canvas.append(horizontalAxis({ values: wholeTicks(report.kMin, report.kMin + values.length - 1, 8), at: x, y: 108, name: "clusters", middle: (left + right) / 2 }));
   canvas.append(curve(known.map(([k, value]) => [x(k), y(value)]), "train", true));
   const best = known.find(([k]) => k === chosen);

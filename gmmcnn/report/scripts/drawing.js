@@ -20,6 +20,12 @@ function ticks(low, high, count) {
   return found;
 }
 
+// Round numbers from 0 to the first that is not below a value: an axis that everything lies on.
+function ticksAbove(value, count) {
+  const [first, second] = ticks(0, value, count), step = second - first;
+  return Array.from({ length: 1 + Math.ceil(value / step - 1e-9) }, (_, i) => Number((i * step).toPrecision(12)));
+}
+
 const wholeTicks = (low, high, count) => ticks(low, high, count).filter(Number.isInteger);
 
 function picture(host, height, label) {

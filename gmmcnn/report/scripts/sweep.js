@@ -28,9 +28,7 @@ function pointsOf(job) {
 // Axes over all runs, so that pictures can be compared.
 function rangesOf(shown) {
   const points = shown.flatMap(pointsOf), epochs = points.map(([epoch]) => epoch), values = points.map(([, value]) => value);
-  const high = Math.max(1e-9, ...values), [first, second] = ticks(0, high, 3), step = second - first;
-  const marks = Array.from({ length: 1 + Math.ceil(high / step - 1e-9) }, (_, i) => Number((i * step).toPrecision(12)));
-  return { epochs: [Math.min(...epochs), Math.max(...epochs)], marks };
+  return { epochs: [Math.min(...epochs), Math.max(...epochs)], marks: ticksAbove(Math.max(1e-9, ...values), 3) };
 }
 
 function drawCurves(host, shown, { epochs, marks }, classOf, label) {

@@ -69,6 +69,7 @@ function commandLine(names) {
 function drawStrips() {
   const page = getComputedStyle(document.documentElement), [ordinary, accent] = ["--live", "--accent"].map((name) => page.getPropertyValue(name));
   const drawn = Object.entries(SLIDERS).filter(([, { canvas }]) => canvas), width = widthOf(drawn[0][1].canvas);
+  if (!width) return void requestAnimationFrame(drawStrips); // the browser has not laid the page out yet
   const rowHeight = clamp(90 / report.layers.length, 1.2, 22), height = Math.max(26, rowHeight * report.layers.length), sharp = devicePixelRatio || 1;
   const size = clamp(rowHeight / 4, 1, 3);
   for (const [name, about] of drawn) {
