@@ -122,9 +122,10 @@ def _surprising(analysis: Outcome, class_names: Sequence[str] | None) -> Iterato
         own, others = (
             class_name(label, class_names) if class_names else label for label in (row.label, row.cluster_label)
         )
+        said = "its clusters agree in the end" if row.label == row.cluster_label else f"its clusters say {others}"
         yield (
-            f"Sample {row.sample} stands first by memorisation rank: labelled {own}, its clusters say "
-            f"{others} (label surprise {row.label_surprise:.2f} nats)."
+            f"Sample {row.sample} stands first by memorisation rank: labelled {own}, {said} "
+            f"(label surprise {row.label_surprise:.2f} nats)."
         )
 
 

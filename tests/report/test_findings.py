@@ -1,12 +1,15 @@
 """What was found, in sentences: a count where counts mean something, and what is wrong where they do not."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
+import pytest
 from handmade_fits import ONE_OF_EACH, N, fits_of
 
 from gmmcnn import config
 from gmmcnn.filters.outcome import Outcome
-from gmmcnn.report.findings import findings
+from gmmcnn.report.findings import _surprising, findings
 
 METRICS = pd.DataFrame({"epoch": [1, 9], "flagged_per_batch": [1.0, 3.0]})
 
@@ -46,3 +49,10 @@ def test_what_was_planted_is_told_beside_what_else_was_reported():
     assert planted == (
         "1 noise image planted in the probe set (samples 38): 1 of 1 found by conv1:0; 2 other samples reported."
     )
+
+
+@pytest.mark.parametrize(("said", "words"), [(3, "its clusters agree in the end"), (5, "its clusters say 5")])
+def test_a_sample_that_stands_first_is_not_said_to_surprise_where_its_clusters_agree(said, words):
+    row = {"sample": [7], "label": [3], "cluster_label": [said], "label_surprise": [0.2], "memorisation_rank": [1.0]}
+    (sentence,) = _surprising(SimpleNamespace(samples=pd.DataFrame(row)), None)
+    assert sentence == f"Sample 7 stands first by memorisation rank: labelled 3, {words} (label surprise 0.20 nats)."
