@@ -50,8 +50,8 @@ GALLERY ?= runs/gallery
 gallery: .venv/run ## Make reports of six networks that people know, and a page that leads to them, in the folder GALLERY.
 	$(BIN)/python docs/gallery.py $(GALLERY)
 
-bench: .venv/dev ## Time the CPU engine beside scikit-learn and plain torch: sweep, PCA, pipeline, scaling.
-	for name in sweep pca pipeline scaling; do $(BIN)/python -m benchmarks.bench_$$name $(ARGS) || exit 1; done
+bench: .venv/dev ## Time the CPU engine beside scikit-learn and plain torch: sweep, PCA, the way from a network and from a store, scaling.
+	for name in sweep pca live pipeline scaling; do $(BIN)/python -m benchmarks.bench_$$name $(ARGS) || exit 1; done
 
 bench-rivals: .venv/rivals/ready ## Time the sweep beside torchgmm, pomegranate and gmm-gpu as well, in an environment of their own.
 	.venv/rivals/bin/python -m benchmarks.bench_sweep $(ARGS)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from joblib import Parallel
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from gmmcnn import config
 from gmmcnn.data import load
@@ -44,8 +45,14 @@ def cache_folder() -> Path:
 
 
 def trained_store() -> ActivationStore:
-    """Maps of a LeNet-5, trained on Fashion-MNIST (on the digits where its files are missing), of its training
-    images."""
+    """Maps of the network and the images that :func:`trained_network` returns."""
+    model, images, folder = trained_network()
+    return extract(model, images, folder / "maps", probe_samples=1000)
+
+
+def trained_network() -> tuple[nn.Module, Tensor, Path]:
+    """A LeNet-5, trained on Fashion-MNIST (on the digits where its files are missing), its training images in whole
+    thousands, and the folder that its files are kept in."""
     name = "fashion_mnist"
     try:
         data = load(config.Data(name=name, train_samples=TRAIN_SAMPLES), seed=0)
@@ -62,7 +69,7 @@ def trained_store() -> ActivationStore:
         seed=0,
     )
     train(model, data, config.Train(epochs=EPOCHS), folder / "train", seed=0)
-    return extract(model, images[: len(images) // 1000 * 1000], folder / "maps", probe_samples=1000)
+    return model, images[: len(images) // 1000 * 1000], folder
 
 
 def trained_maps(n_samples: int, store: ActivationStore | None = None) -> list[NDArray[np.float32]]:

@@ -1,9 +1,11 @@
 """Small networks that are really trained, and the scores of their filters' maps, kept between runs."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from benchmarks import cases
 from gmmcnn import config
@@ -32,6 +34,11 @@ class Network:
 
     def store(self) -> ActivationStore:
         """Maps (samples in thousands) after each activation."""
+        model, images, folder = self.trained()
+        return extract(model, images, folder / "maps", probe_samples=1000)
+
+    def trained(self) -> tuple[nn.Module, Tensor, Path]:
+        """The network, its training images in whole thousands, and the folder that its files are kept in."""
         fashion = self.data == "fashion_mnist"
         samples = config.Data(
             name=self.data, train_samples=self.images if fashion else None, label_noise=self.label_noise
@@ -45,7 +52,7 @@ class Network:
         folder = cases.cache_folder() / named
         train(model, data, config.Train(epochs=self.epochs), folder / "train", seed=self.seed)
         images = data.train.images
-        return extract(model, images[: len(images) // 1000 * 1000], folder / "maps", probe_samples=1000)
+        return model, images[: len(images) // 1000 * 1000], folder
 
 
 def live_scores(network: Network, n_samples: int, n_problems: int) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ import torch
 from joblib import Parallel
 from torch import nn
 
-from benchmarks import bench_pca, bench_pipeline, bench_samples, bench_sweep, cases, peaks, rivals, timing
+from benchmarks import bench_live, bench_pca, bench_pipeline, bench_samples, bench_sweep, cases, peaks, rivals, timing
 from gmmcnn import config
 from gmmcnn.featuremaps import ActivationStore, extract
 from gmmcnn.principal_components import cpu as pca_cpu
@@ -24,7 +24,10 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ActivationStore:
     """Maps of a random network, which take the place of the trained one's."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU())
-    store = extract(network, torch.rand(3 * SAMPLES, 1, 16, 16), tmp_path / "maps", probe_samples=SAMPLES)
+    images = torch.rand(3 * SAMPLES, 1, 16, 16)
+    store = extract(network, images, tmp_path / "maps", probe_samples=SAMPLES)
+    monkeypatch.setattr(bench_live, "network", lambda case: (network.eval(), images))
+    monkeypatch.setattr(bench_live, "N", SAMPLES // 2)
     monkeypatch.setattr(cases, "trained_store", lambda: store)
     monkeypatch.setattr(cases, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(cases, "pool", lambda: Parallel(n_jobs=1))
@@ -40,6 +43,7 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ActivationStore:
         (bench_sweep, ["--filters", "8"], ["bench_sweep"] * 3 + ["sweep_peak"]),
         (bench_pca, ["--filters", "2"], ["bench_pca", "pca_limits"] * 5),
         (bench_pipeline, ["--one-in", "3"], ["bench_pipeline"] * 2),
+        (bench_live, ["--one-in", "3"], ["bench_live lenet5", "bench_live alexnet"]),
     ],
 )
 def test_it_runs_and_writes_its_ratios(

@@ -23,6 +23,10 @@ from gmmcnn.featuremaps.taps import Tap, Taps
 from gmmcnn.hardware.device import device_of, host_copy, uploaded
 from gmmcnn.progress import Advance
 
+BYTES_PER_ROUND = 64 << 20
+"""Maps of a round on the CPU, at most, where a round has more than one batch: more memory gains nothing there. On a GPU
+a round fills what ``extract.memory`` allows."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -105,7 +109,8 @@ class LiveMaps:
     def rounds(self) -> list[range]:
         """Probe batches that are taken together."""
         n_batches = self.n_samples // self._batch
-        together = min(n_batches, max(1, self._bytes // self._bytes_of(self._all, self._batch)))
+        most = self._bytes if device_of(self._model).type != "cpu" else min(self._bytes, BYTES_PER_ROUND)
+        together = min(n_batches, max(1, most // self._bytes_of(self._all, self._batch)))
         return [range(first, min(first + together, n_batches)) for first in range(0, n_batches, together)]
 
     def is_kept(self, batches: range) -> bool:
