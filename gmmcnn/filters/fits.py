@@ -69,22 +69,32 @@ class LayerFits:
         """(F, B, R) where there is a clustering."""
         return is_live(self.status)
 
-    def save(self, path: Path, *, engine: str = "") -> None:
-        """Write to ``path`` (``.npz``), complete or not at all, with the name of the engine that made them."""
+    def save(self, path: Path, *, engine: str = "", of: str = "") -> None:
+        """Write to ``path`` (``.npz``), complete or not at all.
+
+        Parameters
+        ----------
+        path : Path
+        engine : str
+            Name of the engine that made them.
+        of : str
+            Names what they are fits of: maps, settings, layer, filters and batches.
+        """
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        write_arrays(path, arrays | {"engine": np.array(engine)})
+        write_arrays(path, arrays | {"engine": np.array(engine), "of": np.array(of)})
 
     @classmethod
     def load(cls, path: Path) -> "LayerFits":
         """Read what :meth:`save` wrote. StoreError if the file is damaged."""
-        with arrays_in(path, remedy="delete it and fit again: gmmcnn task=fit run=FOLDER") as arrays:
+        with arrays_in(path, remedy=_REMEDY) as arrays:
             return cls(**_with_repeats({f.name: arrays[f.name] for f in fields(cls)}))
 
     @staticmethod
-    def engine_of(path: Path) -> str:
-        """Engine that made the fits of a file; empty where that was not recorded."""
-        with arrays_in(path, remedy="delete it and fit again: gmmcnn task=fit run=FOLDER") as arrays:
-            return str(arrays["engine"]) if "engine" in arrays else ""
+    def said_of(path: Path) -> tuple[str, str]:
+        """Engine that made the fits of a file, and what they are fits of; empty where that was not recorded."""
+        with arrays_in(path, remedy=_REMEDY) as arrays:
+            engine, of = (str(arrays[name]) if name in arrays else "" for name in ("engine", "of"))
+            return engine, of
 
     @classmethod
     def concatenate(cls, parts: Sequence["LayerFits"], axis: int = 0) -> "LayerFits":
@@ -92,6 +102,7 @@ class LayerFits:
         return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts], axis) for f in fields(cls)})
 
 
+_REMEDY = "fit again: gmmcnn task=fit run=FOLDER"
 _OF_THE_MAPS = ("scores", "explained_variance", "mean_activation", "active_share")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmmcnn import config
-from gmmcnn.errors import ConfigurationError, ConvergenceWarning
+from gmmcnn.errors import ConfigurationError, ConvergenceWarning, StoreError
 from gmmcnn.featuremaps.activation import activation_statistics
 from gmmcnn.featuremaps.memory import Maps
 from gmmcnn.featuremaps.store import ActivationStore
@@ -43,6 +43,7 @@ def fit_store(
     *,
     n_samples: int,
     settings: config.Settings,
+    of: str = "",
     advance: Advance = lambda n=1, /: None,
 ) -> Fits:
     """Fit every filter of a store, and keep the fits in ``folder``; what is already there is read, not fitted again.
@@ -57,6 +58,8 @@ def fit_store(
         N, samples in a probe batch.
     settings : config.Settings
         Its ``pca``, ``gmm``, ``engine`` and ``seed``.
+    of : str
+        Names the maps; kept with their fits, for :func:`wrong_parts` to know them by.
     advance : Advance
         Called with the number of fits just done, or found done; one for each filter and probe batch.
 
@@ -74,10 +77,7 @@ def fit_store(
             f"probe.samples={n_samples}: the store has {store.n_samples} samples; expected a divisor of that"
         )
     fitted_in = folder / fit_key(settings, n_samples)
-    layers = {
-        layer: _fit_layer(store, layer, folder_of(fitted_in, layer), n_samples, settings, advance)
-        for layer in store.layers
-    }
+    layers = {layer: _fit_layer(store, layer, fitted_in, n_samples, settings, of, advance) for layer in store.layers}
     return Fits(layers, settings.gmm.k_min, settings.gmm.k_max, tapped_of(store))
 
 
@@ -116,13 +116,50 @@ def find_fits(
     return None
 
 
+def mark(of: str, file: Path, layer: str, fits: LayerFits) -> str:
+    """Name of what the fits of a file are of, whose place says settings, first batch and first filter."""
+    place = [file.parent.parent.parent.name, layer, file.parent.name, file.name]
+    return name_of([of, *place, fits.scores.shape]) if of else ""
+
+
+def wrong_parts(fitted_in: Path, layers: Iterable[str], of: str) -> list[Path]:
+    """Files of fits that are damaged, or of other maps, settings, filters or batches than their place says.
+
+    Parameters
+    ----------
+    fitted_in : Path
+        Folder of the fits for some settings.
+    layers : iterable of str
+    of : str
+        Names the maps, as it was given to :func:`fit_store`. Fits that name nothing are taken for what they are.
+    """
+    wrong = []
+    for layer in layers:
+        for file in sorted(folder_of(fitted_in, layer).glob("batch-*/filter-*.npz")):
+            try:
+                fits, (_, found) = LayerFits.load(file), LayerFits.said_of(file)
+            except StoreError:
+                wrong.append(file)
+                continue
+            if found and of and found != mark(of, file, layer, fits):
+                wrong.append(file)
+    return wrong
+
+
+def forget(files: Iterable[Path]) -> None:
+    """Remove files of fits, and the records that name them first: they will be fitted again."""
+    for file in files:
+        completion(file.parent.parent).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+
+
 def engines_of(parts: dict[str, list[Path]]) -> list[str]:
     """Names of the engines that made the fits in some files, as :func:`find_fits` returns them, sorted.
 
     Engines agree within their tolerances, so fits of several may lie together; those of a version that did not record
     the engine are not named.
     """
-    made_by = {LayerFits.engine_of(file) for files in parts.values() for file in files}
+    made_by = {LayerFits.said_of(file)[0] for files in parts.values() for file in files}
     return sorted(made_by - {""})
 
 
@@ -143,12 +180,13 @@ def _earlier_keys(settings: config.Settings, n_samples: int) -> list[str]:
 def _fit_layer(
     store: ActivationStore,
     layer: str,
-    folder: Path,
+    fitted_in: Path,
     n_samples: int,
     settings: config.Settings,
+    of: str,
     advance: Advance,
 ) -> LayerFits:
-    blocks = blocks_of(store, layer, n_samples)
+    blocks, folder = blocks_of(store, layer, n_samples), folder_of(fitted_in, layer)
     missing = [block for block in blocks if not block.file(folder).exists()]
     n_missing = sum(block.n_fits for block in missing)
     advance(store.layers[layer].n_filters * (store.n_samples // n_samples) - n_missing)
@@ -157,7 +195,7 @@ def _fit_layer(
     for block in missing:
         file = block.file(folder)
         fits = fit_maps(next(maps), layer, block.filters, block.batches, settings)
-        fits.save(file, engine=gpu.resolved(settings.engine.name))
+        fits.save(file, engine=gpu.resolved(settings.engine.name), of=mark(of, file, layer, fits))
         advance(block.n_fits)
     return completed(folder, blocks)
 

@@ -31,6 +31,7 @@ from gmmcnn.filters.fitting import (
     fit_key,
     folder_of,
     join,
+    mark,
     reduce_maps,
     tapped_of,
 )  # fmt: skip
@@ -52,6 +53,7 @@ def fit_live(
     *,
     n_samples: int,
     settings: config.Settings,
+    of: str = "",
     reducing: Advance = lambda n=1, /: None,
     advance: Advance = lambda n=1, /: None,
 ) -> Fits:
@@ -67,13 +69,15 @@ def fit_live(
         N, samples in a probe batch.
     settings : config.Settings
         Its ``pca``, ``gmm``, ``engine`` and ``seed``.
+    of : str
+        Names the maps, as for :func:`~gmmcnn.filters.fitting.fit_store`.
     reducing : Advance
         Called with the number of probe batches whose maps were just reduced.
     advance : Advance
         Called with the number of fits just done, or found done; one for each filter and probe batch.
     """
-    reduced = reduce_live(maps, folder, n_samples=n_samples, settings=settings, advance=reducing)
-    return cluster_live(maps, reduced, folder, n_samples=n_samples, settings=settings, advance=advance)
+    reduced = reduce_live(maps, folder, n_samples=n_samples, settings=settings, of=of, advance=reducing)
+    return cluster_live(maps, reduced, folder, n_samples=n_samples, settings=settings, of=of, advance=advance)
 
 
 def reduce_live(
@@ -82,6 +86,7 @@ def reduce_live(
     *,
     n_samples: int,
     settings: config.Settings,
+    of: str = "",
     advance: Advance = lambda n=1, /: None,
 ) -> dict[str, Reduced]:
     """First half of :func:`fit_live`: run the network, and reduce what no fits are there of.
@@ -92,7 +97,7 @@ def reduce_live(
         Of all batches; those that are not needed are NaN.
     """
     fitted_in, places = _fitted_in(folder, settings, n_samples), _places(maps, n_samples)
-    return _reduced(maps, _aside(fitted_in), _missing(places, fitted_in), settings, advance)
+    return _reduced(maps, _aside(fitted_in), _missing(places, fitted_in), settings, of, advance)
 
 
 def cluster_live(
@@ -102,6 +107,7 @@ def cluster_live(
     *,
     n_samples: int,
     settings: config.Settings,
+    of: str = "",
     advance: Advance = lambda n=1, /: None,
 ) -> Fits:
     """Second half of :func:`fit_live`: the mixtures of what the first half returned."""
@@ -115,7 +121,8 @@ def cluster_live(
             if fitted_in is None:
                 fitted.append((place, fits))
             else:
-                fits.save(_file(fitted_in, place), engine=gpu.resolved(settings.engine.name))
+                file = _file(fitted_in, place)
+                fits.save(file, engine=gpu.resolved(settings.engine.name), of=mark(of, file, place[0], fits))
             advance(place[1].n_fits)
     layers = {}
     for layer in maps.layers:
@@ -171,14 +178,14 @@ def _as_taken(maps: Tensor, engine: config.Engine) -> Any:
 
 
 def _reduced(
-    maps: LiveMaps, aside: Path | None, missing: list[_Place], settings: config.Settings, advance: Advance
+    maps: LiveMaps, aside: Path | None, missing: list[_Place], settings: config.Settings, of: str, advance: Advance
 ) -> dict[str, Reduced]:
     """PCA of the layers and batches that fits are missing of; what is kept in ``aside`` is read."""
     found: dict[range, list[Reduced]] = {}
     due = []
     for batches in maps.rounds:
         wanted = any(set(batches) & set(block.batches) for _, block in missing)
-        read = _read(aside, maps, batches) if wanted and aside else None
+        read = _read(aside, maps, batches, of) if wanted and aside else None
         if read:
             found[batches] = read
         if (wanted and not read) or not maps.is_kept(batches):
@@ -192,7 +199,7 @@ def _reduced(
         found[batches] = in_hand.copy()
         in_hand.clear()
         if aside is not None:
-            _write(aside, batches, found[batches])
+            _write(aside, batches, found[batches], of)
         advance(n_batches)
 
     with closing(maps.take(due, finished)) as taken:
@@ -219,22 +226,24 @@ def _joined(parts: list[Reduced], n_filters: int) -> Reduced:
     return Reduced(parts[0].layer, range(n_filters), range(n_batches), **arrays)
 
 
-def _write(aside: Path, batches: range, parts: list[Reduced]) -> None:
+def _write(aside: Path, batches: range, parts: list[Reduced], of: str) -> None:
     """Keep what a round was reduced to, with what its parts are."""
     arrays = {f"{number}.{name}": array for number, part in enumerate(parts) for name, array in part.arrays.items()}
     filters = np.array([[part.filters.start, part.filters.stop] for part in parts])
     layers = np.array([part.layer for part in parts])
     aside.mkdir(parents=True, exist_ok=True)
-    write_arrays(aside / _name(batches), arrays | {"filters": filters, "layers": layers})
+    write_arrays(aside / _name(batches), arrays | {"filters": filters, "layers": layers, "of": np.array(of)})
 
 
-def _read(aside: Path, maps: LiveMaps, batches: range) -> list[Reduced]:
-    """What a round was reduced to; nothing where that is not there, not whole, or of other layers."""
+def _read(aside: Path, maps: LiveMaps, batches: range, of: str) -> list[Reduced]:
+    """What a round was reduced to; nothing where that is not there, not whole, or of other maps or layers."""
     path = aside / _name(batches)
     if not path.exists():
         return []
     try:
         with arrays_in(path, remedy="delete it") as arrays:
+            if str(arrays["of"]) != of:
+                return []
             parts = [
                 Reduced(str(layer), range(*ends), batches, **{name: arrays[f"{number}.{name}"] for name in REDUCED})
                 for number, (layer, ends) in enumerate(zip(arrays["layers"], arrays["filters"].tolist(), strict=True))

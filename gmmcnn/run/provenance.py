@@ -14,7 +14,7 @@ from typing import Any
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError, StoreError, StoreNotFoundError
 from gmmcnn.featuremaps.taps import Tapped
-from gmmcnn.files import Kinds, read_record, write_record
+from gmmcnn.files import Kinds, name_of, read_record, write_record
 from gmmcnn.models import training
 from gmmcnn.names import command
 
@@ -51,6 +51,11 @@ class Record:
     n_samples: int
     analysed: Mapping[str, Tapped]
     skipped: tuple[tuple[str, str], ...]
+
+    @property
+    def of(self) -> str:
+        """Names the maps: what their fits are known by."""
+        return name_of(self.identity)
 
     def write(self, path: Path) -> None:
         """Write to ``path``."""

@@ -35,7 +35,8 @@ from gmmcnn.filters.live import cluster_live, reduce_live
 from gmmcnn.hardware import gpu
 from gmmcnn.mixture.sweep import mixture_engine
 from gmmcnn.names import command
-from gmmcnn.progress import progress
+from gmmcnn.progress import progress, say
+from gmmcnn.report.views import plural
 from gmmcnn.run import probed, provenance
 from gmmcnn.run.folder import Checkpoint, Run
 from gmmcnn.run.provenance import Record
@@ -110,6 +111,7 @@ def extract(job: Run, stage: Stage) -> Stage:
 def _extract(job: Run, stage: Stage, *, damaged: bool) -> Stage:
     checkpoint, settings = stage.checkpoint, job.settings
     record, wanted = stage.record, _wanted(job, stage)
+    _forget_wrong_fits(stage, settings)
     if wanted.others or damaged or _fitted_files(stage, settings) is None:
         if wanted.probe is None:
             n_samples = _batch_of_source(settings)
@@ -148,6 +150,7 @@ def fit_as_made(job: Run, stage: Stage, *, keep: bool) -> Stage:
         fit(job, stage)
         return stage
     record, wanted = stage.record, _wanted(job, stage)
+    _forget_wrong_fits(stage, settings)
     if wanted.others or (damaged and keep) or _fitted_files(stage, settings) is None:
         network, probe = job.network(stage.weights, checkpoint.weights), job.probe()
         taps = taps_of(network, probe, settings.extract)
@@ -157,7 +160,7 @@ def fit_as_made(job: Run, stage: Stage, *, keep: bool) -> Stage:
         analysed = {tap.layer: tap.tapped for tap in taps.analysed}
         record = wanted.record(probe.n_samples, analysed, ((layer.layer, layer.reason) for layer in taps.skipped))
         record.write(checkpoint.taps)  # before its fits: what an interruption leaves of them is known by it
-        _fit_live(job, network, probe, taps, checkpoint, keep=keep)
+        _fit_live(job, network, probe, taps, checkpoint, record.of, keep=keep)
     return _recorded(job, stage, wanted, record)
 
 
@@ -183,6 +186,8 @@ def _wanted(job: Run, stage: Stage) -> _Wanted:
     probe = None if checkpoint.weights is None else job.probe()
     identity = provenance.identity(job.settings, stage.digest, probe.fingerprint if probe else None)
     others = provenance.differences(stage.record, identity)
+    if stage.record and not others:
+        identity = dict(stage.record.identity)  # an earlier version's may say more; fits are known by it
     return _Wanted(identity, config.behind(job.settings, "maps"), others, probe)
 
 
@@ -214,7 +219,11 @@ def fit(job: Run, stage: Stage) -> None:
         The feature maps are not those of the settings in force.
     """
     record = require_own(job, stage)
+    _forget_wrong_fits(stage, job.settings)
     if _fitted_files(stage, job.settings) is not None:
+        return
+    if stage.weights is not None and not stage.checkpoint.maps.exists():
+        fit_as_made(job, stage, keep=False)
         return
     store = ActivationStore.open(stage.checkpoint.maps)
     if gpu.resolved(job.settings.engine.name) == "cuda":
@@ -223,8 +232,9 @@ def fit(job: Run, stage: Stage) -> None:
     n_fits = fitting.n_fits(store, record.n_samples)
     with job.timed("fit"), progress(f"{stage.checkpoint.name}: fits", n_fits, "fits") as advance:
         fitting.fit_store(
-            store, stage.checkpoint.fits, n_samples=record.n_samples, settings=job.settings, advance=advance
-        )
+            store, stage.checkpoint.fits, n_samples=record.n_samples, settings=job.settings, of=record.of,
+            advance=advance,
+        )  # fmt: skip
 
 
 def analyse(job: Run, stage: Stage) -> Analysed:
@@ -286,13 +296,15 @@ def _stream(
         )
 
 
-def _fit_live(job: Run, network: nn.Module, probe: ProbeSet, taps: Taps, checkpoint: Checkpoint, *, keep: bool) -> None:
+def _fit_live(
+    job: Run, network: nn.Module, probe: ProbeSet, taps: Taps, checkpoint: Checkpoint, name: str, *, keep: bool
+) -> None:
     """Take the maps of a checkpoint, fit them as they come, and store them if they are to be kept."""
     settings, images = job.settings, Samples(probe.images, "images")
     store = store_for(network, images, taps, checkpoint.maps, **_kept_as(probe, checkpoint, settings)) if keep else None
     maps = LiveMaps(network, probe.images, taps, probe.n_samples, settings.extract, keep=store)
     n_batches, n_fits = len(probe.samples) // probe.n_samples, fitting.n_fits(maps, probe.n_samples)
-    of: dict[str, Any] = {"n_samples": probe.n_samples, "settings": settings}
+    of: dict[str, Any] = {"n_samples": probe.n_samples, "settings": settings, "of": name}
     with job.timed("extract"), progress(f"{checkpoint.name}: maps", n_batches, "batches") as advance:
         reduced = reduce_live(maps, checkpoint.fits, **of, advance=advance)
     with job.timed("fit"), progress(f"{checkpoint.name}: fits", n_fits, "fits") as advance:
@@ -342,6 +354,17 @@ def _forget_damage(maps: Path) -> bool:
         shutil.rmtree(maps)
         return True
     return bool(store.missing_blocks)
+
+
+def _forget_wrong_fits(stage: Stage, settings: config.Settings) -> None:
+    """Remove fits for the settings in force that are damaged or of something else; says how many."""
+    record, folder = stage.record, stage.checkpoint.fits
+    if record is None:
+        return
+    wrong = fitting.wrong_parts(folder / fitting.fit_key(settings, record.n_samples), record.analysed, record.of)
+    fitting.forget(wrong)
+    if wrong:
+        say(f"{stage.checkpoint.name}: {plural(len(wrong), 'file')} of fits damaged or of something else: fitted again")
 
 
 def _fitted_files(stage: Stage, settings: config.Settings) -> dict[str, list[Path]] | None:

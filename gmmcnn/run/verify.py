@@ -13,6 +13,7 @@ from pathlib import Path
 from gmmcnn.errors import GmmcnnError, StoreError, StoreNotFoundError
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.files import DIGESTS, PARTIAL, read_digests, read_record, write_digests
+from gmmcnn.filters import fitting
 from gmmcnn.models import retraining
 from gmmcnn.names import command
 from gmmcnn.progress import progress, say
@@ -34,7 +35,8 @@ class Part:
     path : Path
         File or folder.
     kind : str
-        ``record``, ``weights``, ``maps``, ``kept`` by an experiment, ``table`` or ``leftover``: how it is made again.
+        ``record``, ``weights``, ``maps``, ``fits``, ``kept`` by an experiment, ``table`` or ``leftover``: says how it
+        is made again.
     problems : callable
         Says what is wrong, a line for each; nothing where all is well.
     """
@@ -61,7 +63,7 @@ def parts(folder: Path, digests: Mapping[str, str] | None = None) -> list[Part]:
     """
     tables = status.digests(folder) if digests is None else digests
     return [
-        *_records(folder), *_weights(folder), *_maps(folder), *_kept(folder), *_tables(folder, tables),
+        *_records(folder), *_weights(folder), *_maps(folder), *_fits(folder), *_kept(folder), *_tables(folder, tables),
         *_leftovers(folder),
     ]  # fmt: skip
 
@@ -105,8 +107,10 @@ def verify(folder: Path) -> None:
 
 
 def remove_leftovers(problems: Iterable[Part]) -> None:
-    """Remove what interrupted tasks left behind, and damaged files that an experiment makes again when asked."""
+    """Remove what interrupted tasks left behind, and damaged files that are made again when asked for."""
     for part in problems:
+        if part.kind == "fits":
+            fitting.forget(_wrong_fits(part.path))
         if part.kind == "leftover" and part.path.is_dir():
             shutil.rmtree(part.path)
         elif part.kind in ("leftover", "kept"):
@@ -176,6 +180,21 @@ def _weights(folder: Path) -> Iterator[Part]:
 def _maps(folder: Path) -> Iterator[Part]:
     for place in sorted(folder.glob("activations/*/maps.zarr")):
         yield Part(place, "maps", partial(_of_store, place))
+
+
+def _fits(folder: Path) -> Iterator[Part]:
+    for place in sorted(folder.glob("activations/*/fits/*")):
+        if place.is_dir() and place.suffix != ".scores":
+            yield Part(place, "fits", partial(_of_fits, place))
+
+
+def _of_fits(place: Path) -> list[str]:
+    return [f"{file.relative_to(place)}: damaged, or fits of something else" for file in _wrong_fits(place)]
+
+
+def _wrong_fits(place: Path) -> list[Path]:
+    made_from = provenance.Record.read(place.parent.parent / "taps.json")  # whose own problems are told apart
+    return fitting.wrong_parts(place, made_from.analysed, made_from.of) if made_from else []
 
 
 def _leftovers(folder: Path) -> Iterator[Part]:

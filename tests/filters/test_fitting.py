@@ -194,7 +194,7 @@ def test_a_damaged_part_is_named(store, tmp_path, kept_bytes):
     fitting.fit_store(store, tmp_path, n_samples=N, settings=SETTINGS)
     part = next(tmp_path.rglob("*.npz"))
     part.write_bytes(part.read_bytes()[:kept_bytes])
-    with pytest.raises(StoreError, match=rf"{part.name}: damaged .*; delete it and fit again: gmmcnn task=fit"):
+    with pytest.raises(StoreError, match=rf"{part.name}: damaged .*; fit again: gmmcnn task=fit"):
         fitting.load_fits(tmp_path, list(store.layers), N, SETTINGS)
 
 

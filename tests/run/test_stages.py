@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from gmmcnn import config, data, files, models
-from gmmcnn.errors import ConfigurationError, GmmcnnError, ModelError, StoreNotFoundError
+from gmmcnn.errors import ConfigurationError, GmmcnnError, ModelError, StoreError, StoreNotFoundError
 from gmmcnn.featuremaps import find_taps
 from gmmcnn.models import checkpoints, training
 from gmmcnn.run import stages
@@ -333,3 +333,50 @@ def test_a_run_interrupted_while_it_fits_goes_on_to_the_same_tables(finished, tm
     for task in then:
         execute(replace(settings, task=task), tmp_path / "cut")
     assert tables_of(tmp_path / "cut") == tables_of(finished)
+
+
+def parts_of(folder: Path, epoch: int) -> list[Path]:
+    return sorted((folder / "activations" / f"epoch-{epoch:04d}" / "fits").glob("*/*/batch-*/filter-*.npz"))
+
+
+def exchanged(folder: Path) -> None:
+    """The fits of two epochs in each other's place: both whole, both of something else."""
+    (one,), (other,) = parts_of(folder, 1), parts_of(folder, 2)
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+
+
+def flipped(folder: Path) -> None:
+    (file,) = parts_of(folder, 2)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def cut_short(folder: Path) -> None:
+    (file,) = parts_of(folder, 3)
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def of_another_run(folder: Path) -> None:
+    (file,) = parts_of(folder, 3)
+    (other,) = parts_of(folder, 4)
+    shutil.copy(other, file)
+
+
+@pytest.mark.parametrize("spoil", [exchanged, flipped, cut_short, of_another_run])
+@pytest.mark.parametrize("tasks", [("run",), ("fit", "screen"), ("repair", "screen")])
+def test_fits_that_are_damaged_or_of_something_else_are_found_and_made_again(finished, spoil, tasks, capsys):
+    expected = tables_of(finished)
+    spoil(finished)
+    with pytest.raises(StoreError, match="not as recorded"):
+        execute(replace(SMALL, task="verify"), finished)
+    assert "damaged, or fits of something else" in capsys.readouterr().out
+    for task in tasks:
+        execute(replace(SMALL, task=task), finished)
+    said = capsys.readouterr().out
+    assert "fitted again" in said or "repaired" in said
+    assert tables_of(finished) == expected
+    execute(replace(SMALL, task="verify"), finished)
+    assert [path.parent.name for path in finished.glob("activations/*/maps.zarr")] == ["epoch-0004"]
