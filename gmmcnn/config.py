@@ -27,6 +27,7 @@ EXPERIMENTS = (
 SIZES = ("smoke", "quick", "full")
 PRUNING = ("mask", "remove")
 ENGINES = ("auto", "cpu", "cuda", "reference")
+CUML = ("never", "auto")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 ALL = "all"
@@ -355,10 +356,15 @@ class Engine(_Group):
     """``auto``, ``cpu``, ``cuda`` or ``reference``."""
     threads: int | None = None
     """CPU threads; None takes all cores. No result depends on it."""
+    cuml: str = "never"
+    """``auto``: starts of the CUDA engine for probe batches of 16,384 samples and more are found by cuML's k-means,
+    where that is installed: it spreads one problem over the whole device. They are other ones than the engines' own, as
+    those of another ``gmm.random_state`` are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_one_of("engine", self.name, ENGINES)
+        _require_one_of("engine.cuml", self.cuml, CUML)
         possible = self.threads is None or 1 <= self.threads <= MAX_THREADS
         _require(possible, "engine.threads", self.threads, f"a whole number from 1 to {MAX_THREADS}")
 
@@ -567,7 +573,7 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
     ),
     "fits": (
         "seed", "pca.dims", "gmm.k_min", "gmm.k_max", "gmm.n_init", "gmm.repeats", "gmm.tol", "gmm.max_iter",
-        "gmm.reg_covar", "gmm.random_state",
+        "gmm.reg_covar", "gmm.random_state", "engine.cuml",
     ),
     "screening": (
         "screen.small_cluster", "screen.min_small_clusters", "screen.ch_ratio", "screen.activation_ratio",
@@ -594,9 +600,14 @@ declaration of what depends on what: every name and identity of a product is mad
 :func:`behind`, so that settings which decide nothing rename nothing. Each setting stands here at least once."""
 
 
+_AS_BEFORE = {"engine.cuml": "never"}
+"""Settings that came later → the value that does what was done before, and that no product is named by."""
+
+
 def deciding(settings: "Settings", product: str) -> dict[str, Any]:
     """Settings that decide a product directly: dotted name → value."""
-    return {name: value_of(settings, name) for name in DECIDED_BY[product]}
+    values = {name: value_of(settings, name) for name in DECIDED_BY[product]}
+    return {name: value for name, value in values.items() if name not in _AS_BEFORE or value != _AS_BEFORE[name]}
 
 
 def behind(settings: "Settings", product: str) -> dict[str, Any]:

@@ -371,7 +371,8 @@ def cluster(parts: Sequence[Reduced], settings: config.Settings) -> list[LayerFi
     scores = np.concatenate([part.scores.reshape(-1, *part.scores.shape[2:]) for part in parts])
     engine, threads = settings.engine.name, settings.engine.threads
     starts = {"random_state": settings.seed + settings.gmm.random_state}
-    sweep = GaussianMixtureSweep(**settings.gmm.of_a_sweep | starts, engine=engine, threads=threads)
+    more = {"engine": engine, "threads": threads, "cuml": settings.engine.cuml}
+    sweep = GaussianMixtureSweep(**settings.gmm.of_a_sweep | starts | more)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # kept for each fit in ``converged``
         sweep.fit(np.repeat(scores, len(repeats), axis=0), keys=np.array(keys, np.uint64))

@@ -10,6 +10,7 @@ Run so far on one card, an NVIDIA H200 (CUDA 13.0, CuPy 14.2), where it agrees w
 supported architectures the kernels are compiled, and the tests run their text, unchanged, on an emulated device.
 """
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,9 @@ RESIDENT_BLOCKS = 4
 """Samples are kept in shared memory where it holds those of so many problems at once; else the L1 cache serves them."""
 
 CHOOSE_THREADS = 128
+
+CUML_MIN_SAMPLES = 2**14
+"""Samples of a filter from which cuML may find its starts, where it is asked for."""
 
 
 def fit_mixtures(
@@ -175,7 +179,12 @@ def _fit_block(scores: Any, keys: NDArray, settings: MixtureSettings, given: Map
     return StandardisedFits(*(cupy.asnumpy(answer) for answer in answers))
 
 
-def cuml_labels(scores: Any, settings: MixtureSettings) -> dict[int, NDArray[np.int8]]:
+def has_cuml() -> bool:
+    """Whether cuML is installed."""
+    return importlib.util.find_spec("cuml") is not None
+
+
+def cuml_labels(scores: Any, keys: NDArray[np.uint64], settings: MixtureSettings) -> dict[int, NDArray[np.int8]]:
     """Starts by cuML's k-means, for filters of very many samples; to be given as ``initial_labels``.
 
     One block runs k-means++ and Lloyd's iteration for one problem, which is what thousands of small problems want. A
@@ -187,8 +196,10 @@ def cuml_labels(scores: Any, settings: MixtureSettings) -> dict[int, NDArray[np.
     ----------
     scores : (F, N, d) float32 or float64
         In host or device memory.
+    keys : (F,) uint64
+        With the seed and K, what a start is drawn by: it does not depend on the other filters.
     settings : MixtureSettings
-        Its ``k_min``, ``k_max`` and ``seed``.
+        Its ``k_min``, ``k_max``, ``n_init`` and ``seed``.
 
     Returns
     -------
@@ -198,10 +209,11 @@ def cuml_labels(scores: Any, settings: MixtureSettings) -> dict[int, NDArray[np.
     from cuml import KMeans
 
     starts: dict[int, list[NDArray]] = {k: [] for k in settings.component_counts}
-    for filter_scores in scores:
+    for filter_scores, key in zip(scores, keys, strict=True):
         on_device = cupy.asarray(filter_scores)
         for k, labels in starts.items():
-            model = KMeans(n_clusters=k, n_init=1, random_state=settings.seed % 2**32, output_type="cupy")
+            seed = int(np.random.SeedSequence([settings.seed, int(key), k]).generate_state(1)[0] >> np.uint32(1))
+            model = KMeans(n_clusters=k, n_init=settings.n_init, random_state=seed, output_type="cupy")
             labels.append(cupy.asnumpy(model.fit_predict(on_device)).astype(np.int8))
     return {k: np.stack(labels) for k, labels in starts.items()}
 

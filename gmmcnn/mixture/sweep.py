@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 
-from gmmcnn.config import ENGINES, Engine, Gmm
+from gmmcnn.config import CUML, ENGINES, Engine, Gmm
 from gmmcnn.constants import MAX_COMPONENTS, MAX_DIMS, MAX_STARTS
 from gmmcnn.errors import CaptureError, ConfigurationError, ConvergenceWarning
 from gmmcnn.hardware import gpu
 from gmmcnn.hardware.arrays import as_floats
-from gmmcnn.mixture import cpu, reference
+from gmmcnn.mixture import cpu, cuda, reference
 from gmmcnn.mixture.problem import STATUSES, MixtureSettings, SweepResult
 
 MixtureEngine = Callable[[Any, NDArray[np.uint64], MixtureSettings, Mapping[int, NDArray]], SweepResult]
@@ -55,6 +55,9 @@ class GaussianMixtureSweep(BaseEstimator):
         answers, else ``cpu``.
     threads : int or None
         CPU threads; None takes all cores.
+    cuml : {"never", "auto"}
+        ``auto``: on the CUDA engine, starts of filters of 16,384 samples and more are found by cuML's k-means where it
+        is installed (:func:`gmmcnn.mixture.cuda.cuml_labels`).
     dtype : {"float32", "float64"}
         Arithmetic of the compiled engines; sums over samples are float64 in both. The reference always uses float64.
 
@@ -90,6 +93,7 @@ class GaussianMixtureSweep(BaseEstimator):
         engine: str = Engine.name,
         threads: int | None = None,
         dtype: str = "float32",
+        cuml: str = Engine.cuml,
     ) -> None:
         self.k_min = k_min
         self.k_max = k_max
@@ -101,6 +105,7 @@ class GaussianMixtureSweep(BaseEstimator):
         self.engine = engine
         self.threads = threads
         self.dtype = dtype
+        self.cuml = cuml
 
     def fit(
         self,
@@ -118,8 +123,7 @@ class GaussianMixtureSweep(BaseEstimator):
             ``engine="cuda"`` they may lie on the device (a CuPy array or a torch tensor), where they are used without a
             copy.
         initial_labels : {k: (F, N) int}, optional
-            Hard labels 0 … k - 1 from which EM starts for those k; one start replaces ``n_init``. For filters of very
-            many samples :func:`gmmcnn.mixture.cuda.cuml_labels` finds them by all of a device.
+            Hard labels 0 … k - 1 from which EM starts for those k; one start replaces ``n_init``.
         keys : (F,) uint64, optional
             Identity of each filter's random stream; 0 … F - 1 by default. Give each filter a key of its own to get
             the same result for it in whatever subset and order filters are fitted.
@@ -151,14 +155,18 @@ class GaussianMixtureSweep(BaseEstimator):
         if not (gpu.is_device_array(array) and self.engine in ("auto", "cuda")):  # the CUDA engine checks its own
             array = _checked_scores(array)
         n_filters, n_samples, _ = array.shape
-        result = engine(
-            array,
-            _checked_keys(keys, n_filters),
-            settings,
-            _checked_labels(initial_labels or {}, settings, n_filters, n_samples),
-        )
+        checked_keys = _checked_keys(keys, n_filters)
+        if initial_labels is None and self._asks_cuml(n_samples):
+            initial_labels = cuda.cuml_labels(array, checked_keys, settings)
+        labels = _checked_labels(initial_labels or {}, settings, n_filters, n_samples)
+        result = engine(array, checked_keys, settings, labels)
         self._take(result)
         return self
+
+    def _asks_cuml(self, n_samples: int) -> bool:
+        """Whether starts of this many samples are cuML's."""
+        possible = self.cuml == "auto" and n_samples >= cuda.CUML_MIN_SAMPLES
+        return possible and gpu.resolved(self.engine) == "cuda" and cuda.has_cuml()
 
     def _settings(self) -> MixtureSettings:
         self._require("k_min", Integral, 2, MAX_COMPONENTS)
@@ -170,6 +178,8 @@ class GaussianMixtureSweep(BaseEstimator):
         self._require("reg_covar", Real, 0, 1)
         if self.threads is not None:
             self._require("threads", Integral, 1, 2**16)
+        if self.cuml not in CUML:
+            raise ConfigurationError(f"cuml={self.cuml!r}: expected 'never' or 'auto'")
         if self.dtype not in ("float32", "float64"):
             raise ConfigurationError(f"dtype={self.dtype!r}: expected 'float32' or 'float64'")
         return MixtureSettings(
@@ -225,8 +235,6 @@ def mixture_engine(name: str) -> MixtureEngine:
         return reference.fit_mixtures
     if gpu.resolved(name) == "cuda":
         gpu.require()
-        from gmmcnn.mixture import cuda  # loads CuPy
-
         return cuda.fit_mixtures
     return cpu.fit_mixtures
 

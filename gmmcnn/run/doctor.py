@@ -8,6 +8,8 @@ import platform
 import shutil
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,12 +17,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.cluster import KMeans
 
 from gmmcnn.config import Settings
 from gmmcnn.errors import ConvergenceWarning, GmmcnnError, one_line
 from gmmcnn.hardware import cost_model as cost
 from gmmcnn.hardware import gpu
 from gmmcnn.hardware.compiled import examine_cache
+from gmmcnn.mixture import cuda
+from gmmcnn.mixture.problem import MixtureSettings
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 from gmmcnn.principal_components.pca import pca
 from gmmcnn.run import estimate
@@ -38,6 +43,8 @@ MAX_BOUND_DIFFERENCE = 1e-4
 MAX_SCORE_DIFFERENCE = 1e-4
 """Of PCA scores, relative to the largest."""
 MIN_EQUAL_LABELS = 0.999
+MAX_SCATTER = 1.01
+"""Of k-means by cuML over that by scikit-learn."""
 BENCHMARK_FILTERS = 1024
 
 
@@ -65,6 +72,10 @@ def run_doctor(settings: Settings, *, job: estimate.JobSize | None = None) -> tu
         found += [_benchmark()] if engine == "cuda" and passed else []
         lines += found
         failures += [] if passed else [engine]
+    if "cuda" in engines and cuda.has_cuml():
+        line, passed = _finding("cuml", "starts", _test_cuml_starts)
+        lines.append(line)
+        failures += [] if passed or settings.engine.cuml == "never" else ["cuml"]
     reason = gpu.why_unavailable()
     if reason:
         lines += [f"cuda      not available: {reason}", f"          {RUN_ON}"]
@@ -123,15 +134,21 @@ def _examine(engine: str) -> tuple[list[str], bool]:
     """Findings about one engine, and whether it passed."""
     findings, passed = [], True
     for name, test in (("sweep", _test_sweep), ("pca", _test_pca), ("repeat", _test_repeat)):
-        start = time.perf_counter()
-        try:
-            message, good = test(engine)
-        except (GmmcnnError, RuntimeError) as error:
-            message, good = one_line(error), False
+        found, good = _finding(engine, name, partial(test, engine))
         passed &= good
-        seconds = time.perf_counter() - start
-        findings.append(f"{engine:<9} {name:<7} {'ok' if good else 'WRONG':<6} {message} ({seconds:.1f} s)")
+        findings.append(found)
     return findings, passed
+
+
+def _finding(what: str, name: str, test: Callable[[], tuple[str, bool]]) -> tuple[str, bool]:
+    """A line about one test, and whether it passed."""
+    start = time.perf_counter()
+    try:
+        message, good = test()
+    except (GmmcnnError, RuntimeError, ImportError) as error:
+        message, good = one_line(error), False
+    seconds = time.perf_counter() - start
+    return f"{what:<9} {name:<7} {'ok' if good else 'WRONG':<6} {message} ({seconds:.1f} s)", good
 
 
 def _problem(n_filters: int = 12, n_samples: int = 300) -> NDArray[np.float32]:
@@ -177,6 +194,23 @@ def _test_repeat(engine: str) -> tuple[str, bool]:
     apart = np.concatenate([sweep.fit(scores[i : i + 3], keys=keys[i : i + 3]).lower_bound_ for i in (0, 3, 6)])
     good = bool(np.array_equal(whole, apart))
     return "bitwise equal in other blocks of filters" if good else "results depend on the block of filters", good
+
+
+def _test_cuml_starts() -> tuple[str, bool]:
+    """k-means by cuML, as ``engine.cuml=auto`` asks for it, beside scikit-learn's."""
+    scores, k = _problem(4), 3
+    found = cuda.cuml_labels(scores, np.arange(len(scores), dtype=np.uint64), MixtureSettings(k, k, n_init=10))[k]
+    ratios = [
+        _scatter(x, labels) / KMeans(k, n_init=10, random_state=0).fit(x).inertia_
+        for x, labels in zip(scores, found, strict=True)
+    ]
+    return f"k-means within {max(ratios) - 1:.1%} of scikit-learn's", max(ratios) <= MAX_SCATTER
+
+
+def _scatter(points: NDArray, labels: NDArray) -> float:
+    """Sum of squared distances to the mean of the own cluster."""
+    clusters = (points[labels == label].astype(np.float64) for label in np.unique(labels))
+    return sum(float(np.square(cluster - cluster.mean(axis=0)).sum()) for cluster in clusters)
 
 
 def _benchmark() -> str:

@@ -9,17 +9,24 @@ import pytest
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
+from gmmcnn import config
 from gmmcnn.errors import ConfigurationError
+from gmmcnn.filters import fitting
 from gmmcnn.mixture import cuda
 from gmmcnn.mixture.problem import MixtureSettings
+from gmmcnn.mixture.sweep import GaussianMixtureSweep
 from gmmcnn.principal_components import cuda as pca_cuda
 from gmmcnn.principal_components.pca import pca
+
+seeds: list[int | None] = []
+"""Of the k-means built."""
 
 
 @pytest.fixture
 def cuml(fibers: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A stand-in for cuML; returns the list of estimators built."""
     built: list[str] = []
+    seeds.clear()
 
     class FlippedPCA(PCA):
         def __init__(self, n_components: int, output_type: str) -> None:
@@ -32,14 +39,32 @@ def cuml(fibers: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             self.components_ = -self.components_
             return scores
 
-    class RecordedKMeans(KMeans):
-        def __init__(self, n_clusters: int, n_init: int, random_state: int, output_type: str) -> None:
-            built.append(f"KMeans {n_clusters} {random_state}")
-            super().__init__(n_clusters=n_clusters, n_init=n_init, random_state=random_state)
-            self.output_type = output_type
+    class StandIn:
+        def __init__(  # the names and defaults of cuML 26.10
+            self,
+            *,
+            n_clusters: int = 8,
+            max_iter: int = 300,
+            tol: float = 1e-4,
+            verbose: bool = False,
+            random_state: int | None = None,
+            init: str = "scalable-k-means++",
+            n_init: int | str = "auto",
+            oversampling_factor: float = 2.0,
+            max_samples_per_batch: int = 32768,
+            device_buffer_samples: int = 0,
+            init_size: int = 0,
+            output_type: str | None = None,
+        ) -> None:
+            built.append(f"KMeans {n_clusters} {n_init} {output_type}")
+            seeds.append(random_state)
+            self.model = KMeans(n_clusters, max_iter=max_iter, tol=tol, random_state=random_state, n_init=n_init)
+
+        def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> np.ndarray:
+            return self.model.fit_predict(np.asarray(X), y, sample_weight)
 
     module = ModuleType("cuml")
-    vars(module).update(PCA=FlippedPCA, KMeans=RecordedKMeans)
+    vars(module).update(PCA=FlippedPCA, KMeans=StandIn)
     module.__spec__ = sys.__spec__
     monkeypatch.setitem(sys.modules, "cuml", module)
     return built
@@ -75,8 +100,49 @@ def test_starts_by_cuml_are_starts_of_the_engine(cuml: list[str]) -> None:
     rng = np.random.default_rng(0)
     scores = (rng.normal(size=(2, 90, 2)) + 9 * rng.integers(0, 3, (2, 90, 1))).astype(np.float32)
     settings = MixtureSettings(k_min=2, k_max=3, seed=5)
-    starts = cuda.cuml_labels(scores, settings)
-    assert cuml == ["KMeans 2 5", "KMeans 3 5"] * 2
+    keys = np.array([3, 8], np.uint64)
+    starts = cuda.cuml_labels(scores, keys, settings)
+    assert cuml == ["KMeans 2 1 cupy", "KMeans 3 1 cupy"] * 2
+    assert len(set(seeds)) == 4
+    alone = cuda.cuml_labels(scores[1:], keys[1:], settings)
+    assert seeds[4:] == seeds[2:4]  # a filter's starts do not depend on the others
+    assert all(np.array_equal(alone[k], starts[k][1:]) for k in starts)
     assert {k: labels.shape for k, labels in starts.items()} == {2: (2, 90), 3: (2, 90)}
     fitted = cuda.fit_mixtures(scores, np.arange(2, dtype=np.uint64), settings, starts)
     assert (fitted.n_components == 3).all()
+
+
+@pytest.fixture
+def small(cuml: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What cuML is asked, where 60 samples are many."""
+    monkeypatch.setattr(cuda, "CUML_MIN_SAMPLES", 60)
+    monkeypatch.setattr(cuda, "has_cuml", lambda: True)
+    return cuml
+
+
+CASES = [("auto", 60, True), ("auto", 59, False), ("never", 60, False)]
+
+
+@pytest.mark.parametrize(("setting", "n_samples", "asked"), CASES)
+def test_the_pipeline_asks_cuml_where_it_is_told_to(
+    small: list[str], setting: str, n_samples: int, asked: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(2, n_samples, 9)) + 9 * rng.integers(0, 3, (2, n_samples, 1))
+    settings = config.Settings(engine=config.Engine("cuda", cuml=setting), gmm=config.Gmm(k_max=3, repeats=2))
+    fits = fitting.fit_maps(maps.astype(np.float32), "conv", range(2), range(1), settings)
+    assert (fits.n_components == 3).all()
+    assert small == (["KMeans 2 1 cupy", "KMeans 3 1 cupy"] * 4 if asked else [])
+    assert len(set(seeds)) == len(seeds)  # each repeat has starts of its own
+
+
+def test_no_other_engine_asks_it_and_nothing_is_asked_where_it_is_missing(
+    small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = np.random.default_rng(0).normal(size=(1, 60, 2))
+    GaussianMixtureSweep(k_max=2, max_iter=500, engine="cpu", cuml="auto").fit(scores)
+    monkeypatch.setattr(cuda, "has_cuml", lambda: False)
+    GaussianMixtureSweep(k_max=2, max_iter=500, engine="cuda", cuml="auto").fit(scores)
+    assert small == []
+    with pytest.raises(ConfigurationError, match="cuml='always': expected 'never' or 'auto'"):
+        GaussianMixtureSweep(cuml="always").fit(scores)

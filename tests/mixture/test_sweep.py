@@ -281,7 +281,7 @@ def test_defaults_are_those_of_a_plain_sweep():
     assert GaussianMixtureSweep()._settings() == MixtureSettings()
     assert GaussianMixtureSweep().get_params() == {
         "k_min": 2, "k_max": 10, "n_init": 1, "tol": 1e-3, "max_iter": 100, "reg_covar": 1e-6, "random_state": 0,
-        "engine": "auto", "threads": None, "dtype": "float32",
+        "engine": "auto", "threads": None, "dtype": "float32", "cuml": "never",
     }  # fmt: skip
 
 

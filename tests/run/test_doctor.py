@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_shim.fixtures import cupy, fibers
+from sklearn.cluster import KMeans
 
 from gmmcnn import config
 from gmmcnn.hardware import cost_model as cost
@@ -38,6 +39,27 @@ def test_an_engine_asked_for_by_name_must_work() -> None:
     text, code = doctor.run_doctor(asking_for("cuda"))
     assert code == 1
     assert "verdict   FAILED: cuda" in text
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_cuml_is_tried_where_it_is_installed(fibers: Any, monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
+    def labels(scores: Any, keys: Any, settings: Any) -> dict[int, np.ndarray]:
+        if not works:
+            raise ImportError("libcuml.so: cannot open")
+        return {k: np.stack([KMeans(k, n_init=10).fit_predict(x) for x in scores]) for k in settings.component_counts}
+
+    monkeypatch.setattr(cuda, "has_cuml", lambda: True)
+    monkeypatch.setattr(cuda, "cuml_labels", labels)
+    monkeypatch.setattr(doctor, "_examine", lambda engine: ([], False))
+    asked = config.Settings(engine=config.Engine("cpu", cuml="auto"))
+    text, _ = doctor.run_doctor(asked)
+    said = (
+        "cuml      starts  ok     k-means within 0.0% of scikit-learn's"
+        if works
+        else "cuml      starts  WRONG  libcuml.so"
+    )
+    assert said in text
+    assert ("cuml" in text.splitlines()[-1]) != works
 
 
 @pytest.mark.usefixtures("no_cupy")
