@@ -49,6 +49,10 @@ class BusyError(GmmcnnError, BlockingIOError):
     """Another process works in the same run folder."""
 
 
+class DiskError(GmmcnnError, OSError):
+    """A disk is full, fails, or may not be written: what was being written is named, and how to go on."""
+
+
 class StoreNotFoundError(StoreError, FileNotFoundError):
     """There is no store at that path."""
 

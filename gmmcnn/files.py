@@ -18,7 +18,7 @@ import secrets
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -52,6 +52,7 @@ _OWN_DIGEST = "digest"
 LARGEST_OF_SMALL, LARGEST_RATIO = 2**30, 100
 """Bytes that any archive may unpack to, and how many times its own size a large one may: fits pack to a tenth at best,
 zeros to a thousandth."""
+_OF_COMPILED_CODE = re.compile(r"\(os error (\d+)\)")
 _UNREADABLE = (
     OSError, EOFError, ValueError, TypeError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
@@ -206,19 +207,40 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     binary file
         To be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = aside(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise
+        _remove_what_was_left(path)
+        sync(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the operating system that name no file, as those of a write, name this one.
+
+    Those of which compiled code tells nothing but a number become what they are.
+    """
     try:
-        with draft.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
+        yield
+    except Exception as error:
+        at: BaseException | None = error
+        while at is not None:
+            if isinstance(at, OSError) and at.filename is None:
+                at.filename = str(path)
+            at = at.__cause__ or at.__context__
+        if not isinstance(error, OSError) and (found := _OF_COMPILED_CODE.search(str(error))):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
         raise
-    _remove_what_was_left(path)
-    sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

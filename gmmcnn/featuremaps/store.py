@@ -42,7 +42,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from gmmcnn.errors import StoreError, StoreNotFoundError, one_line
 from gmmcnn.featuremaps.taps import Tap
-from gmmcnn.files import PARTIAL, aside, crc32, read_json, sync, sync_tree, without_unusual, write_json
+from gmmcnn.files import PARTIAL, aside, crc32, naming, read_json, sync, sync_tree, without_unusual, write_json
 
 FORMAT, VERSION = "gmmcnn feature maps", 1
 DTYPES = ("float32", "float16")
@@ -235,9 +235,10 @@ class ActivationStore:
         shard = self._shard(layer, block)
         self._record_path(block).unlink(missing_ok=True)  # a record never outlives its shards
         shard.unlink(missing_ok=True)  # else Zarr would read a damaged one before it writes the rest of it
-        array[:, samples] = stored
-        sync(shard)
-        sync(shard.parent)
+        with naming(shard):
+            array[:, samples] = stored
+            sync(shard)
+            sync(shard.parent)
         self._written.setdefault(block, {})[layer] = {"bytes": shard.stat().st_size, "crc32": crc32(shard)}
 
     def commit(self, block: int) -> None:

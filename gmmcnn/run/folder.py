@@ -26,7 +26,7 @@ from gmmcnn.hardware import device
 from gmmcnn.models import training
 from gmmcnn.names import command
 from gmmcnn.progress import note, say
-from gmmcnn.run import alive, record, status
+from gmmcnn.run import alive, disk, record, status
 from gmmcnn.run.lock import one_writer
 
 _VERSIONS = ("gmmcnn", "torch", "numpy", "numba", "scikit-learn", "zarr")
@@ -277,11 +277,15 @@ class Run:
                     yield
                 self.accept()
             except BaseException as error:
-                about |= {"status": "failed" if isinstance(error, Exception) else "interrupted", "error": str(error)}
+                refused = disk.told(error, self.folder, self.settings.task) if isinstance(error, Exception) else None
+                said = str(refused or error)
+                about |= {"status": "failed" if isinstance(error, Exception) else "interrupted", "error": said}
                 if self._earlier is not None and isinstance(error, ConfigurationError | TrainingError):
                     write_text(self.folder / record.NAME, self._earlier)
                 with suppress(OSError):  # of a full disk, say: what went wrong is in hand already
                     self._write(self._timed(about, start))
+                if refused:
+                    raise refused from error
                 raise
             about["status"] = "done"
             self._write(self._timed(about, start))

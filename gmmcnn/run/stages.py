@@ -37,7 +37,7 @@ from gmmcnn.mixture.sweep import mixture_engine
 from gmmcnn.names import command
 from gmmcnn.progress import progress, say
 from gmmcnn.report.views import plural
-from gmmcnn.run import probed, provenance
+from gmmcnn.run import disk, probed, provenance
 from gmmcnn.run.folder import Checkpoint, Run
 from gmmcnn.run.provenance import Record
 
@@ -386,7 +386,8 @@ def require_possible(job: Run) -> None:
     Raises
     ------
     ConfigurationError
-        The training set is too small for the probe set, or a layer asked for is not in the network.
+        The training set is too small for the probe set, a layer asked for is not in the network, or the disk has less
+        room than the run will take.
     CaptureError
         No layer of the network can be analysed.
     EngineError
@@ -395,4 +396,7 @@ def require_possible(job: Run) -> None:
     job.device()
     mixture_engine(job.settings.engine.name)
     if not job.settings.extract.source:
-        taps_of(job.network(), job.probe(), job.settings.extract)
+        network = job.network()
+        taps = taps_of(network, job.probe(), job.settings.extract)
+        if not (job.folder / "activations").exists():  # else part of it is there already
+            disk.require_room(job.folder, disk.needed(job.settings, network, taps, job.probe()))
