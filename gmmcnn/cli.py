@@ -10,6 +10,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gmmcnn.config import GROUPS, LAUNCHERS, MOVED, TASKS, LocalLauncher, Settings, SlurmLauncher, setting_names
 from gmmcnn.errors import ConfigurationError, GmmcnnError, one_line
 from gmmcnn.names import command, did_you_mean, for_a_shell, quoted, runs_foreign_code
-from gmmcnn.progress import hush
+from gmmcnn.progress import hush, take_any_output
 from gmmcnn.run import lock, record, signals
 from gmmcnn.run.explained import settings_text
 
@@ -57,6 +58,7 @@ OmegaConf.register_new_resolver("explained", settings_text)
 
 def main() -> None:
     """Run the command line; the entry point of ``gmmcnn`` and ``python -m gmmcnn``."""
+    take_any_output()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and leaves it to us to put them into one line
     try:
         arguments = _going_on([_normalise(argument) for argument in _spelt_out(sys.argv[1:])])
@@ -437,4 +439,6 @@ def _parsed(override: str) -> Override:
 
 
 def _complain(message: str) -> None:
-    sys.stderr.write(f"gmmcnn: {message}\n")
+    with suppress(OSError):  # nobody reads it, and the exit code says it, too
+        sys.stderr.write(f"gmmcnn: {message}\n")
+        sys.stderr.flush()

@@ -4,11 +4,14 @@ What a long piece of work has finished it keeps before it says ``advance()``. So
 to end does so, with nothing lost: see :func:`end_at_next_step`.
 """
 
+import io
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
@@ -97,13 +100,38 @@ def _step(show: Callable[[int], None]) -> Advance:
     return advance
 
 
-_console = Console(soft_wrap=True, highlight=False)
+class _Console(Console):
+    """One whose reader may go away, or whose file may fail: what is said then is lost, and the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True  # and Python itself, which would fail at its exit, writes to nowhere
+        with (
+            suppress(OSError, ValueError),
+            Path(os.devnull).open("wb") as nowhere,
+        ):
+            os.dup2(nowhere.fileno(), self.file.fileno())
+
+
+_console = _Console(soft_wrap=True, highlight=False)
 
 
 def say(text: str | Table) -> None:
     """Write a line or a table."""
     if not _hushed.is_set():
-        _console.print(text, markup=False)
+        try:
+            _console.print(text, markup=False)
+        except OSError:
+            _console.on_broken_pipe()
+
+
+def take_any_output() -> None:
+    """Let neither a closed output nor a terminal that lacks a letter end the work."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this process
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @cache

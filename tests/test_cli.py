@@ -458,3 +458,23 @@ def test_a_half_made_store_is_gone_on_with(tiny_run, tmp_path, here):
     assert code == 0, stderr
     assert record[0].stat().st_mtime_ns == kept
     assert record[-1].exists()
+
+
+@pytest.mark.parametrize("output", ["| head -n 1", "> /dev/full 2>&1", ">&- 2>&-"])
+def test_nobody_who_listens_ends_no_work(output, tiny_run, tmp_path):
+    command = f"'{sys.executable}' -m gmmcnn {' '.join(TINY)} run=unheard {output}"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "unheard" / "run.json").read_text())["status"] == "done"
+    assert (tmp_path / "unheard" / "filters.csv").read_bytes() == (tiny_run / "filters.csv").read_bytes()
+
+
+def test_a_terminal_without_greek_letters_ends_no_work(tiny_run, tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "gmmcnn", f"run={tiny_run}", "task=screen"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "K_max/N" in done.stdout
