@@ -25,6 +25,21 @@ def occupancy(device: cost.Device, n_samples: int, n_dims: int, k_max: int) -> s
     return f"samples in {where}, {shared} bytes of shared memory, {blocks} blocks = {warps} warps a multiprocessor"
 
 
+def ways(n_filters: int, n_samples: int, n_pixels: int, cores: int) -> str:
+    """What maps cost from where they lie to their fits, and which part of it a better kernel could save."""
+    sweep, lines = cost.Sweep(n_filters, n_samples), []
+    for device in cost.DEVICES:
+        for name, host in (("made on the device", None), (f"from a store, {cores} cores", cores)):
+            stages = cost.way(sweep, n_pixels, cores=host)
+            seconds = {stage.name: stage.floor_seconds(device) for stage in stages}
+            total = sum(seconds.values())
+            shares = ", ".join(
+                f"{stage} {value / total:.0%}" for stage, value in seconds.items() if value > total / 100
+            )
+            lines.append(f"{device.name}, maps {name}: {total * 1e3:.1f} ms: {shares}")
+    return "\n".join(lines)
+
+
 def table(n_filters: int, n_samples: int, n_pixels: int) -> str:
     """One paragraph a device."""
     lines = []
@@ -45,8 +60,10 @@ def main() -> None:
     parser.add_argument("--filters", type=int, default=4096)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--pixels", type=int, default=784)
+    parser.add_argument("--cores", type=int, default=8)
     arguments = parser.parse_args()
     print(table(arguments.filters, arguments.samples, arguments.pixels))
+    print(ways(arguments.filters, arguments.samples, arguments.pixels, arguments.cores))
 
 
 if __name__ == "__main__":

@@ -211,7 +211,8 @@ class LiveMaps:
         """A place for the maps of each layer of a group, all in one piece of memory that every group uses again."""
         sizes = [self._bytes_of([part], n_samples) // 4 for part in group]
         if len(self._arena) < sum(sizes) or self._arena.device != beside.device:
-            self._arena = torch.empty(0)  # freed before the larger one is made
-            self._arena = beside.new_empty(sum(sizes), dtype=torch.float32)
+            # Large enough for the others too: whoever took this group's maps still holds them when the next ones come.
+            largest = max(self._bytes_of(other, n_samples) for other in self._groups(n_samples)) // 4
+            self._arena = beside.new_empty(largest, dtype=torch.float32)
         pieces = self._arena[: sum(sizes)].split(sizes)
         return {part.tap.layer: piece.view(part.shape(n_samples)) for part, piece in zip(group, pieces, strict=True)}

@@ -3,10 +3,12 @@
 Instructions are counted for a sample and a component in the innermost loops of ``kernels/gmm_em.cu`` as the assembler
 emits them for sm_90 (d = 2: 18 in the E-step, 27 in the M-step, 35 in a round of Lloyd's iteration); for other d the
 counts grow as the arithmetic does. A floor assumes that every scheduler issues an instruction every cycle, which no
-kernel does, and counts nothing beyond the inner loops.
+kernel does, and counts nothing beyond the inner loops; but it counts lanes that have no sample left, launches, and what
+the host's cores do: :func:`way` puts together what maps cost from where they lie to their fits.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from gmmcnn.config import Gmm, Pca
 
@@ -14,6 +16,14 @@ REGISTERS_PER_MULTIPROCESSOR = 65536
 SINGLE_PRECISION_SHARE = 0.75
 """Of the counted instructions; the others use other units."""
 WARP = 32
+LAUNCH_SECONDS = 5e-6
+"""Of the host's thread for one launch: many small blocks are bound by it."""
+DECODE_BYTES_PER_SECOND = 0.24e9
+"""Maps out of a compressed store, by one core."""
+STAGING_BYTES_PER_SECOND = 8e9
+"""Into page-locked memory, by one core: whoever copies does not share this work."""
+STORE_BLOCK_BYTES = 64 * 2**20
+"""Maps that are read from a store, and reduced, at once."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +70,19 @@ class Sweep:
     n_init: int = Gmm.n_init
     em_iterations: float = 25
     lloyd_rounds: float = 15
+    threads: int = 64
+    """Of a block: in its last pass over the samples some have none."""
 
     @property
     def pairs(self) -> int:
         """(Sample, component) pairs of one iteration over all filters, K and starts."""
         components = sum(range(self.k_min, self.k_max + 1))
         return self.n_filters * self.n_samples * components * self.n_init
+
+    @property
+    def busy_lanes(self) -> float:
+        """Share of the threads' turns that have a sample."""
+        return self.n_samples / (math.ceil(self.n_samples / self.threads) * self.threads)
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,8 @@ class Stage:
     """Of single threads."""
     memory_bytes: float = 0
     link_bytes: float = 0
+    host_seconds: float = 0
+    """Work of the host's cores, beside which the device may work."""
 
     def floor_seconds(self, device: Device) -> float:
         """Time below which the device cannot do it."""
@@ -85,6 +104,8 @@ class Stage:
             self.instructions / device.instructions_per_second,
             self.memory_bytes / device.bytes_per_second,
             self.link_bytes / device.link_bytes_per_second,
+            self.host_seconds,
+            self.launches * LAUNCH_SECONDS,
         )
 
 
@@ -112,7 +133,12 @@ def sweep_stages(sweep: Sweep, itemsize: int = 4) -> list[Stage]:
     return [
         Stage("upload", 0, link_bytes=numbers * itemsize),
         Stage("standardise", 1, memory_bytes=4 * numbers * itemsize),
-        Stage("fit", 1, instructions=sweep.pairs * steps + seeding, memory_bytes=numbers * itemsize * len(counts)),
+        Stage(
+            "fit",
+            1,
+            instructions=(sweep.pairs * steps + seeding) / sweep.busy_lanes,
+            memory_bytes=numbers * itemsize * len(counts),
+        ),
         Stage("predict", 1, instructions=sweep.pairs / sweep.n_init * 15, memory_bytes=labels),
         Stage("index and choice", 2, memory_bytes=2 * labels + numbers * itemsize),
     ]
@@ -126,6 +152,41 @@ def pca_stages(n_filters: int, n_samples: int, n_pixels: int, rounds: int = 8, i
         Stage("means and start", 3, instructions=10 * maps, memory_bytes=2 * maps * itemsize),
         Stage("rounds", 3 * rounds, instructions=20 * maps * rounds, memory_bytes=2 * rounds * maps * itemsize),
     ]
+
+
+def statistics_stage(n_filters: int, n_samples: int, n_pixels: int, itemsize: int = 4) -> Stage:
+    """The activation of filters on the device (``kernels/activation.cu``): the maps are read once."""
+    maps = n_filters * n_samples * n_pixels
+    return Stage("activation", 1, instructions=4 * maps, memory_bytes=maps * itemsize)
+
+
+def way(sweep: Sweep, n_pixels: int, *, cores: int | None = None, held_bytes: float = 512 * 2**20) -> list[Stage]:
+    """Stages of the way from maps to fits, of all filters together; what follows another waits for it.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    n_pixels : int
+        P.
+    cores : int, optional
+        Of the host, which decode a store; None where the maps are made on the device.
+    held_bytes : float
+        Maps made on the device that are held at once; a store is read in blocks of ``STORE_BLOCK_BYTES``.
+    """
+    n_bytes = 4.0 * sweep.n_filters * sweep.n_samples * n_pixels
+    n_blocks = math.ceil(n_bytes / (held_bytes if cores is None else STORE_BLOCK_BYTES))
+    upload, *reduce = pca_stages(sweep.n_filters, sweep.n_samples, n_pixels)
+    on_device = [statistics_stage(sweep.n_filters, sweep.n_samples, n_pixels), *reduce]
+    on_device = [replace(stage, launches=stage.launches * n_blocks) for stage in on_device]
+    brought = []
+    if cores is not None:
+        # Statistics and PCA take the maps to the device each for itself.
+        brought = [
+            Stage("decode", 0, host_seconds=n_bytes / DECODE_BYTES_PER_SECOND / cores),
+            Stage("stage", 0, host_seconds=2 * n_bytes / STAGING_BYTES_PER_SECOND),
+            replace(upload, link_bytes=2 * upload.link_bytes),
+        ]
+    return [*brought, *on_device, *sweep_stages(sweep)]
 
 
 def resident_blocks(device: Device, threads: int, registers: int, shared_bytes: int) -> int:

@@ -33,6 +33,17 @@ def test_live_maps_are_those_of_a_store(digits_cnn, digits, tmp_path, dtype, for
     assert sum(done) == 2
 
 
+def test_all_groups_use_the_same_memory(digits_cnn, digits):
+    images = digits.train.images[:60]
+    maps = LiveMaps(digits_cnn, images, find_taps(digits_cnn, images[:1]), 20, config.Extract())
+    maps._bytes = 58_000
+    assert len(maps._groups(20)) > 2
+    taken = list(maps.take(maps.rounds))  # whose maps are all held
+    memory = {part.maps.untyped_storage().data_ptr() for part in taken}
+    assert len(memory) == 1
+    assert taken[0].maps.untyped_storage().nbytes() <= 100_000
+
+
 def test_values_that_do_not_fit_are_named():
     model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.ReLU())
     with torch.no_grad():

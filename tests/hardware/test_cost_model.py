@@ -46,6 +46,8 @@ def test_a_device_issues_four_warps_a_cycle_or_what_its_units_allow() -> None:
         (cost.Stage("arithmetic", 1, instructions=2 * 10 * 128 * 1e9, memory_bytes=1, link_bytes=1), 2),
         (cost.Stage("memory", 1, instructions=1, memory_bytes=3e12, link_bytes=1), 3),
         (cost.Stage("link", 0, instructions=1, memory_bytes=1, link_bytes=100e9), 4),
+        (cost.Stage("host", 0, instructions=1, host_seconds=5), 5),
+        (cost.Stage("launches", 10**6, instructions=1), 5),
     ],
 )
 def test_the_floor_is_that_of_the_slowest_part(stage: cost.Stage, seconds: float) -> None:
@@ -65,7 +67,7 @@ def test_stages_of_a_sweep_count_launches_bytes_and_instructions() -> None:
     assert stages["index and choice"].memory_bytes == 2 * 7 * 100 * 3 + scores
     iterations = 7 * 100 * 3 * (2 + 3 + 4) * (10 * (18 + 27) + 5 * 35)
     seeding = (5 * (4 + 9 + 16) + 50 * 9) * 7 * 100 * 3
-    assert stages["fit"].instructions == iterations + seeding
+    assert stages["fit"].instructions == (iterations + seeding) * 128 / 100  # two turns of 64 threads
     assert stages["predict"].instructions == 7 * 100 * 9 * 15
 
 
@@ -98,3 +100,25 @@ def test_a_smaller_device_holds_sixteen_blocks_at_most() -> None:
 
 def test_the_devices_named_are_told_apart_by_name() -> None:
     assert len({device.name for device in cost.DEVICES}) == len(cost.DEVICES) >= 3
+
+
+def test_lanes_without_a_sample_count_as_busy() -> None:
+    assert cost.Sweep(1, 128).busy_lanes == 1
+    assert cost.Sweep(1, 200).busy_lanes == 200 / 256
+    even, ragged = (dict(zip("usfpi", cost.sweep_stages(cost.Sweep(64, n)), strict=True))["f"] for n in (192, 193))
+    assert ragged.instructions / even.instructions == pytest.approx(256 / 192)
+
+
+def test_a_store_adds_decoding_and_two_ways_to_the_device_and_smaller_blocks() -> None:
+    sweep, maps = cost.Sweep(4096, 200), 4096 * 200 * 784 * 4
+    live, stored = cost.way(sweep, 784), cost.way(sweep, 784, cores=2)
+    assert [stage.name for stage in stored[:3]] == ["decode", "stage", "upload"]
+    assert [stage.name for stage in stored[3:]] == [stage.name for stage in live]
+    decode, staging, upload = stored[:3]
+    assert decode.host_seconds == pytest.approx(maps / 0.24e9 / 2)
+    assert staging.host_seconds == pytest.approx(2 * maps / 8e9)
+    assert upload.link_bytes == 2 * maps
+    n_live, n_stored = (next(stage.launches for stage in way if stage.name == "rounds") for way in (live, stored))
+    assert n_live == 24 * -(-maps // (512 * 2**20))
+    assert n_stored == 24 * -(-maps // (64 * 2**20))
+    assert [stage.memory_bytes for stage in stored[3:]] == [stage.memory_bytes for stage in live]
