@@ -124,7 +124,7 @@ def analyze_samples(
         Dotted names of the convolutions to analyse; None takes all.
     """
     settings = replace(settings, probe=replace(settings.probe, samples=int((samples["batch"] == 0).sum())))
-    taps = find_taps(model, pixels[:1], tap=settings.extract.tap, layers=layers)
+    taps = find_taps(model, pixels[:1], tap=settings.extract.tap, layers=layers, autocast=settings.extract.autocast)
     require_analysed(taps)
     return Analysis(
         fits=_fit(model, pixels, taps, settings),

@@ -28,6 +28,7 @@ SIZES = ("smoke", "quick", "full")
 PRUNING = ("mask", "remove")
 ENGINES = ("auto", "cpu", "cuda", "reference")
 CUML = ("never", "auto")
+AUTOCAST = ("bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 ALL = "all"
@@ -218,6 +219,9 @@ class Extract(_Group):
     """Dotted names of convolutions; None takes all."""
     dtype: str = "float32"
     """``float32`` or ``float16``."""
+    autocast: str | None = None
+    """``bfloat16`` or ``float16``: the network is run in it where torch holds that for safe, as most are that run on a
+    GPU; its maps are then other ones, by about a hundredth. None runs it as it is."""
     forward_samples: int = 256
     """Samples in one forward pass, at most; large maps are taken in smaller ones."""
     source: str | None = None
@@ -234,6 +238,8 @@ class Extract(_Group):
         super().__post_init__()
         _require_one_of("extract.tap", self.tap, ("auto", "post_activation", "branch", "pre_activation"))
         _require_one_of("extract.dtype", self.dtype, ("float32", "float16"))
+        if self.autocast is not None:
+            _require_one_of("extract.autocast", self.autocast, AUTOCAST)
         _require_one_of("extract.keep_maps", self.keep_maps, ("all", "last", "none"))
         _require(self.forward_samples >= 1, "extract.forward_samples", self.forward_samples, ">= 1")
         _require(self.memory >= 1, "extract.memory", self.memory, ">= 1")
@@ -569,7 +575,7 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
     ),
     "maps": (
         "seed", "probe.samples", "probe.batches", "probe.plant", "probe.plant_strength", "probe.plant_clipped",
-        "extract.tap", "extract.layers", "extract.dtype", "extract.source",
+        "extract.tap", "extract.layers", "extract.dtype", "extract.source", "extract.autocast",
     ),
     "fits": (
         "seed", "pca.dims", "gmm.k_min", "gmm.k_max", "gmm.n_init", "gmm.repeats", "gmm.tol", "gmm.max_iter",
@@ -600,14 +606,14 @@ declaration of what depends on what: every name and identity of a product is mad
 :func:`behind`, so that settings which decide nothing rename nothing. Each setting stands here at least once."""
 
 
-_AS_BEFORE = {"engine.cuml": "never"}
+AS_BEFORE = {"engine.cuml": "never", "extract.autocast": None}
 """Settings that came later → the value that does what was done before, and that no product is named by."""
 
 
 def deciding(settings: "Settings", product: str) -> dict[str, Any]:
     """Settings that decide a product directly: dotted name → value."""
     values = {name: value_of(settings, name) for name in DECIDED_BY[product]}
-    return {name: value for name, value in values.items() if name not in _AS_BEFORE or value != _AS_BEFORE[name]}
+    return {name: value for name, value in values.items() if name not in AS_BEFORE or value != AS_BEFORE[name]}
 
 
 def behind(settings: "Settings", product: str) -> dict[str, Any]:

@@ -129,7 +129,8 @@ class OverfittingMonitor:
         self._trackers = Trackers({type(tracker).__name__: tracker} if tracker else {})
         with _random_states_kept():
             self.images, self.settings = _prepare(probe, samples, batches, settings)
-            self._taps = find_taps(model, self.images[:1], tap=self.settings.extract.tap, layers=layers)
+            extract = self.settings.extract
+            self._taps = find_taps(model, self.images[:1], tap=extract.tap, layers=layers, autocast=extract.autocast)
         require_analysed(self._taps)
         self._rows: list[dict[str, float]] = []
         self._last: int | None = None

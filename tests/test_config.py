@@ -106,6 +106,7 @@ def test_the_method_defaults_stand_as_published_or_as_documented():
         (f"gmm.max_iter={2**31}", r"gmm\.max_iter=2147483648: expected a whole number from 1 to 2\^31 - 1"),
         (f"gmm.random_state={2**63}", r"gmm\.random_state"),
         ("engine.threads=65537", r"engine\.threads=65537: expected a whole number from 1 to 65536"),
+        ("extract.autocast=float64", r"extract\.autocast=float64: expected one of bfloat16, float16"),
         ("engine.cuml=always", r"engine\.cuml=always: expected one of never, auto"),
         ("device=gpu", r"device=gpu: expected auto, cpu, cuda, or one of several as cuda:1"),
         ("device=cuda:", r"device=cuda:: expected auto"),
@@ -189,7 +190,7 @@ def test_how_and_where_a_product_is_made_does_not_rename_it(product, override):
     [
         ("seed=1", "weights"), ("data.label_noise=0.1", "weights"), ("train.epochs=3", "weights"),
         ("probe.plant=1", "maps"), ("extract.tap=branch", "maps"), ("gmm.k_max=4", "fits"), ("pca.dims=3", "fits"),
-        ("engine.cuml=auto", "fits"),
+        ("engine.cuml=auto", "fits"), ("extract.autocast=bfloat16", "maps"),
         ("screen.ch_ratio=2", "screening"), ("prune.controls=1", "masking"), ("experiment.seeds=4", "cell"),
     ],
 )  # fmt: skip

@@ -12,6 +12,7 @@ output. With ``branch`` nothing is followed through an addition: each convolutio
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
@@ -33,7 +34,14 @@ Consume = Callable[[str, Tensor], None]
 """``consume(layer, maps)`` with maps (N, C, H, W); later operations may overwrite them."""
 
 
-def find_taps(model: nn.Module, example: Tensor, *, tap: str = "auto", layers: Iterable[str] | None = None) -> Taps:
+def find_taps(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    tap: str = "auto",
+    layers: Iterable[str] | None = None,
+    autocast: str | None = None,
+) -> Taps:
     """Run a small batch through the model and see where each convolution's maps can be taken.
 
     Parameters
@@ -47,6 +55,8 @@ def find_taps(model: nn.Module, example: Tensor, *, tap: str = "auto", layers: I
         the activation or nothing; the same, but before its maps are added to others; or the convolution's own output.
     layers : names, optional
         Dotted names of the convolutions to analyse; None takes all.
+    autocast : {"bfloat16", "float16"}, optional
+        Type that the model is run in, now and whenever maps are taken, where torch holds that for safe.
 
     Raises
     ------
@@ -70,7 +80,7 @@ def find_taps(model: nn.Module, example: Tensor, *, tap: str = "auto", layers: I
         places.setdefault(trail.layer, _Places()).note(trail, maps, place)
 
     tracer = Tracer(model, len(example), note, branch=tap == "branch")
-    _forward(model, example, tracer, CaptureError)
+    _forward(model, example, tracer, CaptureError, autocast)
     found = {layer: at for layer, known in places.items() if (at := known.chosen(tap))}
     reasons = {layer: reason for layer in wanted if (reason := _reason_to_skip(tracer, layer, found))}
     functional = [] if layers is not None else _functions(tracer, reasons)
@@ -79,6 +89,7 @@ def find_taps(model: nn.Module, example: Tensor, *, tap: str = "auto", layers: I
         analysed=tuple(found[layer] for layer in wanted if layer not in reasons),
         skipped=tuple(Skipped(layer, reason) for layer, reason in [*reasons.items(), *functional]),
         peak_bytes_per_sample=tracer.peak_bytes // len(example),
+        autocast=autocast,
     )
     return replace(taps, analysed=_with_couplings(model, example, taps))
 
@@ -128,7 +139,7 @@ def capture(model: nn.Module, images: Tensor, taps: Taps, consume: Consume, *, s
     model = unwrapped(model)
     tracer = Tracer(model, len(images), hand_over, branch=taps.tap == "branch")
     try:
-        _forward(model, images, tracer, ForwardError)
+        _forward(model, images, tracer, ForwardError, taps.autocast)
     except _ConsumerFailed as failed:
         raise failed.error from failed.error.__cause__
     for layer in expected:
@@ -251,7 +262,8 @@ def _maps_of_first(model: nn.Module, images: Tensor, taps: Taps) -> dict[str, Te
         if trail.layer not in maps and descriptions.get(trail.layer) == str(trail):
             maps[trail.layer] = output[0].clone()
 
-    _forward(model, images, Tracer(model, len(images), keep, branch=taps.tap == "branch"), CaptureError)
+    tracer = Tracer(model, len(images), keep, branch=taps.tap == "branch")
+    _forward(model, images, tracer, CaptureError, taps.autocast)
     return maps
 
 
@@ -300,7 +312,9 @@ def _changed_its_way(layer: str) -> CaptureError:
     )
 
 
-def _forward(model: nn.Module, images: Tensor, tracer: Tracer, kind: type[CaptureError]) -> None:
+def _forward(model: nn.Module, images: Tensor, tracer: Tracer, kind: type[CaptureError], autocast: str | None) -> None:
     images = model_input(model, images)
-    with undisturbed(model), tracer.hooked(), torch.no_grad(), eager(), tracer:
+    dtype = getattr(torch, autocast) if autocast else None
+    cast = torch.autocast(images.device.type, dtype) if autocast else nullcontext()
+    with undisturbed(model), tracer.hooked(), torch.no_grad(), eager(), cast, tracer:
         outcome(model, images, kind)

@@ -126,6 +126,8 @@ def store_for(
         "images_sha256": images.fingerprint(),
         "skipped": [asdict(skipped) for skipped in taps.skipped],
     }
+    if taps.autocast:
+        origin["autocast"] = taps.autocast
     contents: _Contents = {
         "layers": taps.analysed,
         "n_samples": len(images),

@@ -85,3 +85,5 @@ class Taps:
     skipped: tuple[Skipped, ...]
     peak_bytes_per_sample: int
     """Largest tensor that the forward pass makes, per sample: what bounds how many samples go through at once."""
+    autocast: str | None = None
+    """Type that the network is run in where torch holds that for safe: ``bfloat16`` or ``float16``."""

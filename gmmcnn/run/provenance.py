@@ -109,7 +109,7 @@ def identity(settings: config.Settings, weights: str | None, probe: str | None) 
         names: tuple[str, ...] = _IMPORTED
         known: dict[str, Any] = {"source": str(source)} | content
     else:
-        names = tuple(name for name in config.DECIDED_BY["maps"] if name.startswith("extract."))
+        names = tuple(name for name in config.deciding(settings, "maps") if name.startswith("extract."))
         names = tuple(name for name in names if name not in _LOCATIONS)  # all others are behind the samples' digest
         known = {"weights": weights[:16], "probe samples": probe}
     return known | {"settings": {name: config.value_of(settings, name) for name in names}}
@@ -147,7 +147,7 @@ def require_own(recorded: Record | None, settings: config.Settings, weights: str
     if recorded is None:
         again = command("extract", run)
         raise StoreNotFoundError(f"{folder / 'taps.json'}: missing, damaged or of another version; first: {again}")
-    origin, now = recorded.origin, config.behind(settings, "maps")
+    origin, now = (config.AS_BEFORE | dict(made_of) for made_of in (recorded.origin, config.behind(settings, "maps")))
     changed = {name: origin[name] for name in _compared(settings) if name in origin and origin[name] != now[name]}
     others = dict.fromkeys(_STANDS_FOR.get(name.partition(".")[0], "settings") for name in changed)
     if content := _other_content(recorded, settings, weights):
@@ -172,7 +172,7 @@ def _compared(settings: config.Settings) -> list[str]:
     """Settings to be compared as they are: not those of a training, nor where something lies."""
     if settings.extract.source:
         return list(_IMPORTED)
-    names = config.behind(settings, "maps")
+    names = config.AS_BEFORE | config.behind(settings, "maps")
     return [name for name in names if not name.startswith("train.") and name not in _LOCATIONS]
 
 

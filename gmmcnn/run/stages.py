@@ -274,7 +274,8 @@ def require_own(job: Run, stage: Stage) -> Record:
 
 def taps_of(network: nn.Module, probe: ProbeSet, settings: config.Extract) -> Taps:
     """Find what is tapped. CaptureError if there is nothing."""
-    taps = find_taps(network, probe.images[:1], tap=settings.tap, layers=settings.layers)
+    example = probe.images[:1]
+    taps = find_taps(network, example, tap=settings.tap, layers=settings.layers, autocast=settings.autocast)
     require_analysed(taps)
     return taps
 

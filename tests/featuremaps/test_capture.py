@@ -93,6 +93,20 @@ def test_a_block_ends_after_the_addition_or_before_it(case) -> None:
         assert descriptions(before)[layer] == f"after batch_norm ({layer.removesuffix('conv2')}bn2)"
 
 
+@pytest.mark.parametrize("autocast", ["bfloat16", "float16"])
+def test_in_a_shorter_type_maps_are_those_of_the_model_in_it(images: Tensor, autocast: str) -> None:
+    model = nn.Sequential(conv(), nn.ReLU(), conv(4, 2), nn.ReLU()).eval()
+    taps = find_taps(model, images[:1], autocast=autocast)
+    maps = captured(model, images, taps)
+    with torch.no_grad(), torch.autocast("cpu", getattr(torch, autocast)):
+        expected = model(images)
+    assert expected.dtype == getattr(torch, autocast)
+    assert torch.equal(maps["2"].to(expected.dtype), expected)
+    exact = captured(model, images, find_taps(model, images[:1]))["2"]
+    assert not torch.equal(maps["2"].float(), exact)
+    torch.testing.assert_close(maps["2"].float(), exact, rtol=0.05, atol=0.05)
+
+
 def test_branch_maps_are_what_is_added(in_place_resnet: nn.Module) -> None:
     """In place or not, and of the shortcut's convolution too."""
     images = torch.rand(3, 3, 16, 16)

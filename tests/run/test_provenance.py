@@ -109,6 +109,16 @@ def test_maps_depend_on_weights_samples_and_where_they_are_taken_and_on_nothing_
     assert provenance.identity(others, WEIGHTS, "samples") == now
 
 
+def test_a_setting_that_came_later_is_named_only_where_it_changes_maps():
+    shorter = replace(GIVEN, extract=replace(GIVEN.extract, autocast="bfloat16"))
+    before, now = record_for(GIVEN), record_for(shorter)
+    assert "extract.autocast" not in before.identity["settings"]
+    assert provenance.differences(before, now.identity) == ["settings"]
+    for record, settings, made_with in ((before, shorter, "null"), (now, GIVEN, "bfloat16")):
+        with pytest.raises(ConfigurationError, match=f"made with extract.autocast={made_with}"):
+            provenance.require_own(record, settings, WEIGHTS, Path("run/activations/given"))
+
+
 @pytest.mark.parametrize(
     ("weights", "probe", "tap", "names"),
     [
