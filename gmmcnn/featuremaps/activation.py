@@ -57,6 +57,7 @@ def _magnitudes(values: NDArray) -> NDArray:
     return np.abs(values) if values.min() < 0 else values
 
 
+@gpu.engine_errors()
 def _on_device(maps: Any) -> Activation:
     cupy = gpu.require()
     n_samples, n_pixels = tuple(maps.shape)[1:]

@@ -4,21 +4,29 @@ CuPy is imported when a device is first asked for, so that everything else works
 """
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
+from traceback import clear_frames
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gmmcnn.errors import EngineError, EngineWarning, one_line
+from gmmcnn.errors import EngineError, EngineWarning, GmmcnnError, one_line
 from gmmcnn.hardware.kernel_loader import kernel
+from gmmcnn.hardware.upload import Upload
 
 FREE_MEMORY_SHARE = 0.6
 """Share of the free device memory that one block may take: allocators round up, and others use the device too."""
+
+_DEVICE_LIBRARIES = ("cupy", "cupy_backends", "cuml", "rmm", "pylibraft")
+_SAYS_DEVICE = re.compile(r"cuda(?!_shim)|\brmm\b|\braft\b|nvrtc", re.IGNORECASE)
+_LOST = ("illegal", "misaligned", "launch failure", "launchfailure", "launchtimeout", "launch timed out", "ecc")
+"""Words of errors after which CUDA refuses every further call of a process."""
 
 T = TypeVar("T")
 
@@ -69,6 +77,8 @@ def _why_broken(cupy: Any) -> str | None:
 def _remedy(error: Exception) -> str:
     """What to do about a device that fails, by what it says."""
     said = f"{type(error).__name__} {error}".lower()
+    if any(word in said for word in _LOST):
+        return "this process can use it no more: start again, what is finished is kept"
     if "memory" in said or "alloc" in said:
         return "free memory on it (nvidia-smi shows who uses it)"
     if "compile" in said or "nvrtc" in said or "architecture" in said or "library" in said:
@@ -115,6 +125,36 @@ def require() -> Any:
     return cupy
 
 
+@contextmanager
+def engine_errors() -> Iterator[None]:
+    """Turn errors of the driver, the runtime, the compiler, allocators and cuML into EngineError.
+
+    Serves as a decorator too.
+
+    Raises
+    ------
+    EngineError
+        The device failed in the midst of work; the message has what it said, and what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, GmmcnnError) or not _is_of_device(error):
+            raise
+        raise EngineError(
+            f"engine=cuda: the device failed ({type(error).__name__}: {one_line(error)}); {_remedy(error)}; "
+            "or use engine=cpu"
+        ) from error
+
+
+def _is_of_device(error: Exception) -> bool:
+    """Whether an error comes from the device: by the library that raised it, or by what it says."""
+    library = type(error).__module__.partition(".")[0]
+    if library in _DEVICE_LIBRARIES:
+        return True
+    return library != "numpy" and (isinstance(error, MemoryError) or _SAYS_DEVICE.search(str(error)) is not None)
+
+
 def is_device_array(array: Any) -> bool:
     """Whether an array (CuPy, torch, …) lies in device memory."""
     return hasattr(array, "__cuda_array_interface__")
@@ -132,12 +172,19 @@ def callers_stream(array: Any) -> Iterator[None]:
     That is torch's current stream for a torch tensor, and CuPy's for anything else.
     """
     cupy = require()
-    if not is_device_array(array) or isinstance(array, cupy.ndarray):
+    if not is_device_array(array):
         yield
+        return
+    if isinstance(array, cupy.ndarray):
+        with array.device:
+            yield
         return
     import torch
 
-    with cupy.cuda.Device(array.device.index), _stream_at(cupy, torch.cuda.current_stream().cuda_stream):
+    with (
+        cupy.cuda.Device(array.device.index),
+        _stream_at(cupy, torch.cuda.current_stream(array.device).cuda_stream),
+    ):
         yield
 
 
@@ -165,8 +212,8 @@ def map_blocks(array: Any, bytes_per_row: int, work: Callable[[slice, Any], T], 
     Parameters
     ----------
     array : (F, …) array
-        In host memory, from where blocks go through two page-locked buffers, the next block while the last one is
-        worked on; or in device memory, from where they are taken as they are.
+        In host memory, from where blocks are uploaded (:mod:`gmmcnn.hardware.upload`); or in device memory, from where
+        they are taken as they are.
     bytes_per_row : int
         Device memory that ``work`` needs for a row, the row itself included.
     work : callable
@@ -187,15 +234,12 @@ def map_blocks(array: Any, bytes_per_row: int, work: Callable[[slice, Any], T], 
     cupy = require()
     n_rows = len(array)
     block_rows = max(1, min(n_rows, max_rows or n_rows, int(FREE_MEMORY_SHARE * _free_bytes(cupy)) // bytes_per_row))
-    results: list[T] = []
-    done = 0
-    while done < n_rows:
+    finished: list[tuple[int, T]] = []
+    while (done := finished[-1][0] if finished else 0) < n_rows:
         try:
-            with closing(_blocks(cupy, array, done, block_rows)) as blocks:
-                for rows, block in blocks:
-                    results.append(work(rows, block))
-                    done = rows.stop
+            _work_through(_blocks(cupy, array, done, block_rows), work, finished)
         except cupy.cuda.memory.OutOfMemoryError as error:
+            clear_frames(error.__traceback__)  # their variables hold memory of the try that failed
             _free_unused(cupy)
             if block_rows == 1:
                 raise EngineError(
@@ -203,7 +247,16 @@ def map_blocks(array: Any, bytes_per_row: int, work: Callable[[slice, Any], T], 
                     f"{_free_bytes(cupy) / 2**20:.0f} MiB are free: free memory on the device, or use engine=cpu"
                 ) from error
             block_rows = (block_rows + 1) // 2
-    return results
+    return [result for _, result in finished]
+
+
+def _work_through(
+    blocks: Generator[tuple[slice, Any], None, None], work: Callable[[slice, Any], T], finished: list[tuple[int, T]]
+) -> None:
+    """Append, block by block, where its rows end and what ``work`` returned."""
+    with closing(blocks):
+        for rows, block in blocks:
+            finished.append((rows.stop, work(rows, block)))
 
 
 def concatenate(blocks: list[tuple[NDArray, ...]]) -> tuple[NDArray, ...]:
@@ -223,67 +276,12 @@ def _blocks(cupy: Any, array: Any, start: int, block_rows: int) -> Generator[tup
         for part in parts:
             yield part, cupy.ascontiguousarray(on_device[part])
         return
-    upload = _Upload(cupy, array, block_rows)
+    upload = Upload(cupy, array, block_rows)
     try:
-        upload.begin(parts[0])
-        for part, following in zip(parts, [*parts[1:], None], strict=True):
-            if following is not None:
-                upload.begin(following)
-            yield part, upload.arrived(part)
-            upload.release(part)
+        for part in parts:
+            yield part, upload.block(part)
     finally:
         upload.finish()
-
-
-class _Upload:
-    """Two page-locked buffers and two device buffers; block i uses pair i mod 2, on a stream of its own."""
-
-    def __init__(self, cupy: Any, array: NDArray, block_rows: int) -> None:
-        self._array, self._block_rows = array, block_rows
-        shape, n_buffers = (block_rows, *array.shape[1:]), 1 if len(array) <= block_rows else 2
-        n_bytes = int(np.prod(shape)) * array.itemsize
-        self._pinned = [
-            np.frombuffer(cupy.cuda.alloc_pinned_memory(n_bytes), array.dtype, n_bytes // array.itemsize).reshape(shape)
-            for _ in range(n_buffers)
-        ]
-        self._device = [cupy.empty(shape, array.dtype) for _ in range(n_buffers)]
-        self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._computing = cupy.cuda.get_current_stream()
-        self._uploaded = [cupy.cuda.Event() for _ in range(n_buffers)]
-        self._released = [cupy.cuda.Event() for _ in range(n_buffers)]
-        for (
-            event
-        ) in self._released:  # the pool may hand out memory that earlier work on the computing stream still reads
-            event.record(self._computing)
-
-    def _pair(self, part: slice) -> int:
-        return part.start // self._block_rows % len(self._device) if len(self._device) > 1 else 0
-
-    def begin(self, part: slice) -> None:
-        """Copy rows to page-locked memory, and from there to the device without waiting for it."""
-        i, n = self._pair(part), part.stop - part.start
-        self._uploaded[i].synchronize()
-        np.copyto(self._pinned[i][:n], self._array[part])
-        self._stream.wait_event(self._released[i])
-        self._device[i][:n].set(self._pinned[i][:n], stream=self._stream)
-        self._uploaded[i].record(self._stream)
-
-    def arrived(self, part: slice) -> Any:
-        """Return the rows on the device; the computing stream waits for them."""
-        i = self._pair(part)
-        self._computing.wait_event(self._uploaded[i])
-        return self._device[i][: part.stop - part.start]
-
-    def release(self, part: slice) -> None:
-        """Let the buffers be used again, once what is launched by now has read them."""
-        self._released[self._pair(part)].record(self._computing)
-
-    def finish(self) -> None:
-        """Wait for every copy that is under way, since the pools hand these buffers out again as soon as we are gone.
-
-        A copy outlives the exception that ended the work: it would write its rows into whatever comes to lie there.
-        """
-        self._stream.synchronize()
 
 
 def _free_unused(cupy: Any) -> None:

@@ -39,6 +39,7 @@ CUML_MIN_SAMPLES = 2**14
 """Samples of a filter from which cuML may find its starts, where it is asked for."""
 
 
+@gpu.engine_errors()
 def fit_mixtures(
     scores: Any, keys: NDArray[np.uint64], settings: MixtureSettings, initial_labels: Mapping[int, NDArray]
 ) -> SweepResult:
@@ -184,6 +185,7 @@ def has_cuml() -> bool:
     return importlib.util.find_spec("cuml") is not None
 
 
+@gpu.engine_errors()
 def cuml_labels(scores: Any, keys: NDArray[np.uint64], settings: MixtureSettings) -> dict[int, NDArray[np.int8]]:
     """Starts by cuML's k-means, for filters of very many samples; to be given as ``initial_labels``.
 

@@ -59,6 +59,7 @@ SMALLEST = {"float32": -100, "float64": -1022}
 """Exponent of a filter's largest number below which smaller ones are no normal numbers, which kernels take for 0."""
 
 
+@gpu.engine_errors()
 def pca_on_device(maps: Any, n_components: int = 2, *, solver: str = "auto") -> PCAResult:
     """Project every filter's maps on their first components, as :func:`gmmcnn.principal_components.pca.pca` does.
 

@@ -8,8 +8,9 @@ counted against ``limits.total_bytes``.
 
 import ctypes
 import sys
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,13 @@ class ndarray(np.ndarray):
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {**self.__array_interface__, "version": 3}
+
+    def __array_finalize__(self, parent: Any) -> None:
+        self._device = getattr(parent, "_device", None) or Device()
+
+    @property
+    def device(self) -> "Device":
+        return self._device
 
     def set(self, values: np.ndarray, stream: "Stream | None" = None) -> None:
         source, target = _memory_of(values), _memory_of(self)
@@ -93,6 +101,12 @@ def empty(shape: Any, dtype: Any = np.float64) -> ndarray:
     return _count(pools.device.take(n_bytes).view(dtype).reshape(shape))
 
 
+def zeros(shape: Any, dtype: Any = np.float64) -> ndarray:
+    fresh = empty(shape, dtype)
+    fresh[...] = 0
+    return fresh
+
+
 class Stream:
     """Work that is done when somebody waits for it; the default stream does it at once."""
 
@@ -157,17 +171,51 @@ def get_current_stream() -> Stream:
 
 
 class Device:
+    """A device by its number; without one, the current one of this thread."""
+
     def __init__(self, index: int | None = None) -> None:
-        self.id = index or 0
+        self.id = _current_devices()[-1] if index is None else index
         self.attributes = {"MaxSharedMemoryPerMultiprocessor": limits.multiprocessor_bytes, "MultiProcessorCount": 132}
         self.mem_info = (limits.total_bytes - limits.in_use, limits.total_bytes)
         self.compute_capability = "90"
 
     def __enter__(self) -> "Device":
+        _current_devices().append(self.id)
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        _current_devices().pop()
+
+
+_of_thread = threading.local()
+
+
+def _current_devices() -> list[int]:
+    """Numbers of the devices that this thread has entered, the current one last."""
+    if not hasattr(_of_thread, "devices"):
+        _of_thread.devices = [0]
+    return _of_thread.devices
+
+
+class RawModule(device.RawModule):
+    """Kernels of one device, which reach the memory of no other one."""
+
+    def get_function(self, name: str) -> device.Kernel:
+        return _Kernel(self, super().get_function(name).name)
+
+
+class _Kernel(device.Kernel):
+    def __call__(self, grid: Any, block: Any, args: Sequence[Any], **options: Any) -> None:
+        here = Device().id
+        for array in args:
+            if isinstance(array, ndarray) and array.device.id != here:
+                raise CUDARuntimeError(f"cudaErrorIllegalAddress: memory of device {array.device.id} on device {here}")
+        launched.append((here, self.name))
+        super().__call__(grid, block, args, **options)
+
+
+launched: list[tuple[int, str]] = []
+"""Device and name of the kernels launched so far."""
 
 
 def _device_count() -> int:
@@ -196,13 +244,14 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     )  # fmt: skip
     names: dict[str, Any] = {
-        "__version__": "0", "ndarray": ndarray, "empty": empty, "cuda": cuda, "RawModule": device.RawModule,
+        "__version__": "0", "ndarray": ndarray, "empty": empty, "cuda": cuda, "RawModule": RawModule,
         "get_default_memory_pool": lambda: pool, "get_default_pinned_memory_pool": lambda: pool,
         "asnumpy": lambda a: np.array(a, subok=False),
         "from_dlpack": lambda a: np.from_dlpack(a).view(ndarray),
         "ascontiguousarray": lambda a: a if a.flags.c_contiguous else _count(np.array(a)),
     }  # fmt: skip
-    for name in ("asarray", "arange", "maximum", "zeros"):
+    names["zeros"] = zeros
+    for name in ("asarray", "arange", "maximum"):
         names[name] = _on_device(getattr(np, name))
     vars(cupy).update(names)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
@@ -215,6 +264,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     }.items():
         monkeypatch.setattr(limits, name, value)
     _lazy_streams.clear()
+    launched.clear()
     monkeypatch.setattr(pools, "device", _Pool())
     monkeypatch.setattr(pools, "pinned", _Pool())
     kernel_loader.clear()

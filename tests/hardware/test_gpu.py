@@ -11,8 +11,12 @@ from cuda_shim import fake_cupy
 from cuda_shim.fixtures import _emulated, fibers
 
 from gmmcnn import config
-from gmmcnn.errors import EngineError, EngineWarning
+from gmmcnn.errors import CaptureError, EngineError, EngineWarning
+from gmmcnn.featuremaps import activation
 from gmmcnn.hardware import gpu, kernel_loader
+from gmmcnn.mixture import cuda
+from gmmcnn.mixture.problem import MixtureSettings
+from gmmcnn.principal_components import cuda as pca_cuda
 from gmmcnn.run.doctor import run_doctor
 
 __all__ = ["fibers"]
@@ -107,26 +111,28 @@ def out_of_memory_once(fibers: Any) -> list[np.ndarray]:
 
     def work(rows: slice, block: Any) -> np.ndarray:
         calls.append(len(block))
+        taken = fibers.empty(100)
         if len(calls) == 1:
             raise fake_cupy.OutOfMemoryError
+        assert len(taken)
         fake_cupy.let_time_pass()
         return fibers.asnumpy(block)
 
     return gpu.map_blocks(ARRAY, ROW_BYTES, work)
 
 
-def test_a_copy_under_way_when_memory_ran_out_writes_into_nothing_that_came_after(fibers: Any, room: Any) -> None:
-    room(4)
-    np.testing.assert_array_equal(np.concatenate(out_of_memory_once(fibers)), ARRAY)
-
-
-def test_without_waiting_for_that_copy_rows_would_be_wrong(
+def test_nothing_of_a_try_that_failed_is_kept_when_memory_is_given_back(
     fibers: Any, room: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The emulated device can show the fault that the test before would miss."""
-    monkeypatch.setattr(gpu._Upload, "finish", lambda upload: None)
+    gpu.require()
+    before, left = fake_cupy.limits.in_use, []
+    monkeypatch.setattr(gpu, "_free_unused", lambda _: left.append(fake_cupy.limits.in_use - before))
     room(4)
-    assert not np.array_equal(np.concatenate(out_of_memory_once(fibers)), ARRAY)
+    out_of_memory_once(fibers)
+    assert left == [0]
+    monkeypatch.setattr(gpu, "clear_frames", lambda traceback: None)
+    out_of_memory_once(fibers)
+    assert left[1] >= 800  # what the emulated device shows without
 
 
 def test_what_torch_holds_unused_is_given_back_before_another_try(
@@ -180,6 +186,94 @@ def test_a_device_array_says_so_itself(fibers: Any) -> None:
 
 def test_shared_memory_is_that_of_the_device(fibers: Any) -> None:
     assert gpu.shared_bytes_per_multiprocessor() == fake_cupy.limits.multiprocessor_bytes
+
+
+def test_an_array_is_worked_on_where_it_lies(fibers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_cupy.limits, "n_devices", 2)
+    keys, settings = np.arange(3, dtype=np.uint64), MixtureSettings(k_max=2)
+    scores = np.random.default_rng(0).normal(size=(3, 60, 2))
+    here = cuda.fit_mixtures(fibers.asarray(scores), keys, settings, {})
+    with fibers.cuda.Device(1):
+        elsewhere = fibers.asarray(scores)
+    fake_cupy.launched.clear()
+    there = cuda.fit_mixtures(elsewhere, keys, settings, {})
+    assert {device for device, _ in fake_cupy.launched} == {1}
+    np.testing.assert_array_equal(here.lower_bound, there.lower_bound)
+    assert fibers.cuda.Device().id == 0
+    message = r"cudaErrorIllegalAddress: memory of device 1 on device 0.*start again"
+    with pytest.raises(EngineError, match=message), gpu.engine_errors():  # where nobody goes there
+        cuda._fit_block(elsewhere, keys, settings, {})
+
+
+def test_a_tensor_is_worked_on_in_the_current_stream_of_its_device(
+    fibers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = {0: 10, 1: 11}
+    current = lambda device=None: SimpleNamespace(cuda_stream=streams[device.index if device else 0])  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "current_stream", current)
+    tensor = SimpleNamespace(__cuda_array_interface__={}, device=torch.device("cuda", 1))
+    with gpu.callers_stream(tensor):
+        assert fibers.cuda.Device().id == 1
+        assert fibers.cuda.get_current_stream().ptr == 11
+
+
+class RMMError(Exception):
+    """As rmm's: its library tells where it comes from."""
+
+    __module__ = "rmm._lib"
+
+
+AT_WORK = {
+    "driver": (RuntimeError("CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure"), "start again"),
+    "runtime": (fake_cupy.CUDARuntimeError("cudaErrorECCUncorrectable: uncorrectable ECC error"), "start again"),
+    "gone": (fake_cupy.CUDARuntimeError("cudaErrorDevicesUnavailable: all devices are busy"), "may be busy"),
+    "compiler": (RuntimeError("NVRTC_ERROR_COMPILATION (6)"), r"gmmcnn\[gpu-cu12\]"),
+    "pinned": (fake_cupy.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), "free memory on it"),
+    "cuML": (MemoryError("std::bad_alloc: out_of_memory: CUDA error"), "free memory on it"),
+    "rmm": (RMMError("maximum pool size exceeded: alloc"), "free memory on it"),
+}
+
+
+@pytest.mark.parametrize("fault", AT_WORK)
+def test_what_fails_on_the_device_in_the_midst_of_work_is_an_engine_error(
+    fibers: Any, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    error, remedy = AT_WORK[fault]
+
+    def fails(*given: Any, **options: Any) -> None:
+        raise error
+
+    gpu.require()
+    for module in (cuda, pca_cuda, activation):
+        monkeypatch.setattr(module, "kernel", fails)
+    scores = fibers.asarray(ARRAY[None])
+    for work in (
+        lambda: cuda.fit_mixtures(scores, np.zeros(1, np.uint64), MixtureSettings(k_max=2), {}),
+        lambda: pca_cuda.pca_on_device(ARRAY[None]),
+        lambda: activation.activation_statistics(scores),
+    ):
+        with pytest.raises(EngineError, match=rf"engine=cuda: the device failed \(.*{remedy}.*; or use engine=cpu"):
+            work()
+
+
+def test_errors_of_the_program_itself_are_not_taken_for_the_devices(fibers: Any) -> None:
+    unable = np._core._exceptions._ArrayMemoryError((10,), np.dtype(float))
+    for error in (ValueError("scores have shape (3,)"), RuntimeError("no idea"), unable, CaptureError("cuda")):
+        with pytest.raises(type(error)) as caught, gpu.engine_errors():
+            raise error
+        assert caught.value is error
+
+
+def test_doctor_tells_of_a_device_that_fails_later(fibers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.require()
+
+    def fails(*given: Any, **options: Any) -> None:
+        raise CompileException("nvrtc: error: out of registers")
+
+    monkeypatch.setattr(cuda, "kernel", fails)
+    text, code = run_doctor(config.Settings())
+    assert code == 1
+    assert "cuda      sweep   WRONG  engine=cuda: the device failed (CompileException: nvrtc: error" in text
 
 
 def test_cupys_own_arrays_stay_on_cupys_stream(fibers: Any) -> None:

@@ -13,7 +13,7 @@ from cuda_shim import fake_cupy
 from cuda_shim.device import SCHEDULES, KernelError, device
 
 from gmmcnn.featuremaps.activation import activation_statistics
-from gmmcnn.hardware import gpu, kernel_loader
+from gmmcnn.hardware import gpu, kernel_loader, upload
 from gmmcnn.mixture import cuda
 from gmmcnn.mixture.problem import MixtureSettings
 from gmmcnn.principal_components import cuda as pca_cuda
@@ -157,19 +157,18 @@ def test_planted_host_bug_is_caught(fibers: Any, monkeypatch: pytest.MonkeyPatch
         cuda.fit_mixtures(scores, np.zeros(1, np.uint64), settings, {})
 
 
-@pytest.mark.parametrize("method", ["arrived", "begin"])
+@pytest.mark.parametrize("missing", ["wait_event", "synchronize"])
 def test_a_missing_wait_between_copy_and_compute_is_caught(
-    fibers: Any, monkeypatch: pytest.MonkeyPatch, method: str
+    fibers: Any, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    """Without its waits the double buffer computes on what has not arrived, or overwrites what has not left."""
+    """Without its waits an upload computes on what has not arrived, or fills a piece again that has not left."""
     array = np.random.default_rng(0).normal(size=(8, 5))
     monkeypatch.setattr(gpu, "_free_bytes", lambda _: 4 * 80 / gpu.FREE_MEMORY_SHARE)
+    monkeypatch.setattr(upload, "STAGING_BYTES", 2 * 40)
     work = lambda _, block: fibers.asnumpy(block)  # noqa: E731
     assert np.array_equal(np.concatenate(gpu.map_blocks(array, 160, work)), array)
-    if method == "arrived":  # the computing stream does not wait for the copy
-        monkeypatch.setattr(
-            gpu._Upload, "arrived", lambda self, part: self._device[self._pair(part)][: part.stop - part.start]
-        )
-    else:  # the page-locked buffer is filled again before its copy is done
+    if missing == "wait_event":  # the computing stream does not wait for the copy
+        monkeypatch.setattr(fake_cupy.Stream, "wait_event", lambda *_: None)
+    else:  # a page-locked piece is filled again before its copy is done
         monkeypatch.setattr(fake_cupy.Event, "synchronize", lambda _: None)
     assert not np.array_equal(np.concatenate(gpu.map_blocks(array, 160, work)), array)
