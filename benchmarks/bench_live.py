@@ -92,10 +92,16 @@ def measure(case: str, model: nn.Module, images: Tensor, pool: Parallel, argumen
         "threads": available_cores(),
     }
     checks = {
-        "scikit-learn": f"{len(others['scikit-learn'].answer)} and our {len(ours.answer)} filters",
+        "scikit-learn": compared(others["scikit-learn"].answer, ours.answer),
         "by way of a store": "the same table" if ours.answer.equals(others["by way of a store"].answer) else "OTHERS",
     }
     timing.report(f"bench_live {case}", comparisons, sizes, arguments.json, checks)
+
+
+def compared(theirs: pd.DataFrame, ours: pd.DataFrame) -> str:
+    """How the tables compare, and in how many filters most of scikit-learn's fits failed."""
+    failed = (theirs["status"] == rivals.FAILED).sum()
+    return f"{len(theirs)} and our {len(ours)} filters" + (f", {failed} failed" if failed else "")
 
 
 def run(model: nn.Module, images: Tensor, taps: Taps) -> None:

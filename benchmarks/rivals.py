@@ -177,6 +177,10 @@ def sklearn_pca(maps: NDArray, f: int, n_components: int) -> NDArray:
     return PCA(n_components, random_state=0).fit_transform(maps[f])
 
 
+FAILED = "failed"
+"""Status of a filter whose fit scikit-learn gave up."""
+
+
 def sklearn_filter(maps: NDArray, name: dict, k_min: int, k_max: int, settings: config.Screen) -> dict:
     """What screening needs to know of one filter in one probe batch, from its maps (N, P)."""
     active_share = (maps.max(axis=1) > 0).mean()
@@ -184,7 +188,10 @@ def sklearn_filter(maps: NDArray, name: dict, k_min: int, k_max: int, settings: 
     if maps.std() == 0:
         return {**row, "status": "dead"}
     scores = PCA(2, random_state=0).fit_transform(maps)
-    clustering = sklearn_clustering(scores / np.sqrt(scores.var(axis=0).mean()), k_min, k_max)
+    try:
+        clustering = sklearn_clustering(scores / np.sqrt(scores.var(axis=0).mean()), k_min, k_max)
+    except ValueError:  # a covariance that is none, in the maps' float32
+        return {**row, "status": FAILED}
     sizes = np.unique_counts(clustering.labels).counts
     return {
         **row,

@@ -58,6 +58,21 @@ def test_it_runs_and_writes_its_ratios(
     assert min(ratios.values()) > 0
 
 
+def test_a_fit_that_a_rival_gives_up_is_a_row_of_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def given_up(*_: object) -> None:
+        raise ValueError("ill-defined empirical covariance")
+
+    monkeypatch.setattr(rivals, "sklearn_clustering", given_up)
+    maps, settings = np.random.default_rng(0).random((20, 9), np.float32), config.Screen()
+    rows = [rivals.sklearn_filter(maps, {"layer": "conv", "filter": 0, "batch": 0}, 2, 3, settings)]
+    assert rows[0]["status"] == rivals.FAILED
+    columns = {"n_components": 2, "calinski_harabasz": 1.0, "smallest_cluster": 9, "n_small_clusters": 0}
+    table = rivals.screened([*rows, {**rows[0], "filter": 1, "status": "ok", **columns}], settings)
+    assert table["status"].tolist() == [rivals.FAILED, "ok"]
+    assert not table["anomalous"].any()
+    assert bench_live.compared(table, table) == "2 and our 2 filters, 1 failed"
+
+
 @pytest.mark.parametrize("rival", [*rivals.ONE_BY_ONE, *rivals.BATCHED])
 def test_a_rival_fits_the_same_mixtures(rival: str) -> None:
     if not rivals.installed(rival):
