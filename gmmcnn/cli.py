@@ -41,7 +41,7 @@ FROM_THE_FOLDER_ALONE = ("screen", "samples", "report", "verify")
 RESULT = "run.json"
 """What a refused command leaves in a folder that it found empty."""
 
-_NO_START = ("task", "run", "estimate", "dry_run", "quiet", "trust", "debug")
+_NO_START = ("task", "run", "estimate", "compile", "dry_run", "quiet", "trust", "debug")
 _OF_A_SWEEP = ("sweep", "quiet")
 """What is said to the launcher: its jobs are told apart by everything else."""
 _FREE_FORM = ("data.kwargs.", "model.kwargs.")

@@ -447,6 +447,8 @@ class Settings(_Group):
     differ, as those of different seeds do."""
     estimate: bool = False
     """With ``task=doctor``: say how long fitting would take here."""
+    compile: bool = False
+    """With ``task=doctor``: compile the CPU engine for every ``pca.dims`` ahead of work, into ``NUMBA_CACHE_DIR``."""
     dry_run: bool = False
     """With ``task=run`` or ``task=extract``: say what would be tapped, how much of it there is and how long it would
     take, and do nothing."""
@@ -591,7 +593,7 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
         "experiment.validation_samples", "experiment.controls", "experiment.finetune_epochs",
     ),
     "nothing": (
-        "task", "run", "sweep", "estimate", "dry_run",  # what to do, and where
+        "task", "run", "sweep", "estimate", "compile", "dry_run",  # what to do, and where
         "quiet", "trust", "debug",  # how to talk about it
         "data.root",  # where files lie; what is in them has a digest of its own
         "extract.forward_samples", "extract.keep_maps", "extract.memory",  # how maps are made and kept

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
+import numba
+from llvmlite.binding import get_host_cpu_name
 from numba import njit
 from numba.core.serialize import dumps
 
@@ -25,7 +27,7 @@ from gmmcnn.errors import CompileCacheWarning, one_line
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_jit: Any = partial(njit, nogil=True, error_model="numpy")
+_jit: Any = partial(njit, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
 """No interpreter lock, and division as the processor does it."""
 
 try:
@@ -38,12 +40,12 @@ _caches: list["_CheckedCache"] = []
 
 def kernel(function: F) -> F:
     """Compile a function that compiled functions call."""
-    return cast(F, _jit(function))
+    return cast(F, _jit(function, no_cpython_wrapper=True))
 
 
 def inlined(function: F) -> F:
     """Compile a function whose code takes the place of every call: what works on vectors in registers."""
-    return cast(F, _jit(function, forceinline=True))
+    return cast(F, _jit(function, forceinline=True, no_cpython_wrapper=True))
 
 
 def compiled_entry(*modules: ModuleType) -> Callable[[F], F]:
@@ -89,6 +91,16 @@ def examine_cache() -> tuple[str, bool]:
     if said:
         return "; ".join(str(warning.message) for warning in said), False
     return f"{kept} compiled functions in {folder}", True
+
+
+def cache_folder() -> Path | None:
+    """Where compiled code is kept; None where it is not."""
+    return Path(_caches[0].cache_path) if _caches else None
+
+
+def stamp() -> list[str]:
+    """What compiled code is good for: Numba, the processor, and the sources as they are."""
+    return [numba.__version__, get_host_cpu_name(), *(str(cache._cache_file._source_stamp) for cache in _caches)]
 
 
 def target_features(context: Any) -> frozenset[str]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from gmmcnn.config import Settings
+from gmmcnn.constants import MAX_DIMS
 from gmmcnn.errors import ConvergenceWarning, GmmcnnError, one_line
 from gmmcnn.hardware import cost_model as cost
 from gmmcnn.hardware import gpu
@@ -29,6 +30,7 @@ from gmmcnn.mixture.problem import MixtureSettings
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 from gmmcnn.principal_components.pca import pca
 from gmmcnn.run import estimate
+from gmmcnn.run.compiling import compile_ahead
 
 PACKAGES = ("gmmcnn", "numpy", "torch", "numba", "scikit-learn", "cuml-cu12", "cuml-cu13")
 EXTRAS = (
@@ -65,6 +67,8 @@ def run_doctor(settings: Settings, *, job: estimate.JobSize | None = None) -> tu
     int
         0 where every engine that can run here agrees with the reference, and the one asked for can run; else 1.
     """
+    if settings.compile:
+        compile_ahead(range(1, MAX_DIMS + 1))
     lines, failures = [*_machine(), _cache()], []
     engines = ["cpu"] if gpu.why_unavailable() else ["cpu", "cuda"]
     for engine in engines:

@@ -26,7 +26,7 @@ _UNREADABLE = (
 """What OmegaConf and the parser below it raise on a file that is no record."""
 _TAP = "extract.tap=post_activation"  # the default of the versions that kept their overrides there
 _DIGEST = "# sha256: "
-OF_A_COMMAND = ("task", "run", "sweep", "estimate", "dry_run", "quiet", "trust")
+OF_A_COMMAND = ("task", "run", "sweep", "estimate", "compile", "dry_run", "quiet", "trust")
 """Settings that say what one command does, and where: those of the next one are its own."""
 
 

@@ -38,6 +38,7 @@ from gmmcnn.names import command
 from gmmcnn.progress import progress, say
 from gmmcnn.report.views import plural
 from gmmcnn.run import disk, probed, provenance
+from gmmcnn.run.compiling import compile_ahead
 from gmmcnn.run.folder import Checkpoint, Run
 from gmmcnn.run.provenance import Record
 
@@ -396,6 +397,8 @@ def require_possible(job: Run) -> None:
     """
     job.device()
     mixture_engine(job.settings.engine.name)
+    if gpu.resolved(job.settings.engine.name) == "cpu":
+        compile_ahead([job.settings.pca.dims])
     if not job.settings.extract.source:
         network = job.network()
         taps = taps_of(network, job.probe(), job.settings.extract)
