@@ -77,8 +77,8 @@ def test_a_disturbed_sweep_is_told_truly_and_ends_like_an_undisturbed_one(slurm,
         ["scancel", "--signal=USR2", requeued["slurm_job"] + ".0"], check=True
     )  # as Slurm does at the time limit
     assert {"host", "pid", "slurm_job", "heartbeat"} <= killed.keys()
-    wait_for(lambda: status(0) is Status.LOST, seconds=30)
-    wait_for(lambda: status(6) is Status.QUEUED or status(6) is Status.RUNNING, seconds=30)
+    wait_for(lambda: status(0) is Status.LOST, seconds=120)
+    wait_for(lambda: status(6) is Status.QUEUED or status(6) is Status.RUNNING, seconds=120)
 
     asked_to_end = in_the_midst(3)
     subprocess.run(["scancel", asked_to_end["slurm_job"]], check=True)
