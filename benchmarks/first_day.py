@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,10 @@ from gmmcnn.principal_components.pca import pca
 
 PACKAGES = ("numpy", "torch", "cupy", "numba", "zarr", "hydra", "pandas", "sklearn", "cuml")
 TESTS = [
-    "tests/kernels",
-    "tests/mixture",
-    "tests/principal_components",
-    "tests/hardware",
-    "tests/featuremaps",
-    "tests/run",
+    "tests/test_on_a_gpu.py",
+    *(f"tests/{part}" for part in ("kernels", "mixture", "hardware", "filters", "featuremaps", "run")),
 ]
+IN_PARALLEL = ["-n", "8", "-p", "no:benchmark"] if find_spec("xdist") else []
 N_FILTERS, N_SAMPLES = 512, 1000
 
 
@@ -165,7 +163,19 @@ STEPS: dict[str, tuple[int, Callable[[], None] | list[str]]] = {
     "doctor": (110, ["-m", "gmmcnn", "task=doctor", "engine=cuda", "estimate=true"]),
     "tests": (
         170,
-        ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "--maxfail=8", "--durations=5", *TESTS],
+        [
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *IN_PARALLEL,
+            "-m",
+            "gpu",
+            "--maxfail=8",
+            "--durations=5",
+            *TESTS,
+        ],
     ),
     "host path": (70, host_path),
     "speed": (80, speed),

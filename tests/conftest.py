@@ -20,6 +20,13 @@ settings.load_profile("gmmcnn")
 torch.set_num_threads(1)  # the networks here are so small that threads would only wait for each other
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run of ``-m gpu`` in which no test passed has shown nothing, and fails."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.option.markexpr == "gpu" and reporter and not reporter.stats.get("passed"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(scope="session")
 def fashion_mnist_root() -> Path:
     """Folder of the Fashion-MNIST files."""

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
+from pathlib import Path
 from traceback import clear_frames
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ FREE_MEMORY_SHARE = 0.6
 """Share of the free device memory that one block may take: allocators round up, and others use the device too."""
 
 _DEVICE_LIBRARIES = ("cupy", "cupy_backends", "cuml", "rmm", "pylibraft")
-_SAYS_DEVICE = re.compile(r"cuda(?!_shim)|\brmm\b|\braft\b|nvrtc", re.IGNORECASE)
+_SAYS_DEVICE = re.compile(r"cuda(?!_shim)|\brmm\b|\braft\b|nvrtc|cupy", re.IGNORECASE)
 _LOST = ("illegal", "misaligned", "launch failure", "launchfailure", "launchtimeout", "launch timed out", "ecc")
 """Words of errors after which CUDA refuses every further call of a process."""
 
@@ -79,6 +80,11 @@ def _remedy(error: Exception) -> str:
     said = f"{type(error).__name__} {error}".lower()
     if any(word in said for word in _LOST):
         return "this process can use it no more: start again, what is finished is kept"
+    if isinstance(error, OSError) and error.filename:
+        return (
+            f"compiled kernels are kept in {cache_folder()}: set CUPY_CACHE_DIR to a folder that can be written, or "
+            "CUPY_CACHE_IN_MEMORY=1"
+        )
     if "memory" in said or "alloc" in said:
         return "free memory on it (nvidia-smi shows who uses it)"
     if "compile" in said or "nvrtc" in said or "architecture" in said or "library" in said:
@@ -296,6 +302,11 @@ def _free_unused(cupy: Any) -> None:
 def _free_bytes(cupy: Any) -> int:
     """Free device memory, what CuPy's pool holds unused included."""
     return int(cupy.cuda.Device().mem_info[0] + cupy.get_default_memory_pool().free_bytes())
+
+
+def cache_folder() -> str:
+    """Where CuPy keeps compiled kernels for the next process."""
+    return os.environ.get("CUPY_CACHE_DIR") or str(Path("~/.cupy/kernel_cache").expanduser())
 
 
 def visible_devices() -> str:

@@ -1,6 +1,9 @@
 """Where networks run. What needs a GPU is marked so; the rest shows what is said where there is none."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -136,3 +139,12 @@ def test_on_a_device_a_copy_is_not_changed_by_what_comes_next():
 def test_a_device_has_a_title():
     assert re.fullmatch(r"cuda:\d+, .+", device.title(device.chosen("auto")))
     device.wait(CUDA)
+
+
+def test_a_gpu_run_in_which_no_test_passed_fails():
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", __file__]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=hidden, capture_output=True, text=True, check=False)
+    assert "skipped" in done.stdout
+    assert "passed" not in done.stdout
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED

@@ -228,6 +228,7 @@ AT_WORK = {
     "runtime": (fake_cupy.CUDARuntimeError("cudaErrorECCUncorrectable: uncorrectable ECC error"), "start again"),
     "gone": (fake_cupy.CUDARuntimeError("cudaErrorDevicesUnavailable: all devices are busy"), "may be busy"),
     "compiler": (RuntimeError("NVRTC_ERROR_COMPILATION (6)"), r"gmmcnn\[gpu-cu12\]"),
+    "home": (PermissionError(13, "Permission denied", "/home/me/.cupy/kernel_cache/1"), "set CUPY_CACHE_DIR"),
     "pinned": (fake_cupy.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), "free memory on it"),
     "cuML": (MemoryError("std::bad_alloc: out_of_memory: CUDA error"), "free memory on it"),
     "rmm": (RMMError("maximum pool size exceeded: alloc"), "free memory on it"),
@@ -300,6 +301,7 @@ FAULTS = {
     "busy": (RuntimeError("cudaErrorDevicesUnavailable: all CUDA-capable devices are busy"), "exclusive to another"),
     "old": (CompileException("nvrtc: error: invalid value for --gpu-architecture (-arch)"), r"gmmcnn\[gpu-cu12\]"),
     "no compiler": (OSError("libnvrtc.so.13: cannot open shared object file"), r"gmmcnn\[gpu-cu12\]"),
+    "home": (OSError(30, "Read-only file system", "/home/me/.cupy"), "set CUPY_CACHE_DIR to a folder that can be"),
     "full": (fake_cupy.OutOfMemoryError("Out of memory allocating 512 bytes"), "free memory on it"),
 }
 
