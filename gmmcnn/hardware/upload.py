@@ -1,20 +1,29 @@
 """The way of rows from host memory to a buffer on the device, through two page-locked pieces of fixed size."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gmmcnn.hardware.threads import available_cores
+
 STAGING_BYTES = 2**28
 """Page-locked memory, in both pieces together: what is locked is taken from everybody else on the machine."""
+
+MAX_COPIERS = 8
+"""Threads that copy to page-locked memory, at most; one alone is several times slower than the way to the device."""
+
+COPIED_ALONE = 2**21
+"""Bytes up to which one thread copies a piece."""
 
 
 class Upload:
     """One device buffer for blocks of rows, one after the other.
 
     Rows are copied piece by piece to page-locked memory and from there, on a stream of their own, to the device: while
-    one piece is on its way the next is being copied, which takes the host longer, so that the way across costs nothing.
+    one piece is on its way, several threads copy the next.
 
     Parameters
     ----------
@@ -32,10 +41,11 @@ class Upload:
         self._capacity = min(max(1, STAGING_BYTES // 2 // itemsize), self._buffer.size)
         self._pinned = [
             np.frombuffer(cupy.cuda.alloc_pinned_memory(self._capacity * itemsize), array.dtype, self._capacity)
-            for _ in range(2)
+            for _ in range(1 if array.size <= self._capacity else 2)
         ]
+        self._copiers = ThreadPoolExecutor(min(MAX_COPIERS, available_cores()))
         self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._sent = [cupy.cuda.Event() for _ in range(2)]
+        self._sent = [cupy.cuda.Event() for _ in self._pinned]
         self._arrived, self._released = cupy.cuda.Event(), cupy.cuda.Event()
         self._computing = cupy.cuda.get_current_stream()
 
@@ -49,9 +59,10 @@ class Upload:
         block = self._buffer[: part.stop - part.start]
         target, begin = block.reshape(-1), 0
         for i, piece in enumerate(_pieces(self._array[part], self._capacity)):
-            pinned, sent = self._pinned[i % 2][: piece.size], self._sent[i % 2]
+            slot = i % len(self._pinned)
+            pinned, sent = self._pinned[slot][: piece.size], self._sent[slot]
             sent.synchronize()
-            np.copyto(pinned.reshape(piece.shape), piece)
+            self._copy(pinned, piece)
             target[begin : begin + piece.size].set(pinned, stream=self._stream)
             sent.record(self._stream)
             begin += piece.size
@@ -59,11 +70,20 @@ class Upload:
         self._computing.wait_event(self._arrived)
         return block
 
+    def _copy(self, pinned: NDArray, piece: NDArray) -> None:
+        flat = piece.flags.c_contiguous
+        source, target = (piece.reshape(-1), pinned) if flat else (piece, pinned.reshape(piece.shape))
+        if piece.nbytes <= COPIED_ALONE:
+            np.copyto(target, source)
+            return
+        list(self._copiers.map(np.copyto, *(np.array_split(array, MAX_COPIERS) for array in (target, source))))
+
     def finish(self) -> None:
         """Wait for every copy that is under way, since the pools hand these buffers out again as soon as we are gone.
 
         A copy outlives the exception that ended the work: it would write its rows into whatever comes to lie there.
         """
+        self._copiers.shutdown()
         self._stream.synchronize()
 
 

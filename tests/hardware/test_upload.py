@@ -20,8 +20,10 @@ def blocks_of(cupy: Any, array: np.ndarray) -> np.ndarray:
     return np.concatenate(gpu.map_blocks(array, ROW_BYTES, lambda _, block: cupy.asnumpy(block), max_rows=4))
 
 
-def test_page_locked_memory_has_a_fixed_size(fibers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("alone", [0, upload.COPIED_ALONE])
+def test_page_locked_memory_has_a_fixed_size(fibers: Any, monkeypatch: pytest.MonkeyPatch, alone: int) -> None:
     """Whatever passes through it: many rows in a piece, a row in many pieces, rows that are not contiguous."""
+    monkeypatch.setattr(upload, "COPIED_ALONE", alone)
     locked: list[int] = []
     take = fake_cupy.pools.pinned.take
     monkeypatch.setattr(fibers.cuda, "alloc_pinned_memory", lambda n: locked.append(n) or take(n))
