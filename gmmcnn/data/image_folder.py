@@ -7,6 +7,7 @@ two sides; elsewhere part of the images is held out. Files are opened when they 
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -21,11 +22,13 @@ from torch import Tensor
 
 from gmmcnn.data.samples import stacked
 from gmmcnn.data.splits import Images, Source
-from gmmcnn.errors import ConfigurationError, DataError, DataNotFoundError, one_line
+from gmmcnn.errors import ConfigurationError, DataError, DataNotFoundError, DataWarning, one_line
 from gmmcnn.names import did_you_mean
 
 NAME = "image_folder"
 SUFFIXES = (".png", ".jpg", ".jpeg")
+UNREAD = (".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".avif", ".heic")
+"""Pictures that are told of, and left out."""
 VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
 """The first that is there holds the validation images, beside ``train``."""
 
@@ -130,6 +133,11 @@ def source(root: Path | None, kwargs: Mapping[str, Any]) -> Source:
         There is no ``data.root``, or ``data.kwargs`` do not fit.
     DataNotFoundError, DataError
         The folder is missing or has no pictures in subfolders, or the validation side has a class of its own.
+
+    Warns
+    -----
+    DataWarning
+        There are pictures of formats that are not read.
     """
     prepare = Preparation.of(kwargs)
     if root is None:
@@ -144,6 +152,9 @@ def source(root: Path | None, kwargs: Mapping[str, Any]) -> Source:
     if not pictures:
         raise DataError(f"{root}: no pictures in subfolders; expected {root}/CLASS/*.png or *.jpg, a folder a class")
     names = tuple(pictures)
+    if unread := _unread(train) + (_unread(held_out) if held_out else Counter()):
+        said = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(unread.items()))
+        warnings.warn(f"{root}: {said} left out; expected PNG or JPEG: convert them", DataWarning, stacklevel=2)
     if train == root and held_out is not None and any(path.is_dir() for path in held_out.iterdir()):
         raise DataError(f"{root}: has {held_out.name}/ with a subfolder for each class; expected train/ beside it")
     validation = None if held_out is None else _pool(_by_class(held_out), names, prepare, held_out)
@@ -157,6 +168,13 @@ def _by_class(folder: Path) -> dict[str, list[Path]]:
     subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     pictures = {subfolder.name: sorted(filter(_is_picture, subfolder.rglob("*"))) for subfolder in subfolders}
     return {name: paths for name, paths in pictures.items() if paths}
+
+
+def _unread(folder: Path) -> Counter[str]:
+    """Numbers of pictures of other formats in the folders of classes, by suffix."""
+    below = (path for path in folder.rglob("*") if path.parent != folder and path.is_file())
+    seen = (path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return Counter(suffix for path in seen if (suffix := path.suffix.lower()) in UNREAD)
 
 
 def _is_picture(path: Path) -> bool:

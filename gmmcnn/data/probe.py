@@ -70,7 +70,8 @@ def draw_probe(data: Splits, settings: config.Probe, *, seed: int) -> ProbeSet:
     n_batches, batch_size = settings.divide(n_training)
     if n_batches == 0:
         raise ConfigurationError(
-            f"probe.samples={settings.samples}: the training set has {n_training} samples; expected at most as many"
+            f"probe.samples={settings.samples}: the training set has {n_training} samples; expected at most as many: "
+            f"set probe.samples={max(3, n_training // 2)}, say, for smaller batches, of which less can be said"
         )
     n_samples = n_batches * batch_size
     if settings.plant > n_samples:

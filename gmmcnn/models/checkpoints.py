@@ -1,6 +1,7 @@
 """State dicts from files, with nothing unpickled but tensors."""
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -62,7 +63,9 @@ def _read(path: Path) -> object:
         require_as_recorded(path)
         require_no_bomb(path)
         damaged = damaged_part(path)
-        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a TorchScript file is refused below, in our own words
+            content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except StoreError as error:
         raise ModelError(str(error)) from None
     except pickle.UnpicklingError:

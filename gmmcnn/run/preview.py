@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rich import box
@@ -9,6 +10,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional
 
+from gmmcnn import models
 from gmmcnn.data.probe import ProbeSet
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.featuremaps.stream import importable_samples
@@ -52,6 +54,8 @@ def show(job: Run) -> None:
         It is another task.
     CaptureError
         No layer of the network can be analysed.
+    ModelError
+        The file of weights is missing, damaged, or of another network.
     """
     settings = job.settings
     if settings.task not in TASKS:
@@ -62,7 +66,7 @@ def show(job: Run) -> None:
         say(f"{settings.extract.source}: maps of {n_samples:,} samples, which are taken as they are")
         return
     probe = job.probe()
-    taps = taps_of(job.network(), probe, settings.extract)
+    taps = taps_of(_network(job), probe, settings.extract)
     size, engine = size_of(job, taps), gpu.resolved(settings.engine.name)
     seconds = estimate.probe(settings, engine, size)
     bytes_of = {tap.layer: _bytes(tap, probe, settings.extract.dtype) for tap in taps.analysed}
@@ -78,6 +82,14 @@ def show(job: Run) -> None:
     for skipped in taps.skipped:
         say(f"Left out: {skipped.layer}: {skipped.reason}")
     say(_summary(job, size, seconds, sum(bytes_of.values()), engine))
+
+
+def _network(job: Run) -> nn.Module:
+    """The network that would be looked at: with its initial weights where it would be trained."""
+    checkpoint = job.settings.model.checkpoint
+    if checkpoint is None:
+        return job.network()
+    return job.network(models.read_state(checkpoint), Path(checkpoint))
 
 
 def _bytes(tap: Tap, probe: ProbeSet, dtype: str) -> int:

@@ -13,7 +13,7 @@ from PIL import Image
 from gmmcnn import config
 from gmmcnn.data import Splits, load
 from gmmcnn.data.image_folder import Preparation
-from gmmcnn.errors import ConfigurationError, DataError, DataNotFoundError
+from gmmcnn.errors import ConfigurationError, DataError, DataNotFoundError, DataWarning
 
 
 def picture(path: Path, colour=(255, 51, 0), size=(6, 4), mode="RGB", **saving) -> None:
@@ -83,6 +83,15 @@ def test_other_files_are_not_looked_at(tmp_path):
     (tmp_path / "empty").mkdir()
     picture(tmp_path / "beside.png")
     assert len(read(tmp_path).train) + len(read(tmp_path).validation) == 24
+
+
+def test_pictures_of_formats_that_are_not_read_are_counted(tmp_path):
+    folder(tmp_path)
+    for name in ("cat/a.webp", "cat/b.WEBP", "dog/more/c.bmp", ".hidden/d.bmp", "dog/.e.bmp", "beside.bmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.warns(DataWarning, match=r"1 \.bmp, 2 \.webp left out; expected PNG or JPEG"):
+        assert len(read(tmp_path).train) + len(read(tmp_path).validation) == 24
 
 
 # ---------------------------------------------------------------------------------------------------------- preparation

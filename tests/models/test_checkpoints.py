@@ -186,7 +186,7 @@ def more_than_tensors() -> dict[str, Callable[[Path], None]]:
     }
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", list(more_than_tensors()))
 def test_no_message_advises_to_load_with_less_care(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "model.pt"

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from gmmcnn import config
-from gmmcnn.errors import ConfigurationError, GmmcnnError
+from gmmcnn.errors import ConfigurationError, GmmcnnError, ModelError
 from gmmcnn.featuremaps.taps import Skipped
 from gmmcnn.run import preview
 from gmmcnn.run.folder import Run
@@ -65,6 +66,15 @@ def test_a_run_says_what_it_is_about_to_do(tmp_path):
     said = preview.intent(Run(settings(), tmp_path))
     assert said.startswith("simple_cnn on digits: 30 epochs on 150 samples, then every filter of 10 checkpoints and")
     assert said.endswith(f" the best epoch's; results: {tmp_path}")
+
+
+@pytest.mark.parametrize("content", [None, {"other.weight": torch.ones(1)}])
+def test_weights_that_a_run_would_refuse_are_refused(tmp_path, content):
+    path = tmp_path / "net.pt"
+    if content:
+        torch.save(content, path)
+    with pytest.raises(ModelError, match="does not fit the model" if content else "no such checkpoint"):
+        execute(settings(task="extract", model=config.Model(checkpoint=str(path))), tmp_path / "run")
 
 
 def test_a_network_without_convolutions_is_refused_as_a_run_would(tmp_path):
