@@ -41,6 +41,7 @@ from gmmcnn.run import disk, probed, provenance
 from gmmcnn.run.compiling import compile_ahead
 from gmmcnn.run.folder import Checkpoint, Run
 from gmmcnn.run.provenance import Record
+from gmmcnn.run.record import read as read_settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +252,7 @@ def analyse(job: Run, stage: Stage) -> Analysed:
     record, checkpoint = require_own(job, stage), stage.checkpoint
     files = _fitted_files(stage, job.settings)
     if files is None:
-        again = command("fit", job.folder)
+        again = command("fit", job.folder, *_of_other_fits(job))
         raise ConfigurationError(f"{checkpoint.folder}: no fits for these settings; fit first: {again}")
     fits = fitting.read_fits(files, job.settings, record.analysed)
     probe = probed.unknown(fits)
@@ -266,6 +267,13 @@ def analyse(job: Run, stage: Stage) -> Analysed:
         name=job.title if checkpoint.epoch is None else f"{job.title}, epoch {checkpoint.epoch}",
     )
     return Analysed(checkpoint, analysis, probe.class_names, tuple(fitting.engines_of(files)))
+
+
+def _of_other_fits(job: Run) -> list[str]:
+    """Settings of the fits that are asked for, where the folder's are others: as on the command line."""
+    kept = read_settings(job.folder)
+    asked = config.deciding(job.settings, "fits")
+    return [f"{name}={value}" for name, value in asked.items() if kept and config.value_of(kept, name) != value]
 
 
 def require_own(job: Run, stage: Stage) -> Record:

@@ -380,3 +380,16 @@ def test_fits_that_are_damaged_or_of_something_else_are_found_and_made_again(fin
     assert tables_of(finished) == expected
     execute(replace(SMALL, task="verify"), finished)
     assert [path.parent.name for path in finished.glob("activations/*/maps.zarr")] == ["epoch-0004"]
+
+
+def test_fits_of_other_settings_are_asked_for_by_a_command_that_makes_them_and_lie_side_by_side(finished):
+    others = replace(SMALL, gmm=replace(SMALL.gmm, k_max=4, repeats=2))
+    with pytest.raises(ConfigurationError, match=r"fit first: gmmcnn task=fit run=.* gmm\.k_max=4 gmm\.repeats=2$"):
+        execute(replace(others, task="screen"), finished)
+    before = tables_of(finished)
+    execute(replace(others, task="fit"), finished)
+    execute(replace(others, task="screen"), finished)
+    assert tables_of(finished)["filters.csv"] != before["filters.csv"]
+    execute(replace(SMALL, task="screen"), finished)  # nothing is fitted again
+    assert tables_of(finished)["filters.csv"] == before["filters.csv"]
+    assert len(list((finished / "activations" / "epoch-0004" / "fits").iterdir())) == 2
