@@ -35,6 +35,7 @@ ALL = "all"
 MAX_SEED = 2**63 - 1
 """Of the run, and of ``gmm.random_state``: their sum names random streams of 64 bits."""
 MAX_THREADS = 2**16
+MAX_GPUS = 64
 
 
 def _require(condition: bool, key: str, value: object, expected: str) -> None:  # noqa: FBT001 - as in assert
@@ -362,6 +363,9 @@ class Engine(_Group):
     """``auto``, ``cpu``, ``cuda`` or ``reference``."""
     threads: int | None = None
     """CPU threads; None takes all cores. No result depends on it."""
+    gpus: int = 1
+    """GPUs over which the CUDA engine shares out filters whose maps are stored; more than one for a job that has a node
+    to itself. No result depends on it."""
     cuml: str = "never"
     """``auto``: starts of the CUDA engine for probe batches of 16,384 samples and more are found by cuML's k-means,
     where that is installed: it spreads one problem over the whole device. They are other ones than the engines' own, as
@@ -373,6 +377,7 @@ class Engine(_Group):
         _require_one_of("engine.cuml", self.cuml, CUML)
         possible = self.threads is None or 1 <= self.threads <= MAX_THREADS
         _require(possible, "engine.threads", self.threads, f"a whole number from 1 to {MAX_THREADS}")
+        _require(1 <= self.gpus <= MAX_GPUS, "engine.gpus", self.gpus, f"a whole number from 1 to {MAX_GPUS}")
 
 
 @dataclass
@@ -598,7 +603,7 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
         "data.root",  # where files lie; what is in them has a digest of its own
         "extract.forward_samples", "extract.keep_maps", "extract.memory",  # how maps are made and kept
         "prune.method",  # what is written beside the mask
-        "device", "engine.name", "engine.threads",  # who computes: engines agree within their tolerances
+        "device", "engine.name", "engine.threads", "engine.gpus",  # who computes: engines agree within their tolerances
         "experiment.name", "experiment.factors", "experiment.grid",  # which questions are asked
         "tracking.tensorboard", "tracking.mlflow", "tracking.wandb", "tracking.project",  # who is told meanwhile
     ),

@@ -8,6 +8,7 @@ from gmmcnn import pipeline, tracking
 from gmmcnn.config import Settings
 from gmmcnn.errors import EngineError, StoreError
 from gmmcnn.experiments import running as experiments
+from gmmcnn.hardware import gpu
 from gmmcnn.names import command
 from gmmcnn.progress import say
 from gmmcnn.report.views import plural
@@ -23,6 +24,7 @@ TRACKED = ("run", "train", "screen")
 def execute(settings: Settings, folder: Path) -> None:
     """Carry out ``settings.task`` in a run folder, and record there how it went, if it does more than look."""
     job = Run(settings, folder)
+    gpu.share_out(settings.engine.gpus)
     if settings.dry_run:
         preview.show(job)
         return

@@ -157,6 +157,17 @@ def test_maps_in_half_precision_are_read_on_the_device(cupy: Any) -> None:
         np.testing.assert_array_equal(pca_on_device(given).scores, expected)
 
 
+def test_two_devices_give_the_same_bits(cupy: Any, whole: SweepResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("one device")
+    with cupy.cuda.Device(1):
+        elsewhere = cupy.asarray(SCORES)
+    for given in (elsewhere, torch.from_numpy(SCORES).to("cuda:1")):
+        assert_same(cuda.fit_mixtures(given, KEYS, SETTINGS, {}), whole)
+    monkeypatch.setattr(gpu._shared, "n_devices", 2)
+    assert_same(cuda.fit_mixtures(SCORES, KEYS, SETTINGS, {}), whole)
+
+
 def test_starts_by_cuml_lead_to_fits(cupy: Any) -> None:
     pytest.importorskip("cuml")
     scores = scores_of(2, 20_000)

@@ -8,10 +8,12 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 from traceback import clear_frames
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +25,9 @@ from gmmcnn.hardware.upload import Upload
 
 FREE_MEMORY_SHARE = 0.6
 """Share of the free device memory that one block may take: allocators round up, and others use the device too."""
+
+_shared = SimpleNamespace(n_devices=1)
+"""Over how many devices rows in host memory are shared out."""
 
 _DEVICE_LIBRARIES = ("cupy", "cupy_backends", "cuml", "rmm", "pylibraft")
 _SAYS_DEVICE = re.compile(r"cuda(?!_shim)|\brmm\b|\braft\b|nvrtc|cupy", re.IGNORECASE)
@@ -212,18 +217,34 @@ class _ForeignStream:
         return 0, self._pointer
 
 
+def share_out(n_devices: int) -> None:
+    """Let this process share out what lies in host memory over the first n visible devices; no result depends on it.
+
+    Raises
+    ------
+    EngineError
+        Devices are visible, but fewer.
+    """
+    if n_devices > 1 and _why_absent() is None:
+        visible = sys.modules["cupy"].cuda.runtime.getDeviceCount()
+        if n_devices > visible:
+            raise EngineError(f"engine.gpus={n_devices}: {visible} CUDA devices are visible; {visible_devices()}")
+    _shared.n_devices = n_devices
+
+
 def map_blocks(array: Any, bytes_per_row: int, work: Callable[[slice, Any], T], max_rows: int | None = None) -> list[T]:
     """Work through an array, block of rows by block of rows, in device memory.
 
     Parameters
     ----------
     array : (F, …) array
-        In host memory, from where blocks are uploaded (:mod:`gmmcnn.hardware.upload`); or in device memory, from where
-        they are taken as they are.
+        In host memory, from where blocks are uploaded (:mod:`gmmcnn.hardware.upload`), to several devices after
+        :func:`share_out`; or in device memory, from where they are taken as they are.
     bytes_per_row : int
         Device memory that ``work`` needs for a row, the row itself included.
     work : callable
-        ``work(rows, block)`` with the block, a C-contiguous CuPy array, in device memory.
+        ``work(rows, block)`` with the block, a C-contiguous CuPy array, in memory of the current device; of several
+        devices, each calls it from a thread of its own.
     max_rows : int, optional
         Largest block; by default device memory alone decides.
 
@@ -238,13 +259,32 @@ def map_blocks(array: Any, bytes_per_row: int, work: Callable[[slice, Any], T], 
         Device memory does not suffice for a single row.
     """
     cupy = require()
-    n_rows = len(array)
+    n_devices = 1 if is_device_array(array) else min(_shared.n_devices, len(array))
+    if n_devices <= 1:
+        return _map_rows(cupy, array, slice(0, len(array)), bytes_per_row, work, max_rows)
+    bounds = [len(array) * i // n_devices for i in range(n_devices + 1)]
+
+    def on_device(i: int) -> list[T]:
+        with cupy.cuda.Device(i):
+            return _map_rows(cupy, array, slice(bounds[i], bounds[i + 1]), bytes_per_row, work, max_rows)
+
+    with ThreadPoolExecutor(n_devices) as pool:
+        return [result for results in pool.map(on_device, range(n_devices)) for result in results]
+
+
+def _map_rows(
+    cupy: Any, array: Any, rows: slice, bytes_per_row: int, work: Callable[[slice, Any], T], max_rows: int | None
+) -> list[T]:
+    """:func:`map_blocks` of some rows, on the current device."""
+    n_rows = rows.stop - rows.start
     block_rows = max(1, min(n_rows, max_rows or n_rows, int(FREE_MEMORY_SHARE * _free_bytes(cupy)) // bytes_per_row))
     finished: list[tuple[int, T]] = []
-    while (done := finished[-1][0] if finished else 0) < n_rows:
+    while (done := finished[-1][0] if finished else rows.start) < rows.stop:
         try:
-            _work_through(_blocks(cupy, array, done, block_rows), work, finished)
-        except cupy.cuda.memory.OutOfMemoryError as error:
+            _work_through(_blocks(cupy, array, slice(done, rows.stop), block_rows), work, finished)
+        except MemoryError as error:  # CuPy's, or that of an allocator in its place
+            if not _is_of_device(error):
+                raise
             clear_frames(error.__traceback__)  # their variables hold memory of the try that failed
             _free_unused(cupy)
             if block_rows == 1:
@@ -275,8 +315,8 @@ def shared_bytes_per_multiprocessor() -> int:
     return int(require().cuda.Device().attributes["MaxSharedMemoryPerMultiprocessor"])
 
 
-def _blocks(cupy: Any, array: Any, start: int, block_rows: int) -> Generator[tuple[slice, Any], None, None]:
-    parts = [slice(i, min(i + block_rows, len(array))) for i in range(start, len(array), block_rows)]
+def _blocks(cupy: Any, array: Any, rows: slice, block_rows: int) -> Generator[tuple[slice, Any], None, None]:
+    parts = [slice(i, min(i + block_rows, rows.stop)) for i in range(rows.start, rows.stop, block_rows)]
     if is_device_array(array):
         on_device = array if isinstance(array, cupy.ndarray) else cupy.from_dlpack(array)
         for part in parts:

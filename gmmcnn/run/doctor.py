@@ -73,7 +73,9 @@ def run_doctor(settings: Settings, *, job: estimate.JobSize | None = None) -> tu
     engines = ["cpu"] if gpu.why_unavailable() else ["cpu", "cuda"]
     for engine in engines:
         found, passed = _examine(engine)
-        found += [_benchmark()] if engine == "cuda" and passed else []
+        if engine == "cuda" and passed:
+            line, passed = _finding(engine, "speed", _benchmark)
+            found.append(line)
         lines += found
         failures += [] if passed else [engine]
     if "cuda" in engines and cuda.has_cuml():
@@ -99,14 +101,24 @@ def _machine() -> list[str]:
     lines.append("packages  " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES if _version(name)))
     if gpu.is_available():
         cupy = gpu.require()
-        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
-        free, total = cupy.cuda.Device().mem_info
+        lines += [_device(cupy, i) for i in range(cupy.cuda.runtime.getDeviceCount())]
         lines.append(
-            f"device    {properties['name'].decode()}, sm_{cupy.cuda.Device().compute_capability}, "
-            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free, CuPy {cupy.__version__}, "
-            f"CUDA {cupy.cuda.runtime.runtimeGetVersion()}, driver {cupy.cuda.runtime.driverGetVersion()}"
+            f"CUDA      CuPy {cupy.__version__}, CUDA {cupy.cuda.runtime.runtimeGetVersion()}, driver "
+            f"{cupy.cuda.runtime.driverGetVersion()}; {gpu.visible_devices()}; compiled kernels in {gpu.cache_folder()}"
         )
     return lines
+
+
+def _device(cupy: Any, number: int) -> str:
+    """A line about one device, or about why it does not answer; a part of one (MIG) says so in its name."""
+    try:
+        with cupy.cuda.Device(number) as device:
+            name = cupy.cuda.runtime.getDeviceProperties(number)["name"].decode()
+            free, total = device.mem_info
+    except Exception as error:  # noqa: BLE001 - of the driver: the other devices may do their work
+        return f"device {number}  does not answer: {type(error).__name__}: {one_line(error)}"
+    size = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    return f"device {number}  {name}, sm_{device.compute_capability}, {size}"
 
 
 def _cache() -> str:
@@ -217,7 +229,7 @@ def _scatter(points: NDArray, labels: NDArray) -> float:
     return sum(float(np.square(cluster - cluster.mean(axis=0)).sum()) for cluster in clusters)
 
 
-def _benchmark() -> str:
+def _benchmark() -> tuple[str, bool]:
     """Time of a sweep on the device beside the floor of the cost model."""
     attributes = gpu.require().cuda.Device().attributes
     clock_hz = attributes.get("ClockRate", 1.5e6) * 1e3
@@ -231,6 +243,6 @@ def _benchmark() -> str:
     sizes = cost.Sweep(len(scores), 1000, em_iterations=float(sweep.n_iter_.mean()))
     floor = sum(stage.floor_seconds(device) for stage in cost.sweep_stages(sizes))
     return (
-        f"cuda      speed          {min(seconds):.4f} s for {len(scores)} filters, N = 1000, d = 2, K = 2 … 10; "
-        f"the cost model's floor is {floor:.4f} s"
-    )
+        f"{min(seconds):.4f} s for {len(scores)} filters, N = 1000, d = 2, K = 2 … 10; the cost model's floor is "
+        f"{floor:.4f} s"
+    ), True

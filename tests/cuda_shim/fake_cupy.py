@@ -57,6 +57,10 @@ class _Pool:
 
     def take(self, n_bytes: int) -> np.ndarray:
         """An array of so many bytes, which are the pool's again once nothing refers to it."""
+        with _one_at_a_time:
+            return self._take(n_bytes)
+
+    def _take(self, n_bytes: int) -> np.ndarray:
         sufficient = [i for i in reversed(range(len(self.free))) if len(self.free[i]) >= n_bytes]  # freed last, first
         chosen = min(sufficient, key=lambda i: len(self.free[i]), default=None)
         piece = np.empty(max(n_bytes, 1), np.uint8) if chosen is None else self.free.pop(chosen)
@@ -65,6 +69,8 @@ class _Pool:
         taken[:] = 0xFF  # NaN, -1, True
         return taken
 
+
+_one_at_a_time = threading.RLock()  # threads of several devices share what stands in for them
 
 pools = SimpleNamespace(device=_Pool(), pinned=_Pool())
 
@@ -82,17 +88,19 @@ def let_time_pass() -> None:
 
 
 def _count(array: np.ndarray) -> ndarray:
-    if limits.in_use + array.nbytes > limits.total_bytes:
-        raise OutOfMemoryError(f"{array.nbytes} bytes")
-    limits.in_use += array.nbytes
-    limits.allocations += 1
+    with _one_at_a_time:
+        if limits.in_use + array.nbytes > limits.total_bytes:
+            raise OutOfMemoryError(f"{array.nbytes} bytes")
+        limits.in_use += array.nbytes
+        limits.allocations += 1
     on_device = array.view(ndarray)
     weakref.finalize(on_device, _release, array.nbytes)
     return on_device
 
 
 def _release(n_bytes: int) -> None:
-    limits.in_use -= n_bytes
+    with _one_at_a_time:
+        limits.in_use -= n_bytes
 
 
 def empty(shape: Any, dtype: Any = np.float64) -> ndarray:
@@ -210,8 +218,9 @@ class _Kernel(device.Kernel):
         for array in args:
             if isinstance(array, ndarray) and array.device.id != here:
                 raise CUDARuntimeError(f"cudaErrorIllegalAddress: memory of device {array.device.id} on device {here}")
-        launched.append((here, self.name))
-        super().__call__(grid, block, args, **options)
+        with _one_at_a_time:
+            launched.append((here, self.name))
+            super().__call__(grid, block, args, **options)
 
 
 launched: list[tuple[int, str]] = []

@@ -91,18 +91,30 @@ def test_no_rows_give_no_results(fibers: Any) -> None:
     assert gpu.map_blocks(ARRAY[:0], ROW_BYTES, lambda rows, block: 1) == []
 
 
-def test_memory_that_runs_out_halves_the_blocks_and_loses_none(fibers: Any, room: Any) -> None:
+@pytest.mark.parametrize("error", [fake_cupy.OutOfMemoryError(), MemoryError("std::bad_alloc: RMM failure")])
+def test_memory_that_runs_out_halves_the_blocks_and_loses_none(fibers: Any, room: Any, error: MemoryError) -> None:
     room(8)
     sizes: list[int] = []
 
     def work(rows: slice, block: Any) -> np.ndarray:
         if len(block) > 2:
-            raise fake_cupy.OutOfMemoryError
+            raise error
         sizes.append(len(block))
         return fibers.asnumpy(block)
 
     np.testing.assert_array_equal(np.concatenate(gpu.map_blocks(ARRAY, ROW_BYTES, work)), ARRAY)
     assert sizes == [2] * 5 + [1]
+
+
+def test_lack_of_host_memory_is_not_the_devices(fibers: Any) -> None:
+    unable = np._core._exceptions._ArrayMemoryError((10,), np.dtype(float))
+
+    def work(rows: slice, block: Any) -> None:
+        raise unable
+
+    with pytest.raises(MemoryError) as caught:
+        gpu.map_blocks(ARRAY, ROW_BYTES, work)
+    assert caught.value is unable
 
 
 def out_of_memory_once(fibers: Any) -> list[np.ndarray]:
@@ -205,6 +217,72 @@ def test_an_array_is_worked_on_where_it_lies(fibers: Any, monkeypatch: pytest.Mo
         cuda._fit_block(elsewhere, keys, settings, {})
 
 
+@pytest.fixture
+def two_devices(fibers: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Filters in host memory are shared out over two devices."""
+    monkeypatch.setattr(fake_cupy.limits, "n_devices", 2)
+    monkeypatch.setattr(gpu._shared, "n_devices", 1)  # as it was, afterwards
+    gpu.require()
+    fake_cupy.launched.clear()
+    return fibers
+
+
+@pytest.mark.parametrize("n_filters", [1, 2, 7])
+@pytest.mark.parametrize("filters_per_block", [2, 100])
+def test_two_devices_give_the_same_bits_as_one(
+    two_devices: Any, monkeypatch: pytest.MonkeyPatch, n_filters: int, filters_per_block: int
+) -> None:
+    keys, settings = np.arange(n_filters, dtype=np.uint64), MixtureSettings(k_max=3)
+    maps = np.random.default_rng(0).normal(size=(n_filters, 40, 6)).astype(np.float32)
+    labels = {2: np.random.default_rng(1).integers(0, 2, (n_filters, 40)).astype(np.int8)}
+
+    def fits() -> list[np.ndarray]:
+        reduced = pca_cuda.pca_on_device(maps)
+        fitted = cuda.fit_mixtures(reduced.scores, keys, settings, labels)
+        return [*vars(reduced).values(), *activation.activation_statistics(maps, engine="cuda"), *vars(fitted).values()]
+
+    one = fits()
+    assert {device for device, _ in fake_cupy.launched} == {0}
+    gpu.share_out(2)
+    per_filter = cuda.bytes_per_filter(40, 2, settings)
+    monkeypatch.setattr(gpu, "_free_bytes", lambda _: (filters_per_block + 0.5) * per_filter / gpu.FREE_MEMORY_SHARE)
+    two = fits()
+    assert {device for device, _ in fake_cupy.launched} == set(range(min(n_filters, 2)))
+    for found, expected in zip(two, one, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_each_of_two_devices_halves_its_own_blocks(two_devices: Any, room: Any) -> None:
+    gpu.share_out(2)
+    room(4)
+    sizes: dict[int, list[int]] = {0: [], 1: []}
+
+    def work(rows: slice, block: Any) -> np.ndarray:
+        device = two_devices.cuda.Device().id
+        if device == 1 and len(block) > 2:
+            raise fake_cupy.OutOfMemoryError
+        sizes[device].append(len(block))
+        return two_devices.asnumpy(block)
+
+    np.testing.assert_array_equal(np.concatenate(gpu.map_blocks(ARRAY, ROW_BYTES, work)), ARRAY)
+    assert sizes == {0: [4, 1], 1: [2, 2, 2]}
+
+
+def test_a_filter_is_named_by_its_number_whichever_device_has_it(two_devices: Any) -> None:
+    gpu.share_out(2)
+    scores = np.random.default_rng(0).normal(size=(7, 40, 2))
+    scores[5, 3] = np.nan
+    with pytest.raises(CaptureError, match="filter 5, sample 3"):
+        cuda.fit_mixtures(scores, np.arange(7, dtype=np.uint64), MixtureSettings(k_max=2), {})
+
+
+def test_more_devices_than_there_are_is_an_error(two_devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match=r"engine\.gpus=3: 2 CUDA devices are visible; CUDA_VISIBLE_DEVICES"):
+        gpu.share_out(3)
+    monkeypatch.setattr(fake_cupy.limits, "n_devices", 0)
+    gpu.share_out(3)  # without any, which engine is taken tells more
+
+
 def test_a_tensor_is_worked_on_in_the_current_stream_of_its_device(
     fibers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +308,7 @@ AT_WORK = {
     "compiler": (RuntimeError("NVRTC_ERROR_COMPILATION (6)"), r"gmmcnn\[gpu-cu12\]"),
     "home": (PermissionError(13, "Permission denied", "/home/me/.cupy/kernel_cache/1"), "set CUPY_CACHE_DIR"),
     "pinned": (fake_cupy.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), "free memory on it"),
-    "cuML": (MemoryError("std::bad_alloc: out_of_memory: CUDA error"), "free memory on it"),
+    "cuML": (MemoryError("std::bad_alloc: out_of_memory: CUDA error"), "free memory on the device"),
     "rmm": (RMMError("maximum pool size exceeded: alloc"), "free memory on it"),
 }
 
@@ -253,7 +331,7 @@ def test_what_fails_on_the_device_in_the_midst_of_work_is_an_engine_error(
         lambda: pca_cuda.pca_on_device(ARRAY[None]),
         lambda: activation.activation_statistics(scores),
     ):
-        with pytest.raises(EngineError, match=rf"engine=cuda: the device failed \(.*{remedy}.*; or use engine=cpu"):
+        with pytest.raises(EngineError, match=rf"engine=cuda: .*{remedy}.* or use engine=cpu"):
             work()
 
 

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda_shim import fake_cupy
 from cuda_shim.fixtures import cupy, fibers
 from sklearn.cluster import KMeans
 
@@ -103,8 +104,39 @@ def test_every_engine_is_tested(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(doctor, "BENCHMARK_FILTERS", 2)
     text, code = doctor.run_doctor(asking_for("cuda"))
     assert code == 0, text
-    for finding in ("cuda      sweep   ok", "cuda      pca     ok", "cuda      repeat  ok", "cuda      speed"):
+    for finding in ("cuda      sweep   ok", "cuda      pca     ok", "cuda      repeat  ok", "cuda      speed   ok"):
         assert finding in text
+
+
+def test_every_device_has_a_line_though_one_does_not_answer(fibers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def properties(number: int) -> dict[str, bytes]:
+        if number == 1:
+            raise fake_cupy.CUDARuntimeError("cudaErrorDevicesUnavailable: all devices are busy")
+        return {"name": b"NVIDIA H100 80GB HBM3 MIG 1g.10gb"}
+
+    monkeypatch.setattr(fake_cupy.limits, "n_devices", 3)
+    monkeypatch.setattr(fibers.cuda.runtime, "getDeviceProperties", properties)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    monkeypatch.setenv("CUPY_CACHE_DIR", "/scratch/kernels")
+    lines = doctor._machine()
+    assert lines[2:5] == [
+        "device 0  NVIDIA H100 80GB HBM3 MIG 1g.10gb, sm_90, 16.0 of 16.0 GiB free",
+        "device 1  does not answer: CUDARuntimeError: cudaErrorDevicesUnavailable: all devices are busy",
+        "device 2  NVIDIA H100 80GB HBM3 MIG 1g.10gb, sm_90, 16.0 of 16.0 GiB free",
+    ]
+    assert lines[5].endswith("driver 13000; CUDA_VISIBLE_DEVICES='4,5,6'; compiled kernels in /scratch/kernels")
+
+
+def test_a_speed_that_cannot_be_taken_fails(fibers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise fake_cupy.CUDARuntimeError("cudaErrorLaunchTimeout")
+
+    for name in ("_test_sweep", "_test_pca", "_test_repeat"):
+        monkeypatch.setattr(doctor, name, lambda engine: ("fine", True))
+    monkeypatch.setattr(doctor, "_benchmark", fails)
+    text, code = doctor.run_doctor(asking_for("auto"))
+    assert code == 1
+    assert "cuda      speed   WRONG  cudaErrorLaunchTimeout" in text
 
 
 def test_a_wrong_engine_fails(fibers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
