@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gmmcnn.config import GROUPS, LAUNCHERS, MOVED, TASKS, LocalLauncher, Settings, SlurmLauncher, setting_names
 from gmmcnn.errors import ConfigurationError, GmmcnnError, one_line
 from gmmcnn.names import command, did_you_mean, for_a_shell, quoted, runs_foreign_code
-from gmmcnn.progress import hush, take_any_output
+from gmmcnn.progress import hush, take_any_output, warn_in_one_line
 from gmmcnn.run import lock, record, signals
 from gmmcnn.run.explained import settings_text
 
@@ -59,6 +59,7 @@ OmegaConf.register_new_resolver("explained", settings_text)
 def main() -> None:
     """Run the command line; the entry point of ``gmmcnn`` and ``python -m gmmcnn``."""
     take_any_output()
+    warn_in_one_line()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and leaves it to us to put them into one line
     try:
         arguments = _going_on([_normalise(argument) for argument in _spelt_out(sys.argv[1:])])

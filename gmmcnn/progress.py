@@ -8,11 +8,12 @@ import io
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -132,6 +133,17 @@ def take_any_output() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def warn_in_one_line() -> None:
+    """Show warnings of this package as what they say, without the place in the code; those of others as usual."""
+    usual = warnings.formatwarning
+
+    def shown(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+        own = category.__module__ == "gmmcnn.errors"
+        return f"gmmcnn: {message}\n" if own else usual(message, category, *place, **line)
+
+    warnings.formatwarning = shown
 
 
 @cache

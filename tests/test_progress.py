@@ -3,6 +3,7 @@
 import io
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gmmcnn import progress
+from gmmcnn.errors import DataWarning
 from gmmcnn.progress import note, say
 
 
@@ -98,3 +100,11 @@ def test_hushed_it_says_nothing_and_still_counts(monkeypatch: pytest.MonkeyPatch
         advance()
     assert capsys.readouterr().out == ""
     assert sys.stderr.getvalue() == ""
+
+
+def test_warnings_of_the_package_are_one_line_and_those_of_others_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    usual = warnings.formatwarning(UserWarning("theirs"), UserWarning, "a.py", 3, "a = 1")
+    progress.warn_in_one_line()
+    assert warnings.formatwarning(DataWarning("ours"), DataWarning, "a.py", 3, "a = 1") == "gmmcnn: ours\n"
+    assert warnings.formatwarning(UserWarning("theirs"), UserWarning, "a.py", 3, "a = 1") == usual
