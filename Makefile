@@ -45,6 +45,7 @@ lint: .venv/dev ## Check format, style and types.
 
 docs: .venv/docs ## Build the documentation site in build/docs.
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs $(ARGS)
+	@! grep -rE 'src="https?://' build/docs --include='*.html' || { echo "the site loads this from another host"; exit 1; }
 
 GALLERY ?= runs/gallery
 gallery: .venv/run ## Make reports of six networks that people know, and a page that leads to them, in the folder GALLERY.

@@ -80,11 +80,11 @@ def _outliers(analysis: Outcome) -> Iterator[str]:
     if len(outliers):
         most = outliers.iloc[0]
         yield (
-            f"{_count(len(outliers), 'outlier sample')} of {total}{over}; sample {most['sample']} stands out most, "
+            f"{_count(len(outliers), 'outlier sample')} of {total:,}{over}; sample {most['sample']} stands out most, "
             f"in {_count(most['n_filters'], 'filter')}."
         )
     else:
-        yield f"No outlier sample among {total}{over}."
+        yield f"No outlier sample among {total:,}{over}."
 
 
 def _planted(analysis: Outcome) -> Iterator[str]:
