@@ -79,9 +79,10 @@ def _outliers(analysis: Outcome) -> Iterator[str]:
     total = len(analysis.known)
     if len(outliers):
         most = outliers.iloc[0]
+        rare = "" if analysis.screening.anomalous else ", all by filters flagged too rarely to be anomalous"
         yield (
-            f"{_count(len(outliers), 'outlier sample')} of {total:,}{over}; sample {most['sample']} stands out most, "
-            f"in {_count(most['n_filters'], 'filter')}."
+            f"{_count(len(outliers), 'outlier sample')} of {total:,}{over}{rare}; "
+            f"sample {most['sample']} stands out most, in {_count(most['n_filters'], 'filter')}."
         )
     else:
         yield f"No outlier sample among {total:,}{over}."

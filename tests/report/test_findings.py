@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from handmade_fits import ONE_OF_EACH, N, fits_of
+from report_outcomes import random_outcome
 
 from gmmcnn import config
 from gmmcnn.filters.outcome import Outcome
@@ -33,6 +34,13 @@ def test_the_headline_counts_anomaly_filters():
     assert first.startswith("Sample ")
     assert "stands first by memorisation rank: labelled " in first
     assert course.startswith("Filters flagged per probe batch: 1.0 after epoch 1, 3.0 after epoch 9.")
+
+
+def test_outliers_of_filters_that_are_not_anomalous_are_said_to_be_such():
+    rarely = random_outcome({"conv1": 6}, min_frequency=1.0)
+    assert len(rarely.outliers) > 0
+    assert not rarely.screening.anomalous
+    assert "by filters flagged too rarely to be anomalous; sample" in " ".join(findings(rarely))
 
 
 def test_where_chance_makes_small_clusters_the_headline_says_so_and_nothing_is_counted():
