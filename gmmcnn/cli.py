@@ -170,11 +170,14 @@ def _command_line(arguments: Sequence[str]) -> int:
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")
 def _job(composed: DictConfig) -> None:
     """Run one job: the whole of a single run, or one cell of a sweep."""
-    from gmmcnn import tasks  # torch and numba load only when there is work to do
-
     settings = record.settings_of(composed)
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
+        from gmmcnn.hardware import gpu  # NumPy, torch and numba load only when there is work to do
+
+        gpu.require_loadable()
+        from gmmcnn import tasks
+
         with signals.heeded():
             tasks.execute(settings, folder)
     except tuple(signals.EXIT_CODES) as end:

@@ -193,7 +193,7 @@ def test_the_command_line_fits_on_the_device_and_keeps_its_kernels(cupy: Any, tm
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert list(kept.glob("*.cubin"))
-    assert (tmp_path / "run" / "tables").is_dir()
+    assert (tmp_path / "run" / "filters.csv").is_file()
 
 
 def test_a_cache_that_cannot_be_written_is_told_with_what_to_do(cupy: Any, tmp_path: Path) -> None:

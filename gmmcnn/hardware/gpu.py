@@ -48,11 +48,29 @@ def _why_absent() -> str | None:
         import cupy
     except ImportError as error:
         return f"CuPy cannot be imported ({error}): install gmmcnn[gpu-cu12] or gmmcnn[gpu-cu13], as the driver allows"
+    except OSError as error:
+        return f"CuPy cannot be loaded ({one_line(error)}); {_remedy(error)}"
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"no CUDA device answers ({error}); {visible_devices()}"
     return None if count else f"no CUDA device is visible; {visible_devices()}"
+
+
+def require_loadable() -> None:
+    """Load CuPy, where it is installed, ahead of other libraries that do so on their own.
+
+    Raises
+    ------
+    EngineError
+        It cannot make its folder of compiled kernels; the message says what to do.
+    """
+    try:
+        import cupy  # noqa: F401
+    except ImportError:
+        return
+    except OSError as error:
+        raise EngineError(_why_absent()) from error
 
 
 def is_available() -> bool:
@@ -86,10 +104,7 @@ def _remedy(error: Exception) -> str:
     if any(word in said for word in _LOST):
         return "this process can use it no more: start again, what is finished is kept"
     if isinstance(error, OSError) and error.filename:
-        return (
-            f"compiled kernels are kept in {cache_folder()}: set CUPY_CACHE_DIR to a folder that can be written, or "
-            "CUPY_CACHE_IN_MEMORY=1"
-        )
+        return f"compiled kernels are kept in {cache_folder()}: set CUPY_CACHE_DIR to a folder that can be written"
     if "memory" in said or "alloc" in said:
         return "free memory on it (nvidia-smi shows who uses it)"
     if "compile" in said or "nvrtc" in said or "architecture" in said or "library" in said:

@@ -1,6 +1,10 @@
 """Arrays that pass through device memory, on the emulated device; and how the absence of one is told."""
 
+import gc
+import os
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -137,6 +141,7 @@ def test_nothing_of_a_try_that_failed_is_kept_when_memory_is_given_back(
     fibers: Any, room: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu.require()
+    gc.collect()  # what earlier tests left is none of ours
     before, left = fake_cupy.limits.in_use, []
     monkeypatch.setattr(gpu, "_free_unused", lambda _: left.append(fake_cupy.limits.in_use - before))
     room(4)
@@ -425,6 +430,35 @@ def test_each_kind_of_absence_is_told_with_what_to_do(fibers: Any, monkeypatch: 
     assert gpu.why_unavailable() == "no CUDA device is visible; CUDA_VISIBLE_DEVICES='3'"
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert "install gmmcnn[gpu-cu12] or gmmcnn[gpu-cu13]" in str(gpu.why_unavailable())
+
+
+@pytest.fixture
+def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A CuPy that cannot make its folder of compiled kernels, which it does when it is loaded."""
+    package = tmp_path / "cupy"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise PermissionError(13, 'Permission denied', '/home/me/.cupy')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setenv("CUPY_CACHE_DIR", "/home/me/.cupy")
+    return tmp_path
+
+
+def test_a_cupy_that_cannot_be_loaded_for_want_of_a_folder_says_what_to_do(homeless: Path) -> None:
+    assert "kernels are kept in /home/me/.cupy: set CUPY_CACHE_DIR" in str(gpu.why_unavailable())
+    assert gpu.resolved("auto") == "cpu"
+    with pytest.raises(EngineError, match=r"cannot be loaded \(.*Permission denied.*set CUPY_CACHE_DIR to a folder"):
+        gpu.require_loadable()
+
+
+def test_the_command_line_says_so_too(homeless: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gmmcnn", "data=digits", f"run={homeless / 'run'}"],
+        env={**os.environ, "PYTHONPATH": str(homeless)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "set CUPY_CACHE_DIR to a folder that can be written" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_kernels_of_the_emulated_device_are_forgotten_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
