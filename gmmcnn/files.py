@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -220,7 +221,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
             raise
-        _remove_what_was_left(path)
+        remove_what_was_left(path)
         sync(path.parent)
 
 
@@ -287,12 +288,12 @@ def aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
 
 
-def _remove_what_was_left(path: Path) -> None:
+def remove_what_was_left(path: Path) -> None:
     """Remove what killed processes of this machine have begun to write to ``path``."""
     for draft in path.parent.glob(f".{escape(path.name)}.*{PARTIAL}"):
         owner = draft.name.removesuffix(PARTIAL).rpartition(".")[2].split("-")
         if owner[0] == _MACHINE != "elsewhere" and not Path(f"/proc/{owner[1]}").exists():
-            draft.unlink(missing_ok=True)
+            shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -42,7 +42,18 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from gmmcnn.errors import StoreError, StoreNotFoundError, one_line
 from gmmcnn.featuremaps.taps import Tap
-from gmmcnn.files import PARTIAL, aside, crc32, naming, read_json, sync, sync_tree, without_unusual, write_json
+from gmmcnn.files import (
+    PARTIAL,
+    aside,
+    crc32,
+    naming,
+    read_json,
+    remove_what_was_left,
+    sync,
+    sync_tree,
+    without_unusual,
+    write_json,
+)
 
 FORMAT, VERSION = "gmmcnn feature maps", 1
 DTYPES = ("float32", "float16")
@@ -143,6 +154,7 @@ class ActivationStore:
             )
         sync_tree(draft)
         draft.rename(path)
+        remove_what_was_left(path.absolute())
         sync(path.absolute().parent)
         return cls(path, writable=True)
 
