@@ -173,7 +173,7 @@ def test_digests_tell_types_shapes_names_and_values_apart():
 
 
 def test_no_other_module_writes_a_file_in_place():
-    """Numba's cache is its own; a counter of the kernel's and the null device are no files, and a lock holds nothing."""
+    """Numba's cache is its own; a counter of the kernel and the null device are no files, and a lock holds nothing."""
     in_place = re.compile(
         r"\.write_text\(|\.write_bytes\(|\.to_csv\(\w|\.to_parquet\(|np\.savez|\.write_html\(|OmegaConf\.save|"
         r"torch\.save\(\w+, \w*path|hashlib\.sha256|open\(.*[\"'][wx]b?[\"']"
