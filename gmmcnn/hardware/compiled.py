@@ -40,12 +40,12 @@ _caches: list["_CheckedCache"] = []
 
 def kernel(function: F) -> F:
     """Compile a function that compiled functions call."""
-    return cast(F, _jit(function, no_cpython_wrapper=True))
+    return cast(F, _jit(function))
 
 
 def inlined(function: F) -> F:
     """Compile a function whose code takes the place of every call: what works on vectors in registers."""
-    return cast(F, _jit(function, forceinline=True, no_cpython_wrapper=True))
+    return cast(F, _jit(function, forceinline=True))
 
 
 def compiled_entry(*modules: ModuleType) -> Callable[[F], F]:
