@@ -51,7 +51,7 @@ def test_costs_are_of_real_work(outcome):
     assert (table["peak_bytes"] >= MIB).all()
     assert fits["live_share"].between(0.5, 1).all()  # random filters on real images: most of them see something
     assert (fits["iterations"] >= 2).all()
-    assert (extractions["forward_seconds"] < extractions["seconds"]).all()
+    assert extractions["forward_seconds"].median() < extractions["seconds"].median()  # each is timed on its own
 
 
 def test_what_was_measured_is_not_measured_again(outcome, laboratory, monkeypatch):
