@@ -29,6 +29,8 @@ class Stream(IntEnum):
     """Of a map-style data set, which draws by torch."""
     CARRIERS = 109
     MONITORED = 110
+    VALIDATION = 111
+    MATCHED_MASKS = 112
 
 
 class Status(StrEnum):

@@ -89,7 +89,7 @@ def fallen_labels(
         for name in ORDERS:
             for share in SHARES:
                 chosen = orders[name][: max(1, round(share * len(filters)))]
-                with masked(model, _mask(filters, chosen)):
+                with masked(model, as_mask(filters, chosen)):
                     fallen = rivals.logits(model, shown.images[[place]]).argmax(dim=1) != shown.labels[place]
                     changed = rivals.logits(model, rest).argmax(dim=1) != before
                 found = {"fallen": float(fallen), "others_changed": float(changed.float().mean())}
@@ -137,16 +137,17 @@ def as_active(
 ) -> NDArray[np.int64]:
     """Replace each filter by another of its layer, drawn among the three that are most nearly as active on the sample.
 
-    No filter is drawn twice, none of ``chosen`` is drawn, and where a layer has none left all layers are drawn from.
+    No filter is drawn twice, none of ``chosen`` is drawn, and where a layer has none left all layers are drawn from;
+    where these have none, fewer are drawn.
     """
     free = [index for index in range(len(filters)) if index not in set(chosen.tolist())]
     drawn = []
-    for index in chosen:
+    for index in chosen[: len(free)]:
         same_layer = [other for other in free if filters[other][0] == filters[index][0]]
         candidates = sorted(same_layer or free, key=lambda other: abs(active[other] - active[index]))
         drawn.append(int(rng.choice(candidates[:_NEAREST])))
         free.remove(drawn[-1])
-    return np.array(drawn)
+    return np.array(drawn, dtype=np.int64)
 
 
 def _gradients(model: nn.Module, fits: Fits, shown: Images) -> ByFilter:
@@ -154,7 +155,8 @@ def _gradients(model: nn.Module, fits: Fits, shown: Images) -> ByFilter:
     return np.concatenate([norms[layer].T for layer in fits.layers])
 
 
-def _mask(filters: list[tuple[str, int]], chosen: NDArray[np.int64]) -> Mask:
+def as_mask(filters: list[tuple[str, int]], chosen: NDArray[np.int64]) -> Mask:
+    """Mask of the filters that stand at some places of a list."""
     mask: dict[str, list[int]] = {}
     for place in chosen:
         layer, index = filters[place]

@@ -23,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ from torch import nn
 from gmmcnn import config, data, models
 from gmmcnn.analysis import Analysis, load
 from gmmcnn.api import analyze_samples
+from gmmcnn.constants import Stream
 from gmmcnn.data.probe import ProbeSet, draw_probe
 from gmmcnn.data.splits import Images, Splits
 from gmmcnn.experiments.sizes import SIZES, Size
@@ -117,10 +119,17 @@ class Laboratory:
         )
 
     def _data(self, network: Network) -> Splits:
-        """Training and held-out images of a network (kept for the last two asked for)."""
+        """Training and held-out images of a network (kept for the last two asked for).
+
+        Held-out images are drawn anew for each seed, so that no set of them decides what all seeds say.
+        """
         splits = data.load(self.settings_of(network).data, network.seed)
-        limit = self.size.validation_samples
-        held_out = Images(splits.validation.images[:limit], splits.validation.labels[:limit])
+        limit, available = self.size.validation_samples, len(splits.validation)
+        if limit is None or limit >= available:
+            return splits
+        drawn = np.random.default_rng([network.seed, Stream.VALIDATION]).choice(available, limit, replace=False)
+        drawn.sort()
+        held_out = Images(splits.validation.images[drawn], splits.validation.labels[drawn])
         return replace(splits, validation=held_out)
 
     def _trained(self, network: Network) -> TrainingResult:
@@ -280,7 +289,7 @@ class Laboratory:
 
     def _folder(self, network: Network) -> Path:
         settings = self.settings_of(network)
-        name = name_of([config.behind(settings, "weights"), self.size.validation_samples], 10)
+        name = name_of([config.behind(settings, "weights"), self.size.validation_samples, "drawn by seed"], 10)
         return self.folder / "networks" / f"{network.condition}-{network.seed}-{name}"
 
     def _fits_name(self, settings: config.Settings) -> str:

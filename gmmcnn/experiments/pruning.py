@@ -3,9 +3,10 @@
 Masked are all anomaly filters, those under a stricter rule (flagged in nine of ten probe batches) and under a more
 lenient one (in one of five), and single anomaly filters. Masking any filter changes a network, so the effect is
 compared with that of as many filters of every layer drawn at random among the live ones (a permutation test for each
-seed), of those with the smallest weights (lowest L1 norm: Li, Kadav, Durdanovic, Samet, Graf, *Pruning Filters for
-Efficient ConvNets*, 2017), and of those nearest to the others (FPGM: He, Liu, Wang, Hu, Yang, *Filter Pruning via
-Geometric Median*, 2019).
+seed), of as many others drawn among those of the same layer that are nearest in activation (whoever masks the active
+ones takes out more), of those with the smallest weights (lowest L1 norm: Li, Kadav, Durdanovic, Samet, Graf, *Pruning
+Filters for Efficient ConvNets*, 2017), and of those nearest to the others (FPGM: He, Liu, Wang, Hu, Yang, *Filter
+Pruning via Geometric Median*, 2019).
 
 The same filters are also removed structurally, and the largest difference that makes to a logit is reported.
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from gmmcnn.constants import Stream
 from gmmcnn.errors import ModelError
 from gmmcnn.experiments.associations import permutation_p
+from gmmcnn.experiments.carriers import as_active, as_mask
 from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Estimate, Verdict, judge, over_seeds
@@ -45,7 +47,7 @@ RULES: dict[str, dict[str, float]] = {
 """Rule → thresholds that differ from those in force."""
 SMALLEST_CHANGE = 0.01
 """Smallest change of accuracy of interest: one point."""
-CONTROLS = ("random", "l1", "fpgm")
+CONTROLS = ("random", "as_active", "l1", "fpgm")
 FINETUNED = ("none", "chosen", *CONTROLS)
 FINETUNED_DRAWS = 3
 """Random masks of each rule and seed that are trained on; the others are only evaluated."""
@@ -69,8 +71,9 @@ def effects_of_masks(laboratory: Laboratory) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per seed, ``rule``, ``mask`` (``none``, ``chosen``, ``single``, ``random``, ``l1``, ``fpgm``) and
-        ``number`` (of the single filter or of the draw), with ``n_filters``, accuracies and losses, each one's
+        One row per seed, ``rule``, ``mask`` (``none``, ``chosen``, ``single``, ``random``, ``as_active``, ``l1``,
+        ``fpgm``) and ``number`` (of the single filter or of the draw), with ``n_filters``, ``activation`` (sum of the
+        masked filters' mean activations, each over its layer's mean), accuracies and losses, each one's
         ``change_`` from the unmasked network, and for ``chosen`` the filters ``removed`` and ``silenced`` structurally
         and the largest ``logit_difference`` that makes, or ``why_not_removed``. Of the networks that were fine-tuned,
         :data:`FINETUNED` but no more than :data:`FINETUNED_DRAWS` random ones, also ``finetuned_`` accuracies and
@@ -141,6 +144,7 @@ def _of_network(laboratory: Laboratory, network: Network) -> pd.DataFrame:
         compared = list(masks(model, screening, laboratory.size.controls, network.seed, singly=singly))
         for (kind, index, mask), row in zip(compared, evaluate_masks(model, compared, evaluate), strict=True):
             changes = {f"change_{key}": row[key] - before[key] for key in _FIGURES}
+            changes["activation"] = activation_of(mask, screening.filters)
             structural = _remove(model, mask, splits.validation.images[:100]) if kind == "chosen" else {}
             later = finetuned(mask) if epochs and kind in FINETUNED and index < FINETUNED_DRAWS else {}
             rows.append({"seed": network.seed, "rule": rule} | row | changes | structural | later)
@@ -178,6 +182,8 @@ def masks(
     by_layer = {str(layer): rows["filter"].tolist() for layer, rows in live.groupby("layer")}
     for number, mask in enumerate(random_masks(chosen, by_layer, n_random, seed)):
         yield "random", number, mask
+    for number, mask in enumerate(matched_masks(chosen, live, n_random, seed)):
+        yield "as_active", number, mask
     for kind, importance in (("l1", l1_norms), ("fpgm", distances)):
         yield (
             kind,
@@ -187,6 +193,37 @@ def masks(
                 for layer, filters in chosen.items()
             },
         )
+
+
+def matched_masks(chosen: Mask, live: pd.DataFrame, n_masks: int, seed: int) -> Iterator[Mask]:
+    """Draw masks of other filters that are about as active.
+
+    Parameters
+    ----------
+    chosen : mapping
+        The mask to be compared with.
+    live : DataFrame
+        ``layer``, ``filter`` and ``activation_over_average`` of the filters that may be drawn.
+    n_masks, seed : int
+        Number of masks, and seed of the draw.
+
+    Yields
+    ------
+    mapping
+        For each chosen filter one of the three that are nearest in activation among those of its layer that are neither
+        chosen nor drawn yet; of another layer where its own has none left, and none where no layer has.
+    """
+    filters = list(zip(live["layer"], live["filter"], strict=True))
+    places = np.array([filters.index((layer, index)) for layer, of_layer in chosen.items() for index in of_layer])
+    active, rng = live["activation_over_average"].to_numpy(), np.random.default_rng([seed, Stream.MATCHED_MASKS])
+    for _ in range(n_masks):
+        yield as_mask(filters, as_active(places, filters, active, rng))
+
+
+def activation_of(mask: Mask, filters: pd.DataFrame) -> float:
+    """Sum of the mean activations of masked filters, each over the mean of its layer."""
+    active = filters.set_index(["layer", "filter"])["activation_over_average"]
+    return float(sum(active[layer, index] for layer, chosen in mask.items() for index in chosen))
 
 
 def l1_norms(weight: Tensor) -> NDArray[np.float64]:

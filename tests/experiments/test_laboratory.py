@@ -47,6 +47,21 @@ def test_held_out_probe_images_are_those_that_no_network_saw(laboratory):
     assert not probe.samples["noisy_label"].any()
 
 
+def test_held_out_images_are_drawn_anew_for_each_seed(tmp_path, smoke_settings):
+    drawn = Laboratory(smoke_settings(validation_samples=100), tmp_path)
+    whole = Laboratory(smoke_settings(validation_samples=10_000), tmp_path)
+    ours, all_of_them = (made.data(OVERFITTING).validation for made in (drawn, whole))
+    assert len(ours) == 100 < len(all_of_them)
+    order = {image.numpy().tobytes(): place for place, image in enumerate(all_of_them.images)}
+    places = [order[image.numpy().tobytes()] for image in ours.images]
+    assert len(set(places)) == 100
+    assert sorted(places) != list(range(100))
+    assert torch.equal(ours.labels, all_of_them.labels[places])
+    assert torch.equal(
+        ours.images, drawn.data(CONTROL).validation.images
+    )  # both networks of a seed are held against them
+
+
 def test_the_overfitting_network_overfits_more_than_its_control(laboratory):
     gaps = [laboratory.metrics(network)["gap"].iloc[-1] for network in (OVERFITTING, CONTROL)]
     assert gaps[0] > gaps[1]

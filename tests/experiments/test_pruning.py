@@ -20,6 +20,7 @@ from gmmcnn.experiments.pruning import (
     finetuned_verdict_on,
     l1_norms,
     masks,
+    matched_masks,
     verdict_on,
 )
 from gmmcnn.experiments.statistics import NOT_SPECIFIC, REFUTED, SUPPORTED, UNDECIDED
@@ -97,6 +98,30 @@ def test_masks_take_as_many_of_every_layer_and_never_dead_ones(lenient):
             assert all(0 not in filters for filters in mask.values())
 
 
+def test_matched_masks_take_others_of_the_same_layer_that_are_nearest_in_activation():
+    live = pd.DataFrame({"layer": ["a"] * 8 + ["b"] * 3, "filter": [*range(8), *range(3)]})
+    live["activation_over_average"] = [0.1, 0.2, 0.3, 0.4, 2.0, 2.1, 2.2, 2.3, 1.0, 1.1, 1.2]
+    for mask in matched_masks({"a": [4], "b": [1]}, live, 20, seed=0):
+        (of_a,), (of_b,) = mask["a"], mask["b"]
+        assert of_a in (5, 6, 7)
+        assert of_b in (0, 2)
+    everything = {"a": list(range(8)), "b": [0, 1, 2]}
+    assert list(matched_masks(everything, live, 1, seed=0)) == [{}]
+
+
+def test_the_activation_of_a_mask_is_the_sum_of_its_filters(outcome, lenient):
+    network = Network(0, "overfitting")
+    filters = lenient.analysis(network, lenient.rounds[-1]).screening.filters
+    chosen = lenient.analysis(network, lenient.rounds[-1]).screening.anomalous
+    expected = sum(
+        filters.query("layer == @layer and filter in @of_layer")["activation_over_average"].sum()
+        for layer, of_layer in chosen.items()
+    )
+    row = outcome.table.query("seed == 0 and rule == 'anomalous' and mask == 'chosen'").iloc[0]
+    assert row["activation"] == pytest.approx(expected)
+    assert outcome.table.query("mask == 'none'")["activation"].eq(0).all()
+
+
 def test_without_anomaly_filters_there_is_nothing_to_mask(laboratory):
     network = Network(0, "overfitting")
     none = laboratory.analysis(network, 4).with_thresholds(ch_ratio=1e9).screening
@@ -128,7 +153,7 @@ def test_finetuning_adds_to_the_table_and_changes_nothing_else_in_it(finetuned, 
     pd.testing.assert_frame_equal(table[outcome.table.columns], outcome.table)
     tuned = table[table["finetuned_validation_accuracy"].notna()]
     assert set(tuned["mask"]) == set(FINETUNED)
-    assert set(table[~table.index.isin(tuned.index)]["mask"]) <= {"single", "random"}
+    assert set(table[~table.index.isin(tuned.index)]["mask"]) <= {"single", "random", "as_active"}
     random = tuned[tuned["mask"] == "random"].groupby(["seed", "rule"]).size()
     assert (random == FINETUNED_DRAWS).all()
     assert (tuned["finetuned_train_loss"] != tuned["train_loss"]).all()
