@@ -4,6 +4,8 @@ Every message names the thing that was wrong (key, file, layer, filter, sample),
 Each class also derives from the built-in exception that a caller without gmmcnn in mind would catch.
 """
 
+from collections.abc import Iterator
+
 
 class GmmcnnError(Exception):
     """Base class of all errors that gmmcnn raises on purpose; the command line prints them without a traceback."""
@@ -98,3 +100,14 @@ def one_line(error: BaseException) -> str:
     said = f"it called sys.exit({error.code!r})" if isinstance(error, SystemExit) else str(error)
     text = " ".join(said.split()) or type(error).__name__
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what caused it, and so on; each once, for errors that are raised again may lead round in a circle."""
+    seen, at = set(), [error]
+    while at:
+        one = at.pop(0)
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            at += [other for other in (one.__cause__, one.__context__) if other is not None]

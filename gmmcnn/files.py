@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gmmcnn.errors import StoreError, one_line
+from gmmcnn.errors import StoreError, chain, one_line
 from gmmcnn.names import command
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     draft = aside(path)
     with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             with draft.open("xb") as file:
                 yield file
@@ -234,11 +234,9 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        at: BaseException | None = error
-        while at is not None:
-            if isinstance(at, OSError) and at.filename is None:
-                at.filename = str(path)
-            at = at.__cause__ or at.__context__
+        for cause in chain(error):
+            if isinstance(cause, OSError) and cause.filename is None:
+                cause.filename = str(path)
         if not isinstance(error, OSError) and (found := _OF_COMPILED_CODE.search(str(error))):
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
         raise
@@ -294,6 +292,14 @@ def remove_what_was_left(path: Path) -> None:
         owner = draft.name.removesuffix(PARTIAL).rpartition(".")[2].split("-")
         if owner[0] == _MACHINE != "elsewhere" and not Path(f"/proc/{owner[1]}").exists():
             shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those it lies in, where they are missing; their names are on disk then."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        sync(made.parent)
 
 
 def sync(path: Path) -> None:

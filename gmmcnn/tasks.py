@@ -78,7 +78,7 @@ def repair(job: Run) -> None:
             say(f"{name}: trained again")
     if kinds & {"maps", "record"} and (job.folder / "activations").is_dir():
         pipeline.extract(job)
-    if kinds & {"maps", "record", "fits"} and (job.folder / "activations").is_dir():
+    if kinds & {"maps", "record", "fits", "table"} and (job.folder / "activations").is_dir():
         pipeline.fit(job)
     for write in _writers(job, [part.path for part in problems if part.kind == "table"]):
         write(job)

@@ -49,3 +49,9 @@ def test_a_fit_that_stopped_early_is_a_warning() -> None:
 )
 def test_a_foreign_message_becomes_one_line_or_at_least_a_name(error: Exception, line: str) -> None:
     assert errors.one_line(error) == line
+
+
+def test_a_chain_of_errors_that_leads_round_in_a_circle_has_an_end():
+    first, second = OSError("first"), ValueError("second")
+    first.__context__, second.__cause__ = second, first
+    assert list(errors.chain(second)) == [second, first]

@@ -194,7 +194,6 @@ class Laboratory:
             model, probe = self.model(network, number), self.probe(network, source)
             started = time.perf_counter()
             found = analyze_samples(model, probe.images, probe.samples, settings, layers=settings.extract.layers)
-            path.parent.mkdir(parents=True, exist_ok=True)
             replace(found, thumbnails=found.thumbnails[:0]).save(path)
             add_digest(path)
             self._log(f"analyse {source} {number}", network, started)

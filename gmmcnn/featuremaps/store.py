@@ -46,6 +46,7 @@ from gmmcnn.files import (
     PARTIAL,
     aside,
     crc32,
+    make_folder,
     naming,
     read_json,
     remove_what_was_left,
@@ -128,6 +129,7 @@ class ActivationStore:
         if dtype not in DTYPES:
             raise StoreError(f"{path}: dtype={dtype}: expected one of {', '.join(DTYPES)}")
         draft = aside(path.absolute())
+        make_folder(path.absolute().parent)
         (draft / "complete").mkdir(parents=True)
         header = {
             "format": FORMAT,

@@ -130,9 +130,14 @@ def cluster_live(
             layers[layer] = join((block.batches, fits) for (of, block), fits in fitted if of == layer)
         else:
             layers[layer] = completed(folder_of(fitted_in, layer), [block for of, block in places if of == layer])
-    if aside := _aside(fitted_in):
-        shutil.rmtree(aside, ignore_errors=True)
+    forget_reduced(folder, n_samples, settings)
     return Fits(layers, settings.gmm.k_min, settings.gmm.k_max, tapped_of(maps))
+
+
+def forget_reduced(folder: Path | None, n_samples: int, settings: config.Settings) -> None:
+    """Remove what an interrupted :func:`fit_live` had reduced: once the fits are there, nobody needs it."""
+    if aside := _aside(_fitted_in(folder, settings, n_samples)):
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _fitted_in(folder: Path | None, settings: config.Settings, n_samples: int) -> Path | None:
@@ -231,7 +236,6 @@ def _write(aside: Path, batches: range, parts: list[Reduced], of: str) -> None:
     arrays = {f"{number}.{name}": array for number, part in enumerate(parts) for name, array in part.arrays.items()}
     filters = np.array([[part.filters.start, part.filters.stop] for part in parts])
     layers = np.array([part.layer for part in parts])
-    aside.mkdir(parents=True, exist_ok=True)
     write_arrays(aside / _name(batches), arrays | {"filters": filters, "layers": layers, "of": np.array(of)})
 
 

@@ -27,7 +27,16 @@ from torch import Tensor, nn
 from gmmcnn import config
 from gmmcnn.data.splits import Images, Splits
 from gmmcnn.errors import StoreError, TrainingError, one_line
-from gmmcnn.files import digest_tensors, read_digests, replacing, run_of, sha256, write_digests, write_table
+from gmmcnn.files import (
+    digest_tensors,
+    make_folder,
+    read_digests,
+    replacing,
+    run_of,
+    sha256,
+    write_digests,
+    write_table,
+)
 from gmmcnn.hardware.device import device_of, uploaded
 from gmmcnn.models.checkpoints import damaged_part
 from gmmcnn.names import command
@@ -114,7 +123,7 @@ def train(
         The loss became NaN or infinite, the folder holds a training from other settings, data or initial weights, or a
         file of it is damaged or missing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with modes_restored(model):
         rows, digests = _train(model, data, settings, folder, seed, advance or (lambda n=1, /: None), log)
     return TrainingResult(folder, settings.kept_epochs, finish(folder, rows, digests))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gmmcnn.config import Settings
 from gmmcnn.data.probe import ProbeSet
-from gmmcnn.errors import ConfigurationError, DiskError, GmmcnnError
+from gmmcnn.errors import ConfigurationError, DiskError, GmmcnnError, chain
 from gmmcnn.featuremaps.taps import Taps
 from gmmcnn.names import command
 
@@ -94,13 +94,7 @@ def needed(settings: Settings, network: nn.Module, taps: Taps, probe: ProbeSet) 
 
 def _of_the_system(error: BaseException) -> Iterator[OSError]:
     """Errors of the operating system behind an error, those that name a file first."""
-    found, seen = [], set()
-    at: BaseException | None = error
-    while at is not None and id(at) not in seen:
-        seen.add(id(at))
-        if isinstance(at, OSError) and at.errno in _WHAT:
-            found.append(at)
-        at = at.__cause__ or at.__context__
+    found = [one for one in chain(error) if isinstance(one, OSError) and one.errno in _WHAT]
     yield from sorted(found, key=lambda one: one.filename is None)
 
 

@@ -276,19 +276,18 @@ class Run:
                 with alive.beating(lambda: self._write(about)):
                     yield
                 self.accept()
+                self._write(self._ended(about, start) | {"status": "done"})
             except BaseException as error:
                 refused = disk.told(error, self.folder, self.settings.task) if isinstance(error, Exception) else None
                 said = str(refused or error)
                 about |= {"status": "failed" if isinstance(error, Exception) else "interrupted", "error": said}
-                if self._earlier is not None and isinstance(error, ConfigurationError | TrainingError):
-                    write_text(self.folder / record.NAME, self._earlier)
                 with suppress(OSError):  # of a full disk, say: what went wrong is in hand already
-                    self._write(self._timed(about, start))
+                    if self._earlier is not None and isinstance(error, ConfigurationError | TrainingError):
+                        write_text(self.folder / record.NAME, self._earlier)
+                    self._write(self._ended(about, start))
                 if refused:
                     raise refused from error
                 raise
-            about["status"] = "done"
-            self._write(self._timed(about, start))
 
     def _about(self) -> dict[str, Any]:
         """What ``run.json`` says when a task begins."""
@@ -310,20 +309,18 @@ class Run:
             "files": status.digests(self.folder),
         }
 
-    def _write(self, about: dict[str, Any]) -> None:
+    def _write(self, about: Mapping[str, Any]) -> None:
         """Write ``run.json``, with a heartbeat."""
-        about["heartbeat"] = alive.now()
-        write_record(self.folder / status.NAME, about)
+        write_record(self.folder / status.NAME, {**about, "heartbeat": alive.now()})
 
-    def _timed(self, about: dict[str, Any], start: float) -> dict[str, Any]:
-        """With the seconds that this task took added, and what its tables hold."""
-        about["files"] = self.digests()
-        if self._ran_on:
-            about["machine"]["device"] = self._ran_on
-        for stage, seconds in self.timings.items():
-            about["seconds"][stage] = round(about["seconds"].get(stage, 0) + seconds, 3)
-        about["seconds"]["total"] = round(time.perf_counter() - start, 3)
-        return about
+    def _ended(self, about: Mapping[str, Any], start: float) -> dict[str, Any]:
+        """What ``run.json`` says when a task ends: with the seconds that it took added, and what its tables hold."""
+        seconds = dict(about["seconds"])
+        for stage, taken in self.timings.items():
+            seconds[stage] = round(seconds.get(stage, 0) + taken, 3)
+        seconds["total"] = round(time.perf_counter() - start, 3)
+        machine = about["machine"] | ({"device": self._ran_on} if self._ran_on else {})
+        return {**about, "machine": machine, "seconds": seconds, "files": self.digests()}
 
     def _require_only_looking(self, error: OSError) -> None:
         """Raise an error unless the task can do its work in a folder that is not its own to write to; say so then."""

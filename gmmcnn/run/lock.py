@@ -10,12 +10,12 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from gmmcnn.errors import BusyError
-from gmmcnn.files import read_json
+from gmmcnn.files import read_json, sync
 from gmmcnn.run import alive
 
 NAME = ".lock"
@@ -42,6 +42,8 @@ def one_writer(folder: Path, task: str) -> Iterator[None]:
         The folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # where the folder above cannot be read
+        sync(folder.absolute().parent)
     path = folder / NAME
     descriptor = _locked(path)
     try:
@@ -52,7 +54,8 @@ def one_writer(folder: Path, task: str) -> Iterator[None]:
         os.pwrite(descriptor, json.dumps({**alive.this_process(), "task": task, "started": alive.now()}).encode(), 0)
         yield
     finally:
-        path.unlink(missing_ok=True)  # whoever waits for this very file looks whether it is still the one in place
+        with suppress(OSError):  # of a full disk, say: the lock goes with the descriptor, whether its file stays or not
+            path.unlink()  # whoever waits for this very file looks whether it is still the one in place
         os.close(descriptor)
 
 

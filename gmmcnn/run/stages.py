@@ -31,7 +31,7 @@ from gmmcnn.featuremaps.stream import (
 from gmmcnn.featuremaps.taps import Tapped, Taps
 from gmmcnn.files import digest_tensors
 from gmmcnn.filters import fitting
-from gmmcnn.filters.live import cluster_live, reduce_live
+from gmmcnn.filters.live import cluster_live, forget_reduced, reduce_live
 from gmmcnn.hardware import gpu
 from gmmcnn.mixture.sweep import mixture_engine
 from gmmcnn.names import command
@@ -163,6 +163,8 @@ def fit_as_made(job: Run, stage: Stage, *, keep: bool) -> Stage:
         record = wanted.record(probe.n_samples, analysed, ((layer.layer, layer.reason) for layer in taps.skipped))
         record.write(checkpoint.taps)  # before its fits: what an interruption leaves of them is known by it
         _fit_live(job, network, probe, taps, checkpoint, record.of, keep=keep)
+    elif record is not None:
+        forget_reduced(checkpoint.fits, record.n_samples, settings)
     return _recorded(job, stage, wanted, record)
 
 
@@ -223,6 +225,7 @@ def fit(job: Run, stage: Stage) -> None:
     record = require_own(job, stage)
     _forget_wrong_fits(stage, job.settings)
     if _fitted_files(stage, job.settings) is not None:
+        forget_reduced(stage.checkpoint.fits, record.n_samples, job.settings)
         return
     if stage.weights is not None and not stage.checkpoint.maps.exists():
         fit_as_made(job, stage, keep=False)
@@ -237,6 +240,7 @@ def fit(job: Run, stage: Stage) -> None:
             store, stage.checkpoint.fits, n_samples=record.n_samples, settings=job.settings, of=record.of,
             advance=advance,
         )  # fmt: skip
+    forget_reduced(stage.checkpoint.fits, record.n_samples, job.settings)
 
 
 def analyse(job: Run, stage: Stage) -> Analysed:

@@ -130,15 +130,21 @@ def _records(folder: Path) -> Iterator[Part]:
         folder / record.NAME: lambda: record.read(folder),
         folder / status.NAME: lambda: status.read(folder),
     }
-    readers |= {path: partial(provenance.Record.load, path) for path in sorted(folder.glob("activations/*/taps.json"))}
+    readers = {path: read for path, read in readers.items() if path.exists()}
+    taps = [place / "taps.json" for place in sorted(folder.glob("activations/*")) if _holds_work(place)]
+    readers |= {path: partial(provenance.Record.load, path) for path in taps}
     readers |= {
         path: partial(read_record, path, {}, remedy="made again by task=experiment")
         for path in sorted(folder.glob("networks/**/*.json"))
         if path.name != DIGESTS
     }
     for path, read in readers.items():
-        if path.exists():
-            yield Part(path, "kept" if "networks" in path.parts else "record", partial(_complaint, read))
+        yield Part(path, "kept" if "networks" in path.parts else "record", partial(_complaint, read))
+
+
+def _holds_work(place: Path) -> bool:
+    """Whether the folder of a checkpoint holds what its record speaks of."""
+    return any((place / name).exists() for name in ("taps.json", "maps.zarr", "fits"))
 
 
 def _complaint(read: Callable[[], object]) -> list[str]:

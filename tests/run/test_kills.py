@@ -1,57 +1,62 @@
-"""Whatever file operation a run is killed at, the same command ends it with the same tables, weights and maps."""
+"""Whatever file operation a run is disturbed at, the same command ends it with the same tables, weights and maps."""
 
-import multiprocessing
 import random
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from killed_work import attempt
+from file_shim.disturbed import DISTURBANCES, Commands, built, commands
+from file_shim.power_loss import Disk, read_log
+from file_shim.trials import SCENARIOS, Trials
 
-from gmmcnn.files import sha256
-from gmmcnn.run import verify
+DISTURBED = 2
+"""Operations of each scenario, drawn anew where this number is raised."""
+LOSSES = 4
 
-KILLS = 6
-"""Of a few hundred operations, drawn anew where this number is raised."""
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def do() -> Callable[[Path, int], tuple[int, int]]:
-    """Attempt the run in a folder: exit code, and number of operations."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killed_work"])
-
-    def doing(folder: Path, killed_at: int = 0) -> tuple[int, int]:
-        counted = context.Value("i", 0)
-        process = context.Process(target=attempt, args=(str(folder), killed_at, counted))
-        process.start()
-        process.join()
-        return process.exitcode, counted.value
-
-    return doing
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    with commands(built(tmp_path_factory.mktemp("shim"))) as started:
+        yield started
 
 
-OTHERWISE = ("run.json", "report.html", "last.pt", "digests.json")
-"""What says when and how it was made; the state to resume from, whose pickle is another where it was resumed itself,
-and with it its digest."""
+@pytest.fixture(scope="module")
+def trials(forked: Commands, tmp_path_factory: pytest.TempPathFactory) -> Trials:
+    return Trials(forked, tmp_path_factory.mktemp("trials"))
 
 
-def kept(folder: Path) -> dict[str, str]:
-    """Everything else that a run keeps → SHA-256."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in OTHERWISE]
-    return {str(path.relative_to(folder)): sha256(path) for path in files if not path.name.startswith(".")}
+def test_every_change_in_a_folder_is_seen(forked, tmp_path):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert forked.run(folder, log=log).code == 0
+    disk = Disk(str(folder))
+    for change in read_log(log):
+        disk.do(change)
+    found = {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    assert disk.left(1.0, random.Random(0)) == found
 
 
-@pytest.mark.slow
-def test_a_run_killed_at_any_operation_goes_on_to_the_same_end(do, tmp_path):
-    code, operations = do(tmp_path / "whole")
-    assert code == 0
-    assert operations > 100
-    expected = kept(tmp_path / "whole")
-    for killed_at in sorted(random.Random(0).sample(range(1, operations + 1), KILLS)):
-        folder = tmp_path / f"killed-{killed_at}"
-        assert do(folder, killed_at)[0] == -9
-        assert do(folder)[0] == 0, killed_at
-        assert kept(folder) == expected, killed_at
-        left = verify.wrong(folder, verify.parts(folder))
-        assert {part.kind for part in left} <= {"leftover"}, killed_at  # a draft beside what was written since
+def test_what_a_record_speaks_of_is_on_the_disk(forked, tmp_path):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert forked.run(folder, log=log).code == 0
+    disk = Disk(str(folder))
+    for change in read_log(log):
+        disk.do(change)
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    lost = found - disk.left(0.0, random.Random(0)).keys()
+    assert lost == set()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_task_disturbed_at_any_operation_goes_on_to_the_same_end(trials, name):
+    scenario, draw = SCENARIOS[name], random.Random(name)
+    _, operations = trials.undisturbed(scenario)
+    for number in range(DISTURBED):
+        disturbance = draw.choice(["killed", "torn"] if number else [*DISTURBANCES][2:])
+        at = draw.randint(1, operations)
+        assert not trials.disturb(scenario, disturbance, at), f"{name}, {disturbance} at {at}"
+
+
+def test_a_run_goes_on_after_a_loss_of_power(trials):
+    for at, chance, wrong in trials.lose_power(SCENARIOS["run"], LOSSES, random.Random(0)):
+        assert not wrong, f"at {at}, unsynchronised changes kept with a chance of {chance}"

@@ -5,8 +5,9 @@ import pytest
 
 from gmmcnn.errors import StoreError, StoreNotFoundError
 from gmmcnn.featuremaps.store import ActivationStore
-from gmmcnn.featuremaps.taps import Tap
+from gmmcnn.featuremaps.taps import Tap, Tapped
 from gmmcnn.run import verify
+from gmmcnn.run.provenance import Record
 
 
 @pytest.fixture
@@ -18,6 +19,8 @@ def folder(tmp_path):
     for block in range(2):
         store.write("conv", block, np.full((2, 2, 3, 3), 1.5))
         store.commit(block)
+    identity = {"weights": "0123", "settings": {}}
+    Record(identity, {}, 4, {"conv": Tapped("conv")}, ()).write(tmp_path / "activations" / "given" / "taps.json")
     return tmp_path
 
 
@@ -33,10 +36,17 @@ def test_a_sound_folder_is_complete_wherever_it_lies(folder, tmp_path_factory, c
     assert capsys.readouterr().out.rstrip().endswith("maps.zarr: complete")
 
 
+def test_maps_that_nothing_is_recorded_of_are_a_problem(folder, capsys):
+    (folder / "activations" / "given" / "taps.json").unlink()
+    with pytest.raises(StoreError, match="1 of 2 parts"):
+        verify.verify(folder)
+    assert "taps.json: missing, or of another version; written again by: gmmcnn task=extract" in capsys.readouterr().out
+
+
 def test_damage_is_listed_part_by_part(folder, capsys):
     next(folder.rglob("c.0.1.0.0")).write_bytes(b"")
     (folder / ".filters.csv.1-2-3.partial").touch()
-    with pytest.raises(StoreError, match=r"2 of 2 parts not as recorded: see above; made again by: gmmcnn task=repair"):
+    with pytest.raises(StoreError, match=r"2 of 3 parts not as recorded: see above; made again by: gmmcnn task=repair"):
         verify.verify(folder)
     said = capsys.readouterr().out
     assert "0 bytes instead of" in said

@@ -1,0 +1,206 @@
+"""Run folders that are disturbed, and what has to come of it: the tables, weights and maps of undisturbed ones."""
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from file_shim.disturbed import Commands, Ended
+from file_shim.power_loss import Disk, read_log, restore
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A command, and the folder that it works in.
+
+    Attributes
+    ----------
+    before : tuple of str
+        Tasks that were done there already.
+    task : str
+    more : tuple of str
+        Settings other than those of the tiny run.
+    lost : tuple of str
+        Files that are not there any more.
+    """
+
+    before: tuple[str, ...]
+    task: str
+    more: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+SCENARIOS = {
+    "run": Scenario((), "run"),
+    "train": Scenario((), "train"),
+    "store": Scenario(("train",), "extract"),
+    "live fit": Scenario(("train",), "run", ("extract.keep_maps=none",)),
+    "fit": Scenario(("train", "extract"), "fit"),
+    "screen": Scenario(("run",), "screen", ("screen.ch_ratio=1.1",)),
+    "report": Scenario(("run",), "report", lost=("report.html",)),
+    "prune": Scenario(("run",), "prune", ("prune.controls=2",)),
+    "other maps": Scenario(("run",), "run", ("extract.tap=pre_activation",)),
+    "repair": Scenario(
+        ("run",), "repair", lost=("checkpoints/epoch-0001.pt", "filters.csv", "activations/epoch-0002/taps.json")
+    ),
+}
+"""What is disturbed, by name."""
+
+UNLIKE = ("run.json", "report.html", "digests.json")
+"""Files that say when and how something was made, or the digest of one whose pickle differs where it was resumed."""
+
+
+def kept(folder: Path) -> dict[str, str]:
+    """Everything that a folder keeps: path → digest of what it says."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in UNLIKE]
+    return {str(path.relative_to(folder)): _digest(path) for path in files if not path.name.startswith(".")}
+
+
+def _digest(path: Path) -> str:
+    if path.name == "last.pt":
+        return hashlib.sha256(repr(_plain(torch.load(path, weights_only=True))).encode()).hexdigest()
+    content = path.read_bytes()
+    if path.name == "config.yaml":  # which names its own folder, and ends in a digest of that
+        content = b"".join(line for line in content.splitlines() if not line.startswith((b"run:", b"# sha256")))
+    return hashlib.sha256(content).hexdigest()
+
+
+def _plain(value: object) -> object:
+    """Content of a state without what differs between equal ones: seconds, and how often a text stands in it."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items() if name != "seconds"}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else repr(value)
+
+
+def differing(folder: Path, expected: Mapping[str, str]) -> list[str]:
+    """Files that are not as expected, in a folder that should be."""
+    found = kept(folder)
+    return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+
+
+class Trials:
+    """Scenarios disturbed, in folders below one.
+
+    Parameters
+    ----------
+    commands : Commands
+    folder : Path
+    """
+
+    def __init__(self, commands: Commands, folder: Path) -> None:
+        self.commands = commands
+        self.folder = folder
+        self.undisturbed = cache(self._undisturbed)
+        self._before = cache(self._made_before)
+
+    def _made_before(self, tasks: tuple[str, ...]) -> Path | None:
+        """Folder in which some tasks were done."""
+        if not tasks:
+            return None
+        folder = self.folder / f"after-{'-'.join(tasks)}"
+        for task in tasks:
+            ended = self.commands.run(folder, task)
+            assert ended.code == 0, ended.said
+        return folder
+
+    def start(self, scenario: Scenario, name: str) -> Path:
+        """New folder for a scenario, as it is before."""
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        before = self._before(scenario.before)
+        if before is not None:
+            shutil.copytree(before, folder)
+        for lost in scenario.lost:
+            (folder / lost).unlink()
+        return folder
+
+    def do(self, scenario: Scenario, folder: Path, **disturbance: object) -> Ended:
+        """Carry out the scenario's command."""
+        return self.commands.run(folder, scenario.task, *scenario.more, **disturbance)
+
+    def _undisturbed(self, scenario: Scenario) -> tuple[dict[str, str], int]:
+        """What the command leaves, and the number of its operations."""
+        folder = self.start(scenario, "undisturbed")
+        ended = self.do(scenario, folder)
+        assert ended.code == 0, ended.said
+        return kept(folder), ended.operations
+
+    def disturb(self, scenario: Scenario, disturbance: str, at: int) -> list[str]:
+        """Disturb a command at one operation, and repeat it; what is wrong with what comes of that: should be nothing.
+
+        Parameters
+        ----------
+        scenario : Scenario
+        disturbance : str
+            As of :data:`~file_shim.disturbed.DISTURBANCES`.
+        at : int
+        """
+        expected, _ = self.undisturbed(scenario)
+        folder = self.start(scenario, "disturbed")
+        ended = self.do(scenario, folder, disturbance=disturbance, at=at)
+        wrong = []
+        if disturbance in ("killed", "torn"):
+            if ended.code != -9:
+                wrong.append(f"was not killed: {ended}")
+        elif ended.code == 0:
+            wrong += [f"ended well with another {name}" for name in differing(folder, expected)]
+        elif not ended.told_in_one_line:
+            wrong.append(f"not told in one line: {ended.said}")
+        elif "from then on" not in disturbance and _says_running(folder):
+            wrong.append("run.json says that it is running")
+        again = self.do(scenario, folder)
+        if again.code:
+            wrong.append(f"the same command does not go on: {again.said}")
+        wrong += [f"another {name} in the end" for name in differing(folder, expected)]
+        return wrong
+
+    def lose_power(self, scenario: Scenario, n: int, draw: random.Random) -> Iterator[tuple[int, float, list[str]]]:
+        """Lose the power at operations drawn at random; only for scenarios that begin in an empty folder.
+
+        Parameters
+        ----------
+        scenario : Scenario
+        n : int
+            How often.
+        draw : random.Random
+
+        Yields
+        ------
+        at : int
+            Number of changes that were made before.
+        chance : float
+            Of a change that was not synchronised to be on disk.
+        wrong : list of str
+            What is wrong with what came of it.
+        """
+        folder, log = self.start(scenario, "powered"), self.folder / "log"
+        expected = kept(folder) if self.do(scenario, folder, log=log).code == 0 else {}
+        changes = read_log(log)
+        for at in sorted(draw.choices(range(1, len(changes) + 1), k=n)):
+            chance = draw.choice([0.0, 0.5, 0.9, 1.0])
+            disk = Disk(str(folder))
+            for change in changes[:at]:
+                disk.do(change)
+            left = self.folder / "left"
+            shutil.rmtree(left, ignore_errors=True)
+            restore(disk.left(chance, draw), left)
+            again = self.do(scenario, left)
+            wrong = [f"the same command does not go on: {again.said}"] if again.code else []
+            yield at, chance, wrong + [f"another {name} in the end" for name in differing(left, expected)]
+
+
+def _says_running(folder: Path) -> bool:
+    path = folder / "run.json"
+    return path.exists() and json.loads(path.read_text())["status"] == "running"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first lines of many."""
+    return "; ".join(names[:4]) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
