@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick mutants kernels lint docs gallery bench bench-rivals evidence clean
+.PHONY: help demo test test-quick mutants disturb kernels lint docs gallery bench bench-rivals evidence clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ test-quick: .venv/dev ## Run the tests that take less than ten seconds each.
 
 mutants: .venv/dev ## Change the code at a hundred places, one at a time, and see whether the tests notice: ARGS="filters/rules.py".
 	$(BIN)/python tests/mutants.py $(ARGS)
+
+disturb: .venv/dev ## Kill, damage and refuse runs thousands of times, and see whether they end as undisturbed ones: KIND=kills N=1000.
+	$(BIN)/python tests/disturbances.py $(or $(KIND),kills) $(or $(N),100) $(ARGS)
 
 kernels: .venv/dev .venv/nvrtc .venv/nvrtc-12.4 .venv/nvrtc-12.9 ## Compile the CUDA kernels for every supported GPU, and by the compilers of three CUDA versions; needs no GPU and no driver.
 	LD_LIBRARY_PATH=$(CURDIR)/.venv/nvrtc/nvidia/cu13/lib PYTHONPATH=.venv/nvrtc GMMCNN_REQUIRE_NVRTC=1 \

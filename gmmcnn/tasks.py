@@ -1,6 +1,6 @@
 """What each task of the command line does, and the record of how it went."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -66,7 +66,8 @@ def repair(job: Run) -> None:
         Something is still wrong afterwards.
     """
     problems = verify.wrong(job.folder, verify.parts(job.folder))
-    if not problems:
+    tables = _unsound_tables(job, problems)
+    if not problems and not tables:
         say(f"{job.folder}: nothing to repair")
         return
     for part, lines in problems.items():
@@ -76,11 +77,11 @@ def repair(job: Run) -> None:
     if "weights" in kinds:
         for name in [*pipeline.retrain(job), *experiments.retrain(job.settings, job.folder)]:
             say(f"{name}: trained again")
-    if kinds & {"maps", "record"} and (job.folder / "activations").is_dir():
+    if kinds & {"maps", "record", "probe"} and (job.folder / "activations").is_dir():
         pipeline.extract(job)
     if kinds & {"maps", "record", "fits", "table"} and (job.folder / "activations").is_dir():
         pipeline.fit(job)
-    for write in _writers(job, [part.path for part in problems if part.kind == "table"]):
+    for write in _writers(job, tables):
         write(job)
     if "kept" in kinds:
         say(f"What an experiment had kept is made again by: {command('experiment', job.folder)}")
@@ -88,7 +89,14 @@ def repair(job: Run) -> None:
     if left:
         part, lines = next(iter(left.items()))
         raise StoreError(f"{part.path}: {lines[0]}; it cannot be made again from what is here")
-    say(f"{job.folder}: repaired, {plural(len(problems), 'part')} in all")
+    say(f"{job.folder}: repaired, {plural(len(problems) or len(tables), 'part')} in all")
+
+
+def _unsound_tables(job: Run, problems: Iterable[verify.Part]) -> list[Path]:
+    """Tables that are not as recorded; all that are there, where the record of them was lost itself."""
+    if not job.digests():
+        return [path for name in (*NAMES, *PRUNED, "report.html") if (path := job.folder / name).exists()]
+    return [part.path for part in problems if part.kind == "table"]
 
 
 def _writers(job: Run, tables: Sequence[Path]) -> Sequence[Callable[[Run], None]]:

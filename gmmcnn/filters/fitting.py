@@ -25,7 +25,7 @@ from gmmcnn.featuremaps.memory import Maps
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.stream import filter_slices, read_ahead
 from gmmcnn.featuremaps.taps import Tapped
-from gmmcnn.files import file_name, name_of, read_json, without_unusual, write_json
+from gmmcnn.files import file_name, name_of, read_record, without_unusual, write_record
 from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.hardware import gpu
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
@@ -146,6 +146,11 @@ def wrong_parts(fitted_in: Path, layers: Iterable[str], of: str) -> list[Path]:
     return wrong
 
 
+def unfinished(fitted_in: Path, layers: Iterable[str]) -> list[str]:
+    """Layers whose fits for some settings are not all there, or without a sound record that they are."""
+    return [layer for layer in layers if not _complete_parts(folder_of(fitted_in, layer))]
+
+
 def forget(files: Iterable[Path]) -> None:
     """Remove files of fits, and the records that name them first: they will be fitted again."""
     for file in files:
@@ -203,7 +208,7 @@ def _fit_layer(
 def completed(folder: Path, blocks: Sequence["Block"]) -> LayerFits:
     """Record that the files of all blocks of a layer are there, and read them."""
     files = [block.file(folder) for block in blocks]
-    write_json(completion(folder), {"parts": [str(file.relative_to(folder)) for file in files]})
+    write_record(completion(folder), {"parts": [str(file.relative_to(folder)) for file in files]})
     return gather(files)
 
 
@@ -257,10 +262,13 @@ def completion(folder: Path) -> Path:
 
 def _complete_parts(folder: Path) -> list[Path]:
     """Files of a layer's fits; none where there is no record of them, or one of them is lost."""
-    names = read_json(completion(folder)).get("parts")
-    if not isinstance(names, list) or not all(isinstance(name, str) and _PART.fullmatch(name) for name in names):
+    try:
+        record = read_record(completion(folder), {"parts": [str]}, remedy="fit again")
+    except StoreError:
         return []
-    files = [folder / name for name in names]
+    if record is None or not all(_PART.fullmatch(name) for name in record["parts"]):
+        return []
+    files = [folder / name for name in record["parts"]]
     return files if all(file.exists() for file in files) else []
 
 

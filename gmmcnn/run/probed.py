@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gmmcnn.data.probe import ProbeSet, thumbnails
-from gmmcnn.errors import StoreNotFoundError
+from gmmcnn.errors import StoreError, StoreNotFoundError
 from gmmcnn.files import arrays_in, file_name, write_arrays
 from gmmcnn.filters.fits import Fits
 from gmmcnn.names import command
@@ -40,12 +40,13 @@ class Probed:
 
 
 def keep(run: Path, probe: ProbeSet, class_names: tuple[str, ...]) -> None:
-    """Write what is known of a probe set into a run folder, unless it lies there already."""
-    path = _path(run, probe.fingerprint)
-    if not path.exists():
-        about = {"samples": probe.samples.to_json(orient="table"), "class_names": class_names}
+    """Write what is known of a probe set into a run folder, unless it lies there already, whole."""
+    try:
+        read(run, probe.fingerprint)
+    except StoreError:
+        about = {"of": probe.fingerprint, "samples": probe.samples.to_json(orient="table"), "class_names": class_names}
         arrays = {"about": np.array(json.dumps(about)), "thumbnails": thumbnails(probe.images)}
-        write_arrays(path, arrays, compressed=True)
+        write_arrays(path_of(run, probe.fingerprint), arrays, compressed=True)
 
 
 def read(run: Path, fingerprint: str) -> Probed:
@@ -56,13 +57,15 @@ def read(run: Path, fingerprint: str) -> Probed:
     StoreNotFoundError
         It is not there.
     StoreError
-        The file is damaged.
+        The file is damaged, or of other samples.
     """
-    path, again = _path(run, fingerprint), command("extract", run)
+    path, again = path_of(run, fingerprint), command("extract", run)
     if not path.exists():
         raise StoreNotFoundError(f"{path}: missing; write it: {again}")
     with arrays_in(path, remedy=f"delete it and write it again: {again}") as arrays:
         about = json.loads(str(arrays["about"]))
+        if about.get("of", fingerprint) != fingerprint:
+            raise ValueError(f"it is of the probe samples {about['of']}")
         known = pd.read_json(StringIO(about["samples"]), orient="table").rename_axis(None)
         return Probed(known, arrays["thumbnails"], tuple(about["class_names"]))
 
@@ -73,5 +76,6 @@ def unknown(fits: Fits) -> Probed:
     return Probed(pd.DataFrame({"batch": batch, "label": pd.NA}), np.empty((0, 1, 1), np.uint8), None)
 
 
-def _path(run: Path, fingerprint: str) -> Path:
+def path_of(run: Path, fingerprint: str) -> Path:
+    """File of what is known of a probe set."""
     return run / "probe" / f"{file_name(fingerprint)}.npz"

@@ -161,6 +161,7 @@ def fit_as_made(job: Run, stage: Stage, *, keep: bool) -> Stage:
             _forget_fits(checkpoint)
         analysed = {tap.layer: tap.tapped for tap in taps.analysed}
         record = wanted.record(probe.n_samples, analysed, ((layer.layer, layer.reason) for layer in taps.skipped))
+        probed.keep(job.folder, probe, job.data().class_names)
         record.write(checkpoint.taps)  # before its fits: what an interruption leaves of them is known by it
         _fit_live(job, network, probe, taps, checkpoint, record.of, keep=keep)
     elif record is not None:

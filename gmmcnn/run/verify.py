@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gmmcnn.errors import GmmcnnError, StoreError, StoreNotFoundError
+from gmmcnn.config import Settings
+from gmmcnn.errors import ConfigurationError, GmmcnnError, StoreError, StoreNotFoundError
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.files import DIGESTS, PARTIAL, read_digests, read_record, write_digests
 from gmmcnn.filters import fitting
@@ -18,7 +19,7 @@ from gmmcnn.models import retraining
 from gmmcnn.names import command
 from gmmcnn.progress import progress, say
 from gmmcnn.report.views import plural
-from gmmcnn.run import provenance, record, status
+from gmmcnn.run import probed, provenance, record, status
 
 _BYTES_PER_SECOND = 300e6
 """Read and digested, about: what the time said beforehand comes from."""
@@ -35,8 +36,8 @@ class Part:
     path : Path
         File or folder.
     kind : str
-        ``record``, ``weights``, ``maps``, ``fits``, ``kept`` by an experiment, ``table`` or ``leftover``: says how it
-        is made again.
+        ``record``, ``weights``, ``probe``, ``maps``, ``fits``, ``kept`` by an experiment, ``table`` or
+        ``leftover``: says how it is made again.
     problems : callable
         Says what is wrong, a line for each; nothing where all is well.
     """
@@ -62,10 +63,8 @@ def parts(folder: Path, digests: Mapping[str, str] | None = None) -> list[Part]:
         What its tables should hold: name → SHA-256; None takes what the last task has recorded.
     """
     tables = status.digests(folder) if digests is None else digests
-    return [
-        *_records(folder), *_weights(folder), *_maps(folder), *_fits(folder), *_kept(folder), *_tables(folder, tables),
-        *_leftovers(folder),
-    ]  # fmt: skip
+    found = (_records, _weights, _probes, _maps, _fits, _kept, partial(_tables, digests=tables), _leftovers)
+    return [part for kind in found for part in kind(folder)]
 
 
 def wrong(folder: Path, found: list[Part]) -> dict[Part, list[str]]:
@@ -126,11 +125,12 @@ def _forget(path: Path) -> None:
 
 
 def _records(folder: Path) -> Iterator[Part]:
-    readers: dict[Path, Callable[[], object]] = {
-        folder / record.NAME: lambda: record.read(folder),
-        folder / status.NAME: lambda: status.read(folder),
-    }
-    readers = {path: read for path, read in readers.items() if path.exists()}
+    settings, how_it_went = folder / record.NAME, folder / status.NAME
+    readers: dict[Path, Callable[[], object]] = {}
+    if settings.exists() or (how_it_went.exists() and _holds_a_run(folder)):
+        readers[settings] = partial(_there, settings, partial(record.read, folder))
+    if settings.exists() or how_it_went.exists():
+        readers[how_it_went] = partial(_there, how_it_went, partial(status.read, folder))
     taps = [place / "taps.json" for place in sorted(folder.glob("activations/*")) if _holds_work(place)]
     readers |= {path: partial(provenance.Record.load, path) for path in taps}
     readers |= {
@@ -140,6 +140,21 @@ def _records(folder: Path) -> Iterator[Part]:
     }
     for path, read in readers.items():
         yield Part(path, "kept" if "networks" in path.parts else "record", partial(_complaint, read))
+
+
+def _there(path: Path, read: Callable[[], object]) -> None:
+    """Read a record; StoreError if it is missing."""
+    if not path.exists():
+        raise StoreError(f"{path}: missing")
+    read()
+
+
+def _holds_a_run(folder: Path) -> bool:
+    """Whether work was done in a folder, by settings that this version keeps."""
+    return (
+        any((folder / name).exists() for name in ("checkpoints", "activations"))
+        and not (folder / record.EARLIER).exists()
+    )
 
 
 def _holds_work(place: Path) -> bool:
@@ -183,19 +198,37 @@ def _weights(folder: Path) -> Iterator[Part]:
             yield Part(place, "weights", partial(_listed, place))
 
 
+def _probes(folder: Path) -> Iterator[Part]:
+    """What is known of the probe samples that the maps are of."""
+    records = [provenance.Record.read(path) for path in sorted(folder.glob("activations/*/taps.json"))]
+    for name in dict.fromkeys(found.identity.get("probe samples") for found in records if found):
+        if name:
+            read = partial(probed.read, folder, str(name))
+            yield Part(probed.path_of(folder, str(name)), "probe", partial(_complaint, read))
+
+
 def _maps(folder: Path) -> Iterator[Part]:
     for place in sorted(folder.glob("activations/*/maps.zarr")):
         yield Part(place, "maps", partial(_of_store, place))
 
 
 def _fits(folder: Path) -> Iterator[Part]:
+    try:
+        settings = record.read(folder)
+    except ConfigurationError:  # told where records are looked at
+        settings = None
     for place in sorted(folder.glob("activations/*/fits/*")):
         if place.is_dir() and place.suffix != ".scores":
-            yield Part(place, "fits", partial(_of_fits, place))
+            yield Part(place, "fits", partial(_of_fits, place, settings))
 
 
-def _of_fits(place: Path) -> list[str]:
-    return [f"{file.relative_to(place)}: damaged, or fits of something else" for file in _wrong_fits(place)]
+def _of_fits(place: Path, settings: Settings | None) -> list[str]:
+    """What is wrong with fits; of those for the settings in force, whether they are all there, too."""
+    wrong = [f"{file.relative_to(place)}: damaged, or fits of something else" for file in _wrong_fits(place)]
+    made_from = provenance.Record.read(place.parent.parent / "taps.json")
+    if made_from and settings and place.name == fitting.fit_key(settings, made_from.n_samples):
+        wrong += [f"{layer}: not all fitted" for layer in fitting.unfinished(place, made_from.analysed)]
+    return wrong
 
 
 def _wrong_fits(place: Path) -> list[Path]:

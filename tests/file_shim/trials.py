@@ -61,6 +61,10 @@ def kept(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): _digest(path) for path in files if not path.name.startswith(".")}
 
 
+def _bytes(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def _digest(path: Path) -> str:
     if path.name == "last.pt":
         return hashlib.sha256(repr(_plain(torch.load(path, weights_only=True))).encode()).hexdigest()
@@ -161,6 +165,32 @@ class Trials:
         wrong += [f"another {name} in the end" for name in differing(folder, expected)]
         return wrong
 
+    def damage(self, draw: random.Random) -> tuple[str, list[str]]:
+        """Damage a file of a whole run; what was done, and what is wrong with what verification and repair made of it.
+
+        Damage that changes nothing that is kept, such as a bit that nobody reads, may stay unsaid.
+        """
+        folder = self.start(Scenario(("run",), "verify"), "damaged")
+        expected, bytes_before = kept(folder), _bytes(folder)
+        what, wrong = spoil(folder, draw), []
+        if _bytes(folder) == bytes_before:
+            return f"{what}, which left it as it was", []
+        found = self.commands.run(folder, "verify")
+        if found.code == 0:
+            wrong.append("silent: verification finds nothing")
+        elif not found.told_in_one_line:
+            wrong.append(f"not told in one line: {found.said[-600:]}")
+        repaired = self.commands.run(folder, "repair")
+        if what.startswith("config.yaml") and repaired.told_in_one_line:
+            return what, wrong  # the one record that nothing can be made again without
+        if repaired.code:
+            wrong.append(f"not repaired: {repaired.said[-600:]}")
+        wrong += [f"another {name} in the end" for name in differing(folder, expected)]
+        again = self.commands.run(folder, "verify")
+        if again.code:
+            wrong.append(f"wrong after repair: {again.said[-600:]}")
+        return what, wrong
+
     def lose_power(self, scenario: Scenario, n: int, draw: random.Random) -> Iterator[tuple[int, float, list[str]]]:
         """Lose the power at operations drawn at random; only for scenarios that begin in an empty folder.
 
@@ -194,6 +224,55 @@ class Trials:
             again = self.do(scenario, left)
             wrong = [f"the same command does not go on: {again.said}"] if again.code else []
             yield at, chance, wrong + [f"another {name} in the end" for name in differing(left, expected)]
+
+
+DAMAGES = {
+    "a bit": lambda content, draw: _with_bit(content, draw.randrange(8 * len(content))),
+    "zeros": lambda content, draw: _zeroed(content, draw.randrange(len(content)), draw.randint(1, 4096)),
+    "the end": lambda content, draw: content[: draw.randrange(len(content))],
+    "everything": lambda content, draw: b"",
+}
+"""What happens to the content of a file."""
+
+
+def _with_bit(content: bytes, bit: int) -> bytes:
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def _zeroed(content: bytes, start: int, n_bytes: int) -> bytes:
+    end = min(start + n_bytes, len(content))
+    return content[:start] + bytes(end - start) + content[end:]
+
+
+def spoil(folder: Path, draw: random.Random) -> str:
+    """Damage one file of a folder: a bit, zeros, cut short, deleted, or exchanged for another; says what was done."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
+    by_kind: dict[str, list[Path]] = {}
+    for file in files:
+        by_kind.setdefault(_kind(file), []).append(file)
+    path = draw.choice(draw.choice([*by_kind.values()]))
+    how = draw.choice([*DAMAGES, "deleted", "exchanged"])
+    name, content = path.relative_to(folder), path.read_bytes()
+    if how == "deleted":
+        path.unlink()
+    elif how == "exchanged":
+        other = draw.choice([file for file in files if file.suffix == path.suffix])
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+        how = f"exchanged for {other.relative_to(folder)}"
+    else:
+        path.write_bytes(DAMAGES[how](content, draw))
+    return f"{name}: {how}"
+
+
+def _kind(path: Path) -> str:
+    """What a file is, so that each kind is damaged as often as any other."""
+    if path.parent.name == "checkpoints":
+        return f"checkpoints/{path.suffix}"
+    known = ("probe", "complete", "maps.zarr", "fits")
+    return next((name for name in known if name in path.parts), path.name)
 
 
 def _says_running(folder: Path) -> bool:

@@ -9,8 +9,8 @@ from file_shim.power_loss import Disk, read_log
 from file_shim.trials import SCENARIOS, Trials
 
 DISTURBED = 2
-"""Operations of each scenario, drawn anew where this number is raised."""
-LOSSES = 4
+"""Operations of each scenario, drawn anew where this number is raised; ``make disturb`` tries any number."""
+LOSSES, DAMAGED = 4, 4
 
 pytestmark = pytest.mark.slow
 
@@ -60,3 +60,10 @@ def test_a_task_disturbed_at_any_operation_goes_on_to_the_same_end(trials, name)
 def test_a_run_goes_on_after_a_loss_of_power(trials):
     for at, chance, wrong in trials.lose_power(SCENARIOS["run"], LOSSES, random.Random(0)):
         assert not wrong, f"at {at}, unsynchronised changes kept with a chance of {chance}"
+
+
+def test_damage_to_any_kind_of_file_is_found_and_repaired(trials):
+    draw = random.Random(2)
+    for _ in range(DAMAGED):
+        what, wrong = trials.damage(draw)
+        assert not wrong, what
