@@ -47,7 +47,14 @@ def damages(trials: Trials, n: int, draw: random.Random) -> Iterator[Trial]:
         yield trials.damage(draw)
 
 
-KINDS = {kind.__name__: kind for kind in (kills, errors, losses, damages)}
+def pairs(trials: Trials, n: int, draw: random.Random) -> Iterator[Trial]:
+    """Two tasks at once in one folder."""
+    with commands(built(trials.folder)) as other:
+        for _ in range(n):
+            yield trials.together(other, draw)
+
+
+KINDS = {kind.__name__: kind for kind in (kills, errors, losses, damages, pairs)}
 
 
 def main() -> int:

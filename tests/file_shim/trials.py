@@ -4,7 +4,9 @@ import hashlib
 import json
 import random
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -190,6 +192,30 @@ class Trials:
         if again.code:
             wrong.append(f"wrong after repair: {again.said[-600:]}")
         return what, wrong
+
+    def together(self, other: Commands, draw: random.Random) -> tuple[str, list[str]]:
+        """Two tasks at once in one folder; what they were, and what is wrong with what came of it.
+
+        Each ends well, or is told that the other works there, or what is not there yet; nothing of theirs is mixed.
+        """
+        before = draw.choice([(), ("train",), ("train", "extract"), ("run",)])
+        tasks = [draw.choice(["run", "run", "train", "extract", "fit", "screen", "report", "prune"]) for _ in range(2)]
+        expected, _ = self.undisturbed(SCENARIOS["run"])
+        folder, wait = self.start(Scenario(before, "run"), "shared"), draw.random() * draw.choice([0.0, 1.0])
+
+        def later(task: str) -> Ended:
+            time.sleep(wait)
+            return other.run(folder, task)
+
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(later, tasks[1])
+            ended = [self.commands.run(folder, tasks[0]), second.result()]
+        wrong = [f"{one.code}: {one.said[-600:]}" for one in ended if one.code and not one.told_in_one_line]
+        last = self.commands.run(folder)
+        if last.code:
+            wrong.append(f"does not go on: {last.said[-600:]}")
+        wrong += [f"another {name} in the end" for name in differing(folder, expected)]
+        return f"after {before}: {' and '.join(tasks)}, {wait:.2f} s later", wrong
 
     def lose_power(self, scenario: Scenario, n: int, draw: random.Random) -> Iterator[tuple[int, float, list[str]]]:
         """Lose the power at operations drawn at random; only for scenarios that begin in an empty folder.
