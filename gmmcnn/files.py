@@ -55,9 +55,10 @@ LARGEST_OF_SMALL, LARGEST_RATIO = 2**30, 100
 zeros to a thousandth."""
 _OF_COMPILED_CODE = re.compile(r"\(os error (\d+)\)")
 _UNREADABLE = (
-    OSError, EOFError, ValueError, TypeError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error,
+    OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What reading a damaged or foreign archive raises; a header may ask for more memory than there is."""
+"""What reading a damaged or foreign archive raises; a header may ask for more memory than there is,
+and a part be no array."""
 _WHOLE = 64
 _SHOWN = 40
 
@@ -402,9 +403,17 @@ def write_digests(folder: Path, digests: Mapping[str, str]) -> None:
 
 def read_digests(folder: Path) -> dict[str, str] | None:
     """Read what :func:`write_digests` recorded; None if that is missing, StoreError if it is damaged."""
-    path = folder / DIGESTS
-    record = read_record(path, {"sha256": {str: str}}, remedy=f"written again by: {command('repair', run_of(path))}")
-    return None if record is None else record["sha256"]
+    path, remedy = folder / DIGESTS, f"written again by: {command('repair', run_of(folder / DIGESTS))}"
+    record = read_record(path, {"sha256": {str: str}}, remedy=remedy)
+    return None if record is None else require_inside(record["sha256"], path, remedy=remedy)
+
+
+def require_inside(digests: dict[str, str], path: Path, *, remedy: str) -> dict[str, str]:
+    """Digests as they are; StoreError, of the record at ``path``, if a name in them would lead out of its folder."""
+    for name in digests:
+        if "\0" in name or Path(name).is_absolute() or not Path(name).parts or ".." in Path(name).parts:
+            raise StoreError(f"{path}: damaged, {_shown(name)} is no file of its folder; {remedy}")
+    return digests
 
 
 def add_digest(path: Path) -> None:

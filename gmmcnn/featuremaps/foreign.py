@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
 from gmmcnn.errors import DataWarning, StoreError, StoreNotFoundError, one_line
+from gmmcnn.files import LARGEST_OF_SMALL, LARGEST_RATIO
 from gmmcnn.hardware.arrays import is_real
 
 CODECS = frozenset(
@@ -132,6 +133,7 @@ def _of_zarr(array: zarr.Array) -> _Found:
     if isinstance(array.store, LocalStore):
         name = str(array.store.root / array.path)
     _require_known_codecs(json.loads(json.dumps(array.metadata.to_dict(), default=str)), name)
+    _require_moderate_parts(array, name)
     _look_for_chunks(array, name)
     return name, lambda samples: array[samples], array.shape, array.dtype
 
@@ -173,6 +175,23 @@ def _codecs(metadata: Any) -> Iterator[str]:
             given = codec if isinstance(codec, Mapping) else {"name": codec}
             yield str(given.get("name", given.get("id")))
             yield from _codecs(given.get("configuration"))
+
+
+def _require_moderate_parts(array: zarr.Array, name: str) -> None:
+    """Raise StoreError if a chunk, which is decoded whole, or a sample would take far more memory than there is data.
+
+    Of an array in memory nobody needs to be warned.
+    """
+    if not isinstance(array.store, LocalStore) or not is_real(array.dtype):
+        return
+    folder = array.store.root / array.path
+    stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    largest = array.dtype.itemsize * max(math.prod(array.chunks), math.prod(array.shape[1:]))
+    if largest > max(LARGEST_OF_SMALL, LARGEST_RATIO * stored):
+        raise StoreError(
+            f"{name}: a chunk or sample of it would take {largest / 2**30:.1f} GiB of memory, and all that is stored "
+            f"has {stored / 2**20:.1f} MiB; write it again in smaller chunks"
+        )
 
 
 def _look_for_chunks(array: zarr.Array, name: str) -> None:

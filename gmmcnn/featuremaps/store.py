@@ -66,6 +66,8 @@ _REMEDY = f"gmmcnn task=verify run=FOLDER names what is damaged, {_REMADE.remove
 _READING = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 _opening = threading.Lock()  # Zarr's choice of a pipeline is global; no writer may be opened during a reader's choice
 
+MOST_BLOCKS = 10**6
+"""As many as completion records have names."""
 BYTES_PER_CHUNK = 1 << 18
 """Maps of several filters share a chunk up to this size: smaller chunks cost Zarr more time than their content."""
 
@@ -92,6 +94,7 @@ class ActivationStore:
         self._pipeline = {} if writable else _READING
         self._group = zarr.open_group(path / "maps", mode="r+" if writable else "r")
         header: dict[str, Any] = dict(self._group.attrs)
+        _require_sound(header)
         self.layers = {entry["layer"]: Tap(**entry) for entry in header["layers"]}
         self.n_samples: int = header["n_samples"]
         self.block_samples: int = header["block_samples"]
@@ -394,6 +397,21 @@ def discard(path: str | os.PathLike[str]) -> None:
     rubbish = aside(path.absolute())
     path.rename(rubbish)
     shutil.rmtree(rubbish)
+
+
+def _require_sound(header: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a header's values are of the types, and in the ranges, that were written."""
+    sizes = [header["n_samples"], header["block_samples"]]
+    for entry in header["layers"]:
+        sizes += [entry[name] for name in ("n_filters", "height", "width")]
+    if not header["layers"] or not all(isinstance(size, int) and 0 < size < 2**31 for size in sizes):
+        raise ValueError(f"sizes {sizes}")
+    if not all(isinstance(entry["layer"], str) for entry in header["layers"]):
+        raise ValueError("a layer's name is no text")
+    if header["dtype"] not in DTYPES or not isinstance(header["attributes"], dict):
+        raise ValueError(f"dtype {header['dtype']}")
+    if header["n_samples"] > MOST_BLOCKS * header["block_samples"]:
+        raise ValueError(f"more than {MOST_BLOCKS} blocks")
 
 
 def _array_name(index: int, layer: str) -> str:

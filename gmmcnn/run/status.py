@@ -21,8 +21,10 @@ KINDS: files.Kinds = {"status": str, "task": str, "seconds": {str: float}, "file
 
 def read(folder: Path) -> dict[str, Any]:
     """Content of the record, empty where there is none. StoreError if it is damaged."""
-    path = folder / NAME
-    return files.read_record(path, KINDS, remedy=f"written again by: {command('repair', folder)}") or {}
+    path, remedy = folder / NAME, f"written again by: {command('repair', folder)}"
+    content = files.read_record(path, KINDS, remedy=remedy) or {}
+    files.require_inside(content.get("files") or {}, path, remedy=remedy)
+    return content
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ import pytest
 from gmmcnn.errors import StoreError, StoreNotFoundError
 from gmmcnn.featuremaps.store import ActivationStore
 from gmmcnn.featuremaps.taps import Tap, Tapped
+from gmmcnn.files import write_digests, write_record
 from gmmcnn.run import verify
 from gmmcnn.run.provenance import Record
 
@@ -65,3 +66,19 @@ def test_leftovers_are_removed_and_nothing_else(folder):
     (folder / "b.partial").touch()
     verify.remove_leftovers(verify.parts(folder))
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../victim", "/{}/victim", "a/../../victim"])
+def test_a_record_that_names_a_file_elsewhere_has_nothing_removed_or_read_there(folder, tmp_path_factory, name):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "victim").write_text("good")
+    run = elsewhere / "run"
+    folder.rename(run)
+    (run / "networks").mkdir()
+    named = name.format(str(elsewhere).strip("/"))
+    write_digests(run / "networks", {named: "0" * 64})
+    write_record(run / "run.json", {"status": "done", "task": "run", "seconds": {}, "files": {named: "0" * 64}})
+    problems = verify.wrong(run, verify.parts(run))
+    assert {part.path.name for part in problems} == {"digests.json", "run.json", "config.yaml"}
+    verify.remove_leftovers(problems)
+    assert (elsewhere / "victim").read_text() == "good"
