@@ -54,7 +54,13 @@ def pairs(trials: Trials, n: int, draw: random.Random) -> Iterator[Trial]:
             yield trials.together(other, draw)
 
 
-KINDS = {kind.__name__: kind for kind in (kills, errors, losses, damages, pairs)}
+def walks(trials: Trials, n: int, draw: random.Random) -> Iterator[Trial]:
+    """Tasks, other settings, kills, errors and damage in a row, in one folder."""
+    for _ in range(n):
+        yield trials.walk(draw.randint(2, 7), draw)
+
+
+KINDS = {kind.__name__: kind for kind in (kills, errors, losses, damages, pairs, walks)}
 
 
 def main() -> int:

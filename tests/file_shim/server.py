@@ -83,6 +83,7 @@ def main() -> None:
     warm(json.loads(sys.stdin.readline()))
     with tempfile.TemporaryDirectory() as folder:
         said = str(Path(folder) / "said")
+        os.chdir(folder)  # where the page of a folder that cannot be written goes
         answers.write("ready\n")
         answers.flush()
         for line in sys.stdin:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from file_shim.disturbed import Commands, Ended
+from file_shim.disturbed import DISTURBANCES, Commands, Ended
 from file_shim.power_loss import Disk, read_log, restore
 
 
@@ -193,13 +193,42 @@ class Trials:
             wrong.append(f"wrong after repair: {again.said[-600:]}")
         return what, wrong
 
+    def walk(self, steps: int, draw: random.Random) -> tuple[str, list[str]]:
+        """Tasks, other settings, kills, errors and damage in a row; what was done, and what is wrong in the end.
+
+        Whatever happens, a command ends well or says in one line what is wrong, and in the end repair and a run give
+        the tables of an undisturbed one.
+        """
+        scenario = SCENARIOS["run"]
+        expected, operations = self.undisturbed(scenario)
+        folder, done, wrong, spoilt = self.start(scenario, "walked"), [], [], False
+        for _ in range(steps):
+            if kept(folder) and draw.random() < 0.3:
+                done.append(spoil(folder, draw))
+                spoilt = spoilt or done[-1].startswith("config.yaml")
+                continue
+            task, more = draw.choice(TASKS), draw.choice([(), (), ("screen.ch_ratio=1.1",), ("gmm.k_max=2",)])
+            how, at = draw.choice(["", "", *DISTURBANCES]), draw.randint(1, operations)
+            done.append(" ".join([task, *more, f"({how} at {at})" * bool(how)]))
+            ended = self.commands.run(folder, task, *more, disturbance=how, at=at)
+            if ended.code not in (0, -9) and not ended.told_in_one_line:
+                wrong.append(f"{done[-1]}: {ended.code}: {ended.said[-600:]}")
+        if spoilt:
+            (folder / "config.yaml").unlink(missing_ok=True)  # as is said, where it is damaged
+        for task in ("repair", "run"):
+            ended = self.commands.run(folder, task)
+        if ended.code:
+            wrong.append(f"does not go on: {ended.said[-600:]}")
+        others = [name for name in differing(folder, expected) if Path(name).name in TABLES]
+        return ", ".join(done), wrong + [f"another {name} in the end" for name in others]
+
     def together(self, other: Commands, draw: random.Random) -> tuple[str, list[str]]:
         """Two tasks at once in one folder; what they were, and what is wrong with what came of it.
 
         Each ends well, or is told that the other works there, or what is not there yet; nothing of theirs is mixed.
         """
         before = draw.choice([(), ("train",), ("train", "extract"), ("run",)])
-        tasks = [draw.choice(["run", "run", "train", "extract", "fit", "screen", "report", "prune"]) for _ in range(2)]
+        tasks = [draw.choice(TASKS) for _ in range(2)]
         expected, _ = self.undisturbed(SCENARIOS["run"])
         folder, wait = self.start(Scenario(before, "run"), "shared"), draw.random() * draw.choice([0.0, 1.0])
 
@@ -252,6 +281,8 @@ class Trials:
             yield at, chance, wrong + [f"another {name} in the end" for name in differing(left, expected)]
 
 
+TASKS = ("run", "run", "train", "extract", "fit", "screen", "report", "prune")
+TABLES = ("filters.csv", "filters.parquet", "outliers.csv", "samples.csv", "metrics.csv", "masking.csv", "mask.json")
 DAMAGES = {
     "a bit": lambda content, draw: _with_bit(content, draw.randrange(8 * len(content))),
     "zeros": lambda content, draw: _zeroed(content, draw.randrange(len(content)), draw.randint(1, 4096)),
@@ -275,6 +306,7 @@ def _zeroed(content: bytes, start: int, n_bytes: int) -> bytes:
 def spoil(folder: Path, draw: random.Random) -> str:
     """Damage one file of a folder: a bit, zeros, cut short, deleted, or exchanged for another; says what was done."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
+    files = [path for path in files if not path.name.startswith(".")]
     by_kind: dict[str, list[Path]] = {}
     for file in files:
         by_kind.setdefault(_kind(file), []).append(file)
