@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gmmcnn.config import GROUPS, LAUNCHERS, MOVED, TASKS, LocalLauncher, Settings, SlurmLauncher, setting_names
 from gmmcnn.errors import ConfigurationError, GmmcnnError, one_line
+from gmmcnn.files import read_json
 from gmmcnn.names import command, did_you_mean, for_a_shell, quoted, runs_foreign_code
 from gmmcnn.progress import hush, take_any_output, warn_in_one_line
 from gmmcnn.run import lock, record, signals
@@ -384,12 +385,19 @@ def _require_new_run(folder: Path, given: Mapping[str, Override]) -> None:
         for path in _entries(folder)
         if path.name not in (RESULT, lock.NAME) and not path.name.endswith(".partial")
     ]
+    says_something = any(key not in _NO_START and not key.startswith("hydra") for key in given)
+    if others and "task" in read_json(folder / RESULT):  # a run, whose record of settings is lost
+        if says_something:
+            return
+        raise ConfigurationError(
+            f"{folder}: its {record.NAME} is lost; give the settings that it was made with beside run=, as seed=0"
+        )
     if others:
         raise ConfigurationError(f"{folder}: holds {others[0]} and no run; {A_FOLDER}")
     near = did_you_mean(folder.name, [path.name for path in _entries(folder.absolute().parent) if path != folder])
     if task not in STARTING and task in TASKS:
         raise ConfigurationError(f"{folder}: holds no run, which task={task} needs{near}")
-    if not any(key not in _NO_START and not key.startswith("hydra") for key in given):
+    if not says_something:
         start = command(task, folder, "seed=0")
         raise ConfigurationError(f"{folder}: holds no run to go on with{near}; to start one, give a setting: {start}")
 

@@ -10,7 +10,7 @@ from file_shim.trials import SCENARIOS, Trials
 
 DISTURBED = 2
 """Operations of each scenario, drawn anew where this number is raised; ``make disturb`` tries any number."""
-LOSSES, DAMAGED = 4, 4
+LOSSES, DAMAGED, WALKS = 4, 4, 2
 
 pytestmark = pytest.mark.slow
 
@@ -67,3 +67,10 @@ def test_damage_to_any_kind_of_file_is_found_and_repaired(trials):
     for _ in range(DAMAGED):
         what, wrong = trials.damage(draw)
         assert not wrong, what
+
+
+def test_whatever_happens_in_a_folder_a_run_there_ends_as_it_should(trials):
+    draw = random.Random(0)
+    for _ in range(WALKS):
+        done, wrong = trials.walk(4, draw)
+        assert not wrong, done

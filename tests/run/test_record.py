@@ -160,6 +160,16 @@ def test_a_run_starts_in_a_new_folder_an_empty_one_or_one_that_a_refused_command
     assert settings.seed == 4
 
 
+def test_a_run_whose_record_of_settings_is_lost_goes_on_where_they_are_given_again(run):
+    run("run=first", "seed=4")
+    Path("first/config.yaml").unlink()
+    Path("first/filters.csv").touch()
+    Path("first/run.json").write_text('{"task": "run"}')
+    assert refused(run("run=first"), "first: its config.yaml is lost; give the settings that it was made with beside")
+    code, settings, stderr = run("run=first", "seed=4", "task=repair")
+    assert (code, settings.seed) == (0, 4), stderr
+
+
 # ------------------------------------------------------------------------------------------ damaged and earlier records
 
 
