@@ -170,7 +170,7 @@ def test_a_run_that_was_asked_to_end_finishes_the_round_in_hand_and_goes_on_bit_
     assert stderr.count("\n") == 1
     record = json.loads(Path("asked/run.json").read_text())
     assert record["status"] == "interrupted"
-    assert (len(done), len(list(Path("asked").rglob("*.npz")))) == (3, 1)  # the scores of three layers
+    assert (len(done), len(list(Path("asked").rglob("*.scores/*.npz")))) == (3, 1)  # the scores of three layers
     monkeypatch.setattr(live, "reduce_maps", reduce)
     code, _, stderr = here("run=asked")
     assert code == 0, stderr
