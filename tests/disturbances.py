@@ -22,7 +22,7 @@ Trial = tuple[str, list[str]]
 def kills(trials: Trials, n: int, draw: random.Random) -> Iterator[Trial]:
     """Tasks killed at an operation drawn at random, before it or halfway through it."""
     for _ in range(n):
-        name, how = draw.choice([*SCENARIOS]), draw.choice(["killed", "torn"])
+        name, how = draw.choice(trials.names), draw.choice(["killed", "torn"])
         at = draw.randint(1, trials.undisturbed(SCENARIOS[name])[1])
         yield f"{name}, {how} at {at}", trials.disturb(SCENARIOS[name], how, at)
 
@@ -69,11 +69,14 @@ def main() -> int:
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("n", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=SCENARIOS, nargs="+", default=[*SCENARIOS], help="what is killed")
     asked = parser.parse_args()
     n_wrong = n_done = 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, commands(built(Path(folder))) as started:
-        for what, wrong in KINDS[asked.kind](Trials(started, Path(folder)), asked.n, random.Random(asked.seed)):
+        for what, wrong in KINDS[asked.kind](
+            Trials(started, Path(folder), asked.only), asked.n, random.Random(asked.seed)
+        ):
             n_done += 1
             n_wrong += bool(wrong)
             if wrong or not n_done % 100:

@@ -63,7 +63,14 @@ class Commands:
         self._process = process
 
     def do(
-        self, arguments: Sequence[str], folder: Path, *, disturbance: str = "", at: int = 0, log: Path | None = None
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        *,
+        disturbance: str = "",
+        at: int = 0,
+        log: Path | None = None,
+        jobs: bool = False,
     ) -> Ended:
         """Carry out a command.
 
@@ -78,11 +85,14 @@ class Commands:
             Number of the operation that is disturbed; the first is 1.
         log : Path, optional
             Where every change is recorded.
+        jobs : bool
+            Whether the processes that a sweep starts are disturbed, each at that operation, and not the one that
+            starts them.
         """
         action, error = DISTURBANCES.get(disturbance, ("\0", 0))
         asked = {
             "arguments": list(arguments), "folder": str(folder), "action": action, "at": at, "error": error,
-            "log": str(log or ""),
+            "log": str(log or ""), "jobs": jobs,
         }  # fmt: skip
         return Ended(**json.loads(self._asked(json.dumps(asked))))
 

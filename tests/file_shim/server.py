@@ -15,10 +15,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-SHIM = ctypes.CDLL(os.environ.pop("LD_PRELOAD"))
-SHIM.shim_arm.argtypes = [
-    ctypes.c_char_p, ctypes.c_long, ctypes.c_char, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p,
-]  # fmt: skip
+if __name__ == "__main__":  # the processes of a sweep import this file as well
+    LIBRARY = os.environ.pop("LD_PRELOAD")
+    SHIM = ctypes.CDLL(LIBRARY)
+    SHIM.shim_arm.argtypes = [
+        ctypes.c_char_p, ctypes.c_long, ctypes.c_char, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p,
+    ]  # fmt: skip
 
 LONGEST = 60
 """Seconds that a command may take."""
@@ -69,6 +71,12 @@ def do(asked: dict[str, Any], said: str) -> tuple[int, int]:
 def _armed(asked: dict[str, Any], counter: int) -> int:
     from gmmcnn import cli
 
+    if asked["jobs"]:  # of a sweep, which are started as processes of their own
+        os.environ.update(
+            LD_PRELOAD=LIBRARY, SHIM_FOLDER=asked["folder"], SHIM_AT=str(asked["at"]), SHIM_ACTION=asked["action"],
+            SHIM_ERROR=str(asked["error"]),
+        )  # fmt: skip
+        return cli._command_line(asked["arguments"])
     SHIM.shim_arm(
         os.fsencode(asked["folder"]), asked["at"], asked["action"].encode(), asked["error"], os.fsencode(asked["log"]),
         counter,

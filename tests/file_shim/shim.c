@@ -3,6 +3,7 @@
  * shim_arm() says which folder, at the how-manieth change, and what then: nothing, the process killed before it (k),
  * the process killed halfway through it (t: of a write, half is written; anything else is done), an error once (e), or
  * from then on (f). With a log, every change that succeeded is written there, contents included, for power_loss.py.
+ * Processes started anew are told the same by SHIM_FOLDER, SHIM_AT, SHIM_ACTION and SHIM_ERROR; each counts its own.
  *
  * Everything that ends in the C library's wrappers is seen: Python's own, those of Zarr's, of compiled Rust and C++. */
 
@@ -38,6 +39,13 @@ void shim_arm(const char *path, long number, char what, int error, const char *l
     log_to = *log ? REAL(open)(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : -1;
     snprintf(folder, sizeof folder, "%s", path);
     folder_length = strlen(folder);
+}
+
+/* A process that was started by one under the shim, such as a job of a sweep, arms itself. */
+__attribute__((constructor)) static void arm_by_environment(void) {
+    static long counted_here;
+    const char *path = getenv("SHIM_FOLDER");
+    if (path) shim_arm(path, atol(getenv("SHIM_AT")), *getenv("SHIM_ACTION"), atoi(getenv("SHIM_ERROR")), "", &counted_here);
 }
 
 static int within(const char *path) {

@@ -12,8 +12,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from file_shim.disturbed import DISTURBANCES, Commands, Ended
+from file_shim.disturbed import DISTURBANCES, TINY, Commands, Ended
 from file_shim.power_loss import Disk, read_log, restore
+
+from gmmcnn.multirun.record import Status, Sweep
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,16 @@ class Scenario:
         Settings other than those of the tiny run.
     lost : tuple of str
         Files that are not there any more.
+    sweep : str
+        Where the folder is a sweep's, of two jobs: whose operations are disturbed, those of the ``jobs``, each of them
+        at the same, or those of the ``submitter``.
     """
 
     before: tuple[str, ...]
     task: str
     more: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    sweep: str = ""
 
 
 SCENARIOS = {
@@ -50,17 +56,24 @@ SCENARIOS = {
     "repair": Scenario(
         ("run",), "repair", lost=("checkpoints/epoch-0001.pt", "filters.csv", "activations/epoch-0002/taps.json")
     ),
+    "experiment": Scenario((), "experiment", ("experiment=gradients", "experiment.size=smoke", "experiment.seeds=1")),
+    "sweep": Scenario((), "run", sweep="submitter"),
+    "jobs of a sweep": Scenario((), "run", sweep="jobs"),
 }
 """What is disturbed, by name."""
 
-UNLIKE = ("run.json", "report.html", "digests.json")
+UNLIKE = ("run.json", "digests.json", "log.csv", "jobs.csv", "sweep.json")
 """Files that say when and how something was made, or the digest of one whose pickle differs where it was resumed."""
 
 
 def kept(folder: Path) -> dict[str, str]:
     """Everything that a folder keeps: path → digest of what it says."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in UNLIKE]
-    return {str(path.relative_to(folder)): _digest(path) for path in files if not path.name.startswith(".")}
+    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(name): _digest(path)
+        for name, path in files.items()
+        if name.name not in UNLIKE and name.suffix != ".html" and not any(part.startswith(".") for part in name.parts)
+    }
 
 
 def _bytes(folder: Path) -> dict[Path, bytes]:
@@ -98,11 +111,14 @@ class Trials:
     ----------
     commands : Commands
     folder : Path
+    names : sequence of str
+        Scenarios that are drawn from.
     """
 
-    def __init__(self, commands: Commands, folder: Path) -> None:
+    def __init__(self, commands: Commands, folder: Path, names: Sequence[str] = tuple(SCENARIOS)) -> None:
         self.commands = commands
         self.folder = folder
+        self.names = names
         self.undisturbed = cache(self._undisturbed)
         self._before = cache(self._made_before)
 
@@ -128,15 +144,22 @@ class Trials:
         return folder
 
     def do(self, scenario: Scenario, folder: Path, **disturbance: object) -> Ended:
-        """Carry out the scenario's command."""
-        return self.commands.run(folder, scenario.task, *scenario.more, **disturbance)
+        """Carry out the scenario's command; in a sweep, once no job of an earlier one is at work."""
+        if not scenario.sweep:
+            return self.commands.run(folder, scenario.task, *scenario.more, **disturbance)
+        while (folder / "sweep.json").exists() and _at_work(folder):
+            time.sleep(0.1)
+        asked = ["-m", "seed=0,1", f"task={scenario.task}", *TINY, *scenario.more, f"sweep={folder}"]
+        jobs = scenario.sweep == "jobs" and bool(disturbance)
+        return self.commands.do([*asked, "hydra.launcher.jobs=2"], folder, jobs=jobs, **disturbance)
 
     def _undisturbed(self, scenario: Scenario) -> tuple[dict[str, str], int]:
         """What the command leaves, and the number of its operations."""
         folder = self.start(scenario, "undisturbed")
         ended = self.do(scenario, folder)
         assert ended.code == 0, ended.said
-        return kept(folder), ended.operations
+        of_a_job = scenario.sweep == "jobs"  # which are counted nowhere, and about those of a run
+        return kept(folder), self.undisturbed(SCENARIOS["run"])[1] if of_a_job else ended.operations
 
     def disturb(self, scenario: Scenario, disturbance: str, at: int) -> list[str]:
         """Disturb a command at one operation, and repeat it; what is wrong with what comes of that: should be nothing.
@@ -153,7 +176,7 @@ class Trials:
         ended = self.do(scenario, folder, disturbance=disturbance, at=at)
         wrong = []
         if disturbance in ("killed", "torn"):
-            if ended.code != -9:
+            if ended.code != (1 if scenario.sweep == "jobs" else -9):
                 wrong.append(f"was not killed: {ended}")
         elif ended.code == 0:
             wrong += [f"ended well with another {name}" for name in differing(folder, expected)]
@@ -331,6 +354,10 @@ def _kind(path: Path) -> str:
         return f"checkpoints/{path.suffix}"
     known = ("probe", "complete", "maps.zarr", "fits")
     return next((name for name in known if name in path.parts), path.name)
+
+
+def _at_work(folder: Path) -> bool:
+    return any(state.status is Status.RUNNING for state in Sweep.read(folder).states().values())
 
 
 def _says_running(folder: Path) -> bool:
