@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
 from gmmcnn.errors import DataWarning, StoreError, StoreNotFoundError, one_line
+from gmmcnn.featuremaps.bounded import BoundedStore, Layout
 from gmmcnn.files import LARGEST_OF_SMALL, LARGEST_RATIO
 from gmmcnn.hardware.arrays import is_real
 
@@ -120,7 +121,14 @@ def _of_folder(path: Path) -> _Found:
         raise StoreError(f"{path}: is a Zarr group; give the path of one array in it")
     _require_known_codecs(metadata, str(path))
     try:
-        array = zarr.open(path, mode="r")
+        layout = Layout.of(metadata)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise StoreError(
+            f"{path}: {_EXPECTED} whose chunks are measured before they are decoded, found {one_line(error)}; write it "
+            "with one compressor, or none"
+        ) from error
+    try:
+        array = zarr.open(BoundedStore(LocalStore(path, read_only=True), layout), mode="r")
     except Exception as error:  # Zarr's parser of metadata raises whatever it stumbles on
         raise StoreError(f"{path}: {_EXPECTED}: {one_line(error)}") from error
     if not isinstance(array, zarr.Array):
@@ -129,13 +137,18 @@ def _of_folder(path: Path) -> _Found:
 
 
 def _of_zarr(array: zarr.Array) -> _Found:
-    name = str(array.store_path)
-    if isinstance(array.store, LocalStore):
-        name = str(array.store.root / array.path)
+    folder = _folder(array)
+    name = str(folder or array.store_path)
     _require_known_codecs(json.loads(json.dumps(array.metadata.to_dict(), default=str)), name)
     _require_moderate_parts(array, name)
     _look_for_chunks(array, name)
     return name, lambda samples: array[samples], array.shape, array.dtype
+
+
+def _folder(array: zarr.Array) -> Path | None:
+    """Where an array lies, if it lies on disk."""
+    store = array.store.within if isinstance(array.store, BoundedStore) else array.store
+    return store.root / array.path if isinstance(store, LocalStore) else None
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -182,9 +195,9 @@ def _require_moderate_parts(array: zarr.Array, name: str) -> None:
 
     Of an array in memory nobody needs to be warned.
     """
-    if not isinstance(array.store, LocalStore) or not is_real(array.dtype):
+    folder = _folder(array)
+    if folder is None or not is_real(array.dtype):
         return
-    folder = array.store.root / array.path
     stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     largest = array.dtype.itemsize * max(math.prod(array.chunks), math.prod(array.shape[1:]))
     if largest > max(LARGEST_OF_SMALL, LARGEST_RATIO * stored):
@@ -213,10 +226,10 @@ def _look_for_chunks(array: zarr.Array, name: str) -> None:
 def _n_missing(array: zarr.Array, grid: list[int]) -> int:
     """Chunks, or shards where there are some, that are not stored; of more chunks than files, their difference."""
     n_chunks = math.prod(grid)
-    if not isinstance(array.store, LocalStore):
+    folder = _folder(array)
+    if folder is None:
         per_shard = math.prod(array.shards or array.chunks) // math.prod(array.chunks)
         return n_chunks - array.nchunks_initialized // per_shard
-    folder = array.store.root / array.path
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     chunks = {file for file in files if not Path(file).name.startswith((".", "zarr.json"))}
     if n_chunks > len(chunks):

@@ -32,6 +32,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from gmmcnn.errors import StoreError, StoreNotFoundError, one_line
+from gmmcnn.featuremaps.bounded import Layout
 from gmmcnn.featuremaps.taps import Tap
 from gmmcnn.files import (
     PARTIAL,
@@ -101,6 +103,7 @@ class ActivationStore:
         self.dtype = np.dtype(header["dtype"])
         self.attributes: dict[str, Any] = header["attributes"]
         self._arrays: dict[str, zarr.Array] = {}
+        self._bounded: set[Path] = set()
         self._written: dict[
             int, dict[str, dict[str, Any]]
         ] = {}  # block → layer → size and checksum, until the block is committed
@@ -282,12 +285,24 @@ class ActivationStore:
         """
         array = self._array(layer)
         try:
+            self._require_bounded(layer, array, samples)
             maps = np.asarray(array[filters, samples])
         except (ValueError, RuntimeError, OSError) as error:
             raise StoreError(f"{self.path}: layer {layer!r}: corrupted ({one_line(error)}); {_REMEDY}") from error
         if maps.size and np.isnan(maps.min()):
             raise StoreError(f"{self.path}: layer {layer!r}: maps are missing; {_REMEDY}")
         return maps.reshape(*maps.shape[:2], math.prod(maps.shape[2:])).astype(np.float32, copy=False)
+
+    def _require_bounded(self, layer: str, array: zarr.Array, samples: slice) -> None:
+        """Raise ValueError if a chunk would be larger, decoded, than it may be."""
+        start, stop, _ = samples.indices(self.n_samples)
+        layout = Layout.of(array.metadata.to_dict())
+        for block in range(start // self.block_samples, -(-stop // self.block_samples)):
+            shard = self._shard(layer, block)
+            if shard not in self._bounded and shard.is_file():
+                with shard.open("rb") as file:
+                    layout.require_bounded(memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)), shard.name)
+                self._bounded.add(shard)
 
     def verify(self) -> list[str]:
         """Read every file and compare it with its record.
