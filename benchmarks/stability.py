@@ -28,7 +28,7 @@ from benchmarks.networks import Network
 from gmmcnn import config
 from gmmcnn.featuremaps import filter_blocks
 from gmmcnn.featuremaps.activation import activation_statistics
-from gmmcnn.filters.screening import cluster_sizes
+from gmmcnn.filters.fits import cluster_sizes
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 from gmmcnn.principal_components.pca import pca
 

@@ -9,9 +9,10 @@ import os
 import sys
 import traceback
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -39,6 +40,8 @@ STARTING = ("run", "train", "extract", "experiment")
 """Tasks that a run can start with."""
 FROM_THE_FOLDER_ALONE = ("screen", "samples", "report", "verify")
 """Tasks that look up neither the network nor the data set that a run folder names, so whoever wrote it runs nothing."""
+SIDE_BY_SIDE = ("screen", "fit")
+"""Tasks that one run can do by several settings, ``-m run=FOLDER``: what they write lies side by side."""
 RESULT = "run.json"
 """What a refused command leaves in a folder that it found empty."""
 
@@ -102,6 +105,8 @@ def _sweep(arguments: Sequence[str]) -> int | None:
         return _aggregate(given, folder)
     if _asked(given, "dry_run"):
         raise ConfigurationError("dry_run=true: shows what one run would do; leave out -m, and give one value each")
+    if "run" in given:
+        return _side_by_side(flags.overrides, given)
     own = [override for override in flags.overrides if _key(override).startswith("hydra")]
     launcher = _launcher(own)
     if launcher is None:
@@ -117,6 +122,43 @@ def _sweep(arguments: Sequence[str]) -> int | None:
     except tuple(signals.EXIT_CODES) as end:
         _complain(f"interrupted; goes on where it stopped with: {launch.again(sweep)}")
         return signals.EXIT_CODES[type(end)]
+
+
+def _require_side_by_side(given: Mapping[str, Override]) -> None:
+    """Raise ConfigurationError unless a sweep within one run is of tasks whose results lie side by side."""
+    task = str(given["task"].value()) if "task" in given else Settings.task
+    if task not in SIDE_BY_SIDE:
+        raise ConfigurationError(
+            f"run= in a sweep: its jobs would overwrite each other; leave it out, or give task="
+            f"{' or task='.join(SIDE_BY_SIDE)}, whose results lie side by side"
+        )
+
+
+def _side_by_side(overrides: list[str], given: Mapping[str, Override]) -> int:
+    """Do a task in one run folder by several settings, and return an exit code."""
+    from gmmcnn.run import screenings
+
+    folder = _folder(given["run"])
+    recorded = record.read(folder)
+    if recorded is None:
+        raise ConfigurationError(f"{folder / record.NAME}: missing; written by: {command('screen', folder)}")
+    varied = [key for key in map(_key, overrides) if key not in record.OF_A_COMMAND]
+    screenings.require_settings_that_decide(varied)
+    asked = {}
+    with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        for job in _jobs(overrides, multirun=True):
+            values = dict(override.partition("=")[::2] for override in job)
+            name = screenings.name_by({key: values[key] for key in varied})
+            asked[name] = _composed(tuple(job))
+    own = replace(recorded, task=str(given["task"].value()))
+    again = " ".join(["gmmcnn", "-m", *map(for_a_shell, overrides)])
+
+    def work() -> None:
+        from gmmcnn import tasks
+
+        tasks.execute_beside(own, folder, varied, asked)
+
+    return _carried_out(work, again, debug=next(iter(asked.values())).debug)
 
 
 def _aggregate(given: Mapping[str, Override], folder: str | None) -> int | None:
@@ -173,31 +215,44 @@ def _job(composed: DictConfig) -> None:
     """Run one job: the whole of a single run, or one cell of a sweep."""
     settings = record.settings_of(composed)
     folder = Path(HydraConfig.get().runtime.output_dir)
+
+    def work() -> None:
+        from gmmcnn import tasks
+
+        tasks.execute(settings, folder)
+
+    exit_code = _carried_out(work, _again(settings, folder), debug=settings.debug)
+    if exit_code in signals.EXIT_CODES.values():
+        sys.exit(exit_code)
+    if exit_code:
+        _exit_codes.append(exit_code)
+
+
+def _carried_out(work: Callable[[], None], again: str, *, debug: bool) -> int:
+    """Do some work, and return an exit code; whatever goes wrong is one line, with the command that goes on."""
     try:
         from gmmcnn.hardware import gpu  # NumPy, torch and numba load only when there is work to do
 
         gpu.require_loadable()
-        from gmmcnn import tasks
-
         with signals.heeded():
-            tasks.execute(settings, folder)
+            work()
     except tuple(signals.EXIT_CODES) as end:
-        _complain(f"interrupted; goes on where it stopped with: {_again(settings, folder)}")
-        sys.exit(signals.EXIT_CODES[type(end)])
+        _complain(f"interrupted; goes on where it stopped with: {again}")
+        return signals.EXIT_CODES[type(end)]
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the way out: one line for whatever it was
-        _exit_codes.append(2 if isinstance(error, ConfigurationError) else 1)
         unexpected = "" if isinstance(error, GmmcnnError) else f"unexpected {type(error).__name__}: "
-        again = _again(settings, folder, "debug=true")
-        hint = f"; see the traceback with: {again}" if unexpected and not settings.debug else ""
+        hint = f"; see the traceback with: {again} debug=true" if unexpected and not debug else ""
         _complain(f"{unexpected}{one_line(error)}{hint}")
-        if settings.debug:
+        if debug:
             traceback.print_exc()
+        return 2 if isinstance(error, ConfigurationError) else 1
+    return 0
 
 
-def _again(settings: Settings, folder: Path, *more: str) -> str:
+def _again(settings: Settings, folder: Path) -> str:
     """Command line by which a job goes on, with the word that its network or data set needs."""
     own = runs_foreign_code("model.name", settings.model.name) or runs_foreign_code("data.name", settings.data.name)
-    return command(settings.task, folder, *(["trust=true"] if own else []), *more)
+    return command(settings.task, folder, *(["trust=true"] if own else []))
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -225,11 +280,17 @@ def check(arguments: Sequence[str]) -> None:
             _check_name(override, known)
         for job in _jobs(flags.overrides, multirun=flags.multirun):
             try:
-                record.settings_of(hydra.compose(flags.config_name or "config", overrides=[*job, *search]))
+                _composed((*job, *search), flags.config_name or "config")
             except MissingConfigException as error:
                 raise _no_such_option(error) from None
             except HydraException as error:
                 raise ConfigurationError(record.in_one_line(error)) from None
+
+
+@cache
+def _composed(overrides: tuple[str, ...], name: str = "config") -> Settings:
+    """Settings that some overrides make, laid over what :func:`_lay_over` was told last."""
+    return record.settings_of(hydra.compose(name, overrides=list(overrides)))
 
 
 def _jobs(overrides: list[str], *, multirun: bool) -> Sequence[Sequence[str]]:
@@ -237,8 +298,6 @@ def _jobs(overrides: list[str], *, multirun: bool) -> Sequence[Sequence[str]]:
         return [overrides]
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    if any(_key(override) == "run" for override in overrides):
-        raise ConfigurationError("run= in a sweep: its jobs would overwrite each other; leave it out")
     return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), max_batch_size=None)[0]
 
 
@@ -308,8 +367,10 @@ def _going_on(arguments: list[str]) -> list[str]:
     _lay_over(Settings())
     flags = get_args_parser().parse_args(arguments)
     given = _given(arguments)
-    if "run" not in given or flags.multirun or flags.help or flags.hydra_help or flags.info:
+    if "run" not in given or flags.help or flags.hydra_help or flags.info:
         return arguments
+    if flags.multirun:
+        _require_side_by_side(given)
     folder = _folder(given["run"])
     recorded = record.read(folder)
     if recorded is not None:
@@ -367,6 +428,7 @@ def _require_trust(folder: Path, stored: Mapping[str, str], given: Mapping[str, 
 def _lay_over(settings: Settings) -> None:
     """Make these the settings that everything on the command line is laid over."""
     ConfigStore.instance().store(name="settings", node=settings)
+    _composed.cache_clear()
 
 
 def _folder(override: Override) -> Path:

@@ -47,10 +47,10 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
-def command(task: str, run: Path | str, *more: str) -> str:
+def command(task: str, run: Path | str, *more: str, sweep: bool = False) -> str:
     """Command line of a task in a run folder, to be pasted into a shell whatever the folder is called."""
     words = (f"task={task}", f"run={quoted(str(run))}", *more)
-    return " ".join(["gmmcnn", *map(for_a_shell, words)])
+    return " ".join(["gmmcnn", *(["-m"] if sweep else []), *map(for_a_shell, words)])
 
 
 def quoted(text: str) -> str:

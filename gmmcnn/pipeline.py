@@ -100,6 +100,15 @@ def fit(job: Run) -> None:
         stages.fit(job, stages.open_checkpoint(checkpoint))
 
 
+def fit_again(job: Run) -> None:
+    """Make again what is damaged or missing of maps and fits; maps are stored where they were, or are to be."""
+    job.require_own_training()
+    checkpoints = job.checkpoints()
+    for checkpoint in checkpoints:
+        keep = checkpoint.maps.exists() or _is_kept(job, checkpoint, last=checkpoints[-1])
+        stages.fit_as_made(job, stages.open_checkpoint(checkpoint), keep=keep)
+
+
 def screen(job: Run) -> None:
     """Apply the criteria to the stored fits of every checkpoint, and tell what was found."""
     _screen(job, analysed(job))

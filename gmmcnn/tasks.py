@@ -1,6 +1,6 @@
 """What each task of the command line does, and the record of how it went."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from gmmcnn.hardware import gpu
 from gmmcnn.names import command
 from gmmcnn.progress import say
 from gmmcnn.report.views import plural
-from gmmcnn.run import page, preview, verify
+from gmmcnn.run import page, preview, screenings, verify
 from gmmcnn.run.doctor import run_doctor
 from gmmcnn.run.folder import Run
 from gmmcnn.run.tables import NAMES, PRUNED
@@ -34,6 +34,29 @@ def execute(settings: Settings, folder: Path) -> None:
         if settings.task in TRACKED:
             job.open_trackers()
         TASKS[settings.task](job)
+
+
+def execute_beside(settings: Settings, folder: Path, varied: Sequence[str], asked: Mapping[str, Settings]) -> None:
+    """Carry out a task in one run folder by several settings, whose results lie side by side; its own settings stay.
+
+    Parameters
+    ----------
+    settings : Settings
+        The folder's own, with the task.
+    folder : Path
+    varied : sequence of str
+        Settings that differ.
+    asked : mapping of str to Settings
+        Those of each piece of work, by name.
+    """
+    job = Run(settings, folder)
+    gpu.share_out(settings.engine.gpus)
+    with job.recorded():
+        if settings.task == "screen":
+            screenings.screen(job, varied, asked)
+        else:
+            for variant in asked.values():
+                pipeline.fit(Run(variant, folder, beside=True))
 
 
 def run(job: Run) -> None:
@@ -77,10 +100,8 @@ def repair(job: Run) -> None:
     if "weights" in kinds:
         for name in [*pipeline.retrain(job), *experiments.retrain(job.settings, job.folder)]:
             say(f"{name}: trained again")
-    if kinds & {"maps", "record", "probe"} and (job.folder / "activations").is_dir():
-        pipeline.extract(job)
-    if kinds & {"maps", "record", "fits", "table"} and (job.folder / "activations").is_dir():
-        pipeline.fit(job)
+    if kinds & {"maps", "record", "probe", "fits", "table"} and (job.folder / "activations").is_dir():
+        pipeline.fit_again(job)
     for write in _writers(job, tables):
         write(job)
     if "kept" in kinds:
@@ -103,8 +124,9 @@ def _writers(job: Run, tables: Sequence[Path]) -> Sequence[Callable[[Run], None]
     """What writes some tables again."""
     names = {path.name for path in tables if path.parent == job.folder}
     writers = [(pipeline.screen, set(NAMES)), (pipeline.prune, set(PRUNED)), (report, {"report.html"})]
-    experimental = any("experiments" in path.relative_to(job.folder).parts for path in tables)
-    return [write for write, written in writers if written & names] + ([experiment] if experimental else [])
+    elsewhere = {path.relative_to(job.folder).parts[0] for path in tables}
+    in_folders = [("experiments", experiment), (screenings.FOLDER, screenings.screen_again)]
+    return [write for write, written in writers if written & names] + [w for name, w in in_folders if name in elsewhere]
 
 
 def doctor(job: Run) -> None:

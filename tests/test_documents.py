@@ -235,7 +235,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def to_run_here() -> list[str]:
-    here = [c for c in commands() if need(c) is None and " -m " not in c and "sweep=" not in c]
+    a_sweep = [c for c in commands() if "sweep=" in c or (" -m " in c and "run=" not in c)]
+    here = [c for c in commands() if need(c) is None and c not in a_sweep]
     return [command for command in here if not any(told in command for told in ON_THEIR_PAGES)]
 
 

@@ -26,8 +26,7 @@ from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import RULE, SUPPORTED, Verdict, estimates_table
 from gmmcnn.files import add_digest, name_of, require_as_recorded, write_table
-from gmmcnn.filters.fits import is_live
-from gmmcnn.filters.screening import cluster_sizes
+from gmmcnn.filters.fits import cluster_sizes, is_live
 from gmmcnn.progress import progress
 from gmmcnn.pruning.structural import require_torch_pruning
 

@@ -24,9 +24,8 @@ from gmmcnn.experiments.associations import auc, bootstrap_interval
 from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Verdict, judge, over_seeds
-from gmmcnn.filters.fits import is_live
+from gmmcnn.filters.fits import cluster_sizes, is_live
 from gmmcnn.filters.outliers import small_members
-from gmmcnn.filters.screening import cluster_sizes
 from gmmcnn.models.gradients import SampleGradients, sample_gradients
 
 MEASURES = {

@@ -7,6 +7,7 @@ and then renamed. Whoever is interrupted loses the block in hand and no other.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ class LayerFits:
         """(F, B, R) where there is a clustering."""
         return is_live(self.status)
 
+    @cached_property
+    def cluster_sizes(self) -> NDArray[np.int64]:
+        """(F, B, R, K) samples of each cluster; counted once, whatever the thresholds."""
+        return cluster_sizes(self.labels, self.weights.shape[-1])
+
     def save(self, path: Path, *, engine: str = "", of: str = "") -> None:
         """Write to ``path`` (``.npz``), complete or not at all.
 
@@ -100,6 +106,26 @@ class LayerFits:
     def concatenate(cls, parts: Sequence["LayerFits"], axis: int = 0) -> "LayerFits":
         """Join blocks of filters (axis 0) or of probe batches (axis 1), in order."""
         return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts], axis) for f in fields(cls)})
+
+
+def cluster_sizes(labels: np.ndarray, k_max: int) -> np.ndarray:
+    """Count the samples of each cluster.
+
+    Parameters
+    ----------
+    labels : (..., N) int
+        Cluster of each sample; -1 belongs to none.
+    k_max : int
+        Number of cluster slots.
+
+    Returns
+    -------
+    (..., k_max) int64
+    """
+    rows = labels.reshape(-1, labels.shape[-1]).astype(np.int64)
+    slots = rows + 1 + (k_max + 1) * np.arange(len(rows))[:, None]  # slot 0 of each row counts the -1
+    counts = np.bincount(slots.ravel(), minlength=len(rows) * (k_max + 1)).reshape(len(rows), k_max + 1)
+    return counts[:, 1:].reshape(*labels.shape[:-1], k_max)
 
 
 _REMEDY = "fit again: gmmcnn task=fit run=FOLDER"

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gmmcnn.filters.fits import Fits
-from gmmcnn.filters.screening import Screening, cluster_sizes
+from gmmcnn.filters.fits import Fits, LayerFits, cluster_sizes
+from gmmcnn.filters.screening import Screening
 
 
 def find_outliers(fits: Fits, screening: Screening, small_cluster: int) -> pd.DataFrame:
@@ -29,19 +29,35 @@ def find_outliers(fits: Fits, screening: Screening, small_cluster: int) -> pd.Da
         ``sample`` (index in the probe set), ``batch``, ``n_filters`` that single it out and their names in ``filters``
         (``"conv1:3, conv2:7"``), most singled out first.
     """
-    singled_out = [
-        (int(sample), int(row.batch), f"{row.layer}:{row.filter}")
-        for row in screening.batches[screening.batches["flagged"]].itertuples()
-        for sample in row.batch * fits.n_samples
-        + small_members(fits, row.layer, row.filter, row.batch, small_cluster, row.repeat)
+    flagged = screening.batches[screening.batches["flagged"]]
+    parts = [
+        _small_clusters(layer, rows, fits.layers[str(layer)], fits.n_samples, small_cluster)
+        for layer, rows in flagged.groupby("layer", sort=False)
     ]
-    members = pd.DataFrame(singled_out, columns=["sample", "batch", "filters"])
+    members = pd.concat([_NOBODY, *parts], ignore_index=True) if parts else _NOBODY
     times = members.groupby(["sample", "batch", "filters"], sort=False).size()
     members = times[times >= fits.n_repeats / 2].reset_index()
     found = members.groupby(["sample", "batch"], as_index=False).agg(
         n_filters=("filters", "size"), filters=("filters", ", ".join)
     )
     return found.sort_values(["n_filters", "sample"], ascending=[False, True], ignore_index=True)
+
+
+_NOBODY = pd.DataFrame(
+    {"sample": np.empty(0, np.int64), "batch": np.empty(0, np.int64), "filters": np.empty(0, object)}
+)
+
+
+def _small_clusters(
+    layer: object, flagged: pd.DataFrame, fits: LayerFits, n_samples: int, largest: int
+) -> pd.DataFrame:
+    """Every sample that one of these clusterings of a layer puts into a small cluster, clustering by clustering."""
+    filter, batch, repeat = (flagged[name].to_numpy() for name in ("filter", "batch", "repeat"))
+    labels = fits.labels[filter, batch, repeat]  # (M, N)
+    sizes = np.take_along_axis(fits.cluster_sizes[filter, batch, repeat], labels.astype(np.intp), axis=1)
+    row, member = np.nonzero((sizes <= largest) & (labels >= 0))
+    names = np.array([f"{layer}:{number}" for number in range(len(fits))], object)
+    return pd.DataFrame({"sample": batch[row] * n_samples + member, "batch": batch[row], "filters": names[filter[row]]})
 
 
 def small_members(

@@ -181,8 +181,7 @@ def _over_average(
 
 
 def _measure_layer(fits: LayerFits, k_min: int, small_cluster: int, settings: config.Screen) -> dict[str, NDArray]:
-    sizes = cluster_sizes(fits.labels, fits.weights.shape[-1])  # (F, B, R, K)
-    occupied = np.where(sizes > 0, sizes, np.nan)
+    occupied = np.where(fits.cluster_sizes > 0, fits.cluster_sizes, np.nan)  # (F, B, R, K)
     clustered = fits.n_components > 0
     smallest = np.full(fits.status.shape, np.nan)
     smallest[clustered] = np.nanmin(occupied[clustered], axis=-1)
@@ -201,26 +200,6 @@ def _measure_layer(fits: LayerFits, k_min: int, small_cluster: int, settings: co
         "mean_activation": mean_activation,
         "active_share": active_share,
     }
-
-
-def cluster_sizes(labels: np.ndarray, k_max: int) -> np.ndarray:
-    """Count the samples of each cluster.
-
-    Parameters
-    ----------
-    labels : (..., N) int
-        Cluster of each sample; -1 belongs to none.
-    k_max : int
-        Number of cluster slots.
-
-    Returns
-    -------
-    (..., k_max) int64
-    """
-    rows = labels.reshape(-1, labels.shape[-1]).astype(np.int64)
-    slots = rows + 1 + (k_max + 1) * np.arange(len(rows))[:, None]  # slot 0 of each row counts the -1
-    counts = np.bincount(slots.ravel(), minlength=len(rows) * (k_max + 1)).reshape(len(rows), k_max + 1)
-    return counts[:, 1:].reshape(*labels.shape[:-1], k_max)
 
 
 def summarise(batches: pd.DataFrame, settings: config.Screen) -> pd.DataFrame:

@@ -7,8 +7,7 @@ thousands of filters, or of samples, some dots are left out: evenly, and never t
 import numpy as np
 from numpy.typing import NDArray
 
-from gmmcnn.filters.fits import Fits, LayerFits
-from gmmcnn.filters.screening import cluster_sizes
+from gmmcnn.filters.fits import Fits, LayerFits, cluster_sizes
 from gmmcnn.report.content import NO_CLUSTER, Scatters
 
 STEPS = 255

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmmcnn import config
-from gmmcnn.filters.fits import Fits, is_live
-from gmmcnn.filters.screening import cluster_sizes, measure, usual_status
+from gmmcnn.filters.fits import Fits, cluster_sizes, is_live
+from gmmcnn.filters.screening import measure, usual_status
 from gmmcnn.report.content import Ranks, Sliders
 
 _MOST_VALUES = 250

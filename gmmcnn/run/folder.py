@@ -66,10 +66,18 @@ class Run:
     """A run folder and its settings.
 
     ``data()``, ``probe()``, ``device()`` and what ``network()`` starts from are loaded when first asked for, and kept.
+
+    Parameters
+    ----------
+    settings : config.Settings
+    folder : Path
+    beside : bool
+        Whether they are of one piece of work among others, so that the folder's record of settings stays as it is.
     """
 
-    def __init__(self, settings: config.Settings, folder: Path) -> None:
+    def __init__(self, settings: config.Settings, folder: Path, *, beside: bool = False) -> None:
         self.settings = settings
+        self.beside = beside
         self.folder = folder
         self.timings: dict[str, float] = {}
         self.data = cache(self._data)
@@ -239,7 +247,9 @@ class Run:
     def accept(self) -> None:
         """Make the settings in force those of the folder: a task calls it once it knows that it can work with them."""
         path = self.folder / record.NAME
-        if self._accepted or (self.settings.task == "repair" and path.exists()):  # which changes no settings
+        if (
+            self._accepted or self.beside or (self.settings.task == "repair" and path.exists())
+        ):  # which changes no settings
             return
         self._earlier = path.read_text(encoding="utf-8") if path.exists() else None
         write_text(path, record.as_text(self.settings))

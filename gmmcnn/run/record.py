@@ -58,15 +58,21 @@ def in_one_line(error: Exception) -> str:
 
 
 def as_text(settings: Settings) -> str:
-    """Content of ``config.yaml``; its last line is a digest of the rest."""
+    """Content of ``config.yaml``; its first line is a digest of the rest, and so survives where the end is lost."""
     text = OmegaConf.to_yaml(OmegaConf.structured(settings))
-    return f"{text}{_DIGEST}{digest_arrays(text.encode())}\n"
+    return f"{_DIGEST}{digest_arrays(text.encode())}\n{text}"
 
 
 def _require_as_written(path: Path) -> None:
-    """Raise ConfigurationError if a record is another than its last line says; those of before have no such line."""
-    body, found, digest = path.read_text(encoding="utf-8").partition(_DIGEST)
-    if found and digest.strip() != digest_arrays(body.encode()):
+    """Raise ConfigurationError if a record is another than its first line says.
+
+    Earlier versions wrote that line at the end, or none; any other comment is what is left of such a line.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, found, after = text.partition(_DIGEST)
+    digest, _, body = after.partition("\n")
+    left = any(line.startswith("#") for line in text.splitlines()) if not found else False
+    if left or (found and digest.strip() != digest_arrays((before or body).encode())):
         raise ConfigurationError(
             f"{path}: damaged, or changed by hand: it is not what was written; where every setting is as it should be, "
             f"delete the line {_DIGEST.strip()!r} …, else give the settings with run= after deleting the file"

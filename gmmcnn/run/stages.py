@@ -257,7 +257,7 @@ def analyse(job: Run, stage: Stage) -> Analysed:
     record, checkpoint = require_own(job, stage), stage.checkpoint
     files = _fitted_files(stage, job.settings)
     if files is None:
-        again = command("fit", job.folder, *_of_other_fits(job))
+        again = command("fit", job.folder, *_of_other_fits(job), sweep=job.beside)
         raise ConfigurationError(f"{checkpoint.folder}: no fits for these settings; fit first: {again}")
     fits = fitting.read_fits(files, job.settings, record.analysed)
     probe = probed.unknown(fits)

@@ -38,22 +38,22 @@ def write(folder: Path, analyses: dict[Checkpoint, Analysis], metrics: pd.DataFr
     DataFrame
         What stands in ``metrics.csv``.
     """
-    filters = _joined(analyses, {checkpoint: analysis.filters for checkpoint, analysis in analyses.items()})
+    filters = joined({checkpoint: analysis.filters for checkpoint, analysis in analyses.items()})
     write_table(folder / "filters.csv", filters)
     write_table(folder / "filters.parquet", filters)
-    outliers = _joined(analyses, {checkpoint: analysis.outliers for checkpoint, analysis in analyses.items()})
+    outliers = joined({checkpoint: analysis.outliers for checkpoint, analysis in analyses.items()})
     write_table(folder / "outliers.csv", outliers)
     write_samples(folder, analyses)
-    counts = pd.DataFrame([_counts(checkpoint, analysis) for checkpoint, analysis in analyses.items()])
+    counted = pd.DataFrame([counts(checkpoint, analysis) for checkpoint, analysis in analyses.items()])
     if metrics is not None:
-        counts = metrics.merge(counts.drop(columns="checkpoint"), on="epoch", how="left")
-    write_table(folder / "metrics.csv", counts)
-    return counts
+        counted = metrics.merge(counted.drop(columns="checkpoint"), on="epoch", how="left")
+    write_table(folder / "metrics.csv", counted)
+    return counted
 
 
 def write_samples(folder: Path, analyses: dict[Checkpoint, Analysis]) -> None:
     """Write ``samples.csv``, the scores of every probe sample at every checkpoint."""
-    samples = _joined(analyses, {checkpoint: analysis.samples for checkpoint, analysis in analyses.items()})
+    samples = joined({checkpoint: analysis.samples for checkpoint, analysis in analyses.items()})
     write_table(folder / "samples.csv", samples)
 
 
@@ -83,14 +83,15 @@ def layers(analysis: Analysis) -> Table:
     return table
 
 
-def _joined(analyses: dict[Checkpoint, Analysis], tables: dict[Checkpoint, pd.DataFrame]) -> pd.DataFrame:
-    columns = {checkpoint: {"checkpoint": checkpoint.name, "epoch": checkpoint.epoch} for checkpoint in analyses}
-    parts = [table.assign(**columns[checkpoint]) for checkpoint, table in tables.items()]
-    joined = pd.concat(parts, ignore_index=True)
-    return joined[["checkpoint", "epoch", *tables[next(iter(tables))].columns]]
+def joined(tables: dict[Checkpoint, pd.DataFrame]) -> pd.DataFrame:
+    """Rows of all checkpoints, with ``checkpoint`` and ``epoch`` in front of the other columns."""
+    parts = [table.assign(checkpoint=place.name, epoch=place.epoch) for place, table in tables.items()]
+    together = pd.concat(parts, ignore_index=True)
+    return together[["checkpoint", "epoch", *tables[next(iter(tables))].columns]]
 
 
-def _counts(checkpoint: Checkpoint, analysis: Analysis) -> dict[str, object]:
+def counts(checkpoint: Checkpoint, analysis: Analysis) -> dict[str, object]:
+    """What an analysis counts: a row of ``metrics.csv``."""
     filters = analysis.filters
     return {
         "checkpoint": checkpoint.name,

@@ -4,10 +4,12 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gmmcnn import config
 from gmmcnn.errors import StoreError
-from gmmcnn.filters.fits import LayerFits
+from gmmcnn.filters.fits import LayerFits, cluster_sizes
 from gmmcnn.filters.fitting import fit_maps
 
 F, B, R, N, P, D, K = 2, 3, 4, 30, 6, 2, 5
@@ -68,3 +70,15 @@ def test_parts_are_joined_by_filters_or_by_batches(fits):
     everything = slice(None)
     assert_equal(LayerFits.concatenate([part(slice(1), everything), part(slice(1, None), everything)]), fits)
     assert_equal(LayerFits.concatenate([part(everything, slice(2)), part(everything, slice(2, 3))], axis=1), fits)
+
+
+@given(st.lists(st.lists(st.integers(-1, 4), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_cluster_sizes_count_what_numpy_counts(labels):
+    sizes = cluster_sizes(np.array(labels, np.int16), 5)
+    assert sizes.tolist() == [[row.count(k) for k in range(5)] for row in labels]
+
+
+def test_sizes_of_clusters_are_counted_once(fits):
+    assert fits.cluster_sizes.shape == (F, B, R, K)
+    assert (fits.cluster_sizes.sum(axis=-1) == (fits.labels >= 0).sum(axis=-1)).all()
+    assert fits.cluster_sizes is fits.cluster_sizes

@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from handmade_fits import K_MAX, K_MIN, ONE_OF_EACH, N, batches_of, fits_of, layer_of, repeats_of, screened
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from gmmcnn import config
@@ -20,7 +18,6 @@ from gmmcnn.filters.screening import (
     SATURATED,
     STRICT,
     _over_average,
-    cluster_sizes,
     counts,
     measure,
     saturation,
@@ -239,12 +236,6 @@ def test_every_verdict_comes_with_its_reason():
     reasons = screened(ONE_OF_EACH).filters["reason"]
     assert reasons[0].startswith("smallest cluster 3, CH 1.0 × layer median, activation ")
     assert reasons[4] == "constant on every sample"
-
-
-@given(st.lists(st.lists(st.integers(-1, 4), min_size=3, max_size=3), min_size=1, max_size=5))
-def test_cluster_sizes_count_what_numpy_counts(labels):
-    sizes = cluster_sizes(np.array(labels, np.int16), 5)
-    assert sizes.tolist() == [[row.count(k) for k in range(5)] for row in labels]
 
 
 @pytest.mark.parametrize(("n_samples", "verdict"), [(100, "saturated"), (200, "informative"), (1000, "strict")])

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -63,8 +64,29 @@ def test_settings_that_were_changed_since_are_told(tmp_path):
         ConfigurationError, match=r"config\.yaml: damaged, or changed by hand: .*delete the line '# sha"
     ):
         record.read(tmp_path)
-    (tmp_path / record.NAME).write_text(text.replace("seed: 3", "seed: 2").partition("# sha256")[0])
+    first, _, body = text.partition("\n")
+    assert first.startswith("# sha256: ")
+    (tmp_path / record.NAME).write_text(body.replace("seed: 3", "seed: 2"))
     assert record.read(tmp_path).seed == 2
+    (tmp_path / record.NAME).write_text(f"{body}{first}\n")  # where earlier versions wrote it
+    assert record.read(tmp_path).seed == 3
+
+
+@given(st.data())
+def test_a_record_of_which_anything_is_lost_or_changed_is_refused(data):
+    text = record.as_text(config.Settings(seed=3)).encode()
+    end = data.draw(st.integers(0, len(text) - 1))
+    bit = data.draw(st.integers(0, 8 * len(text) - 1))
+    flipped = bytearray(text)
+    flipped[bit // 8] ^= 1 << bit % 8
+    with tempfile.TemporaryDirectory() as folder:
+        for damaged in (text[:end], bytes(flipped)):
+            Path(folder, record.NAME).write_bytes(damaged)
+            try:
+                assert record.read(Path(folder)) == config.Settings(seed=3)
+            except ConfigurationError:
+                continue
+            assert damaged.strip() == text.strip()
 
 
 def test_a_run_goes_on_with_its_settings_and_those_given_now_laid_over_them(run):

@@ -197,6 +197,20 @@ def test_a_bit_in_a_key_of_the_record_of_maps_is_found(finished):
     execute(replace(SMALL, task="verify"), finished)
 
 
+def test_records_of_maps_that_were_exchanged_are_put_right(finished):
+    records = sorted(finished.glob("activations/*/taps.json"))[:2]
+    before = {path: path.read_bytes() for path in finished.rglob("*.*") if path.is_file()}
+    for path, other in zip(records, reversed(records), strict=True):
+        path.write_bytes(before[other])
+    with pytest.raises(GmmcnnError, match="parts not as recorded"):
+        execute(replace(SMALL, task="verify"), finished)
+    execute(replace(SMALL, task="repair"), finished)
+    after = {path: path.read_bytes() for path in finished.rglob("*.*") if path.is_file()}
+    assert {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)} <= {
+        finished / "run.json"
+    }
+
+
 def test_settings_that_change_nothing_about_the_maps_are_learnt_without_making_them_again(finished):
     """Four batches are asked for where the training set has three: the same samples."""
     more = replace(SMALL, probe=config.Probe(samples=20, batches=4))
