@@ -149,7 +149,7 @@ def _side_by_side(overrides: list[str], given: Mapping[str, Override]) -> int:
         for job in _jobs(overrides, multirun=True):
             values = dict(override.partition("=")[::2] for override in job)
             name = screenings.name_by({key: values[key] for key in varied})
-            asked[name] = _composed(tuple(job))
+            asked[name] = _composed(tuple(job), "config")
     own = replace(recorded, task=str(given["task"].value()))
     again = " ".join(["gmmcnn", "-m", *map(for_a_shell, overrides)])
 
@@ -288,7 +288,7 @@ def check(arguments: Sequence[str]) -> None:
 
 
 @cache
-def _composed(overrides: tuple[str, ...], name: str = "config") -> Settings:
+def _composed(overrides: tuple[str, ...], name: str) -> Settings:
     """Settings that some overrides make, laid over what :func:`_lay_over` was told last."""
     return record.settings_of(hydra.compose(name, overrides=list(overrides)))
 

@@ -60,6 +60,7 @@ _UNREADABLE = (
 """What reading a damaged or foreign archive raises; a header may ask for more memory than there is,
 and a part be no array."""
 _WHOLE = 64
+_A_DIGEST = re.compile(f"[0-9a-f]{{{_WHOLE}}}")
 _SHOWN = 40
 
 
@@ -105,7 +106,8 @@ def read_record(path: Path, kinds: "Kinds", *, remedy: str) -> dict[str, Any] | 
     if not isinstance(content, dict):
         raise StoreError(f"{path}: damaged, no JSON object; {remedy}")
     said = content.pop(_OWN_DIGEST, None)
-    if said not in (None, name_of(content, _WHOLE)):
+    lost = said is None and any(isinstance(value, str) and _A_DIGEST.fullmatch(value) for value in content.values())
+    if lost or said not in (None, name_of(content, _WHOLE)):  # lost: it stands there under another name
         raise StoreError(f"{path}: damaged, its content is not what was written; {remedy}")
     for name, kind in kinds.items():
         if not _is(content.get(name), kind):

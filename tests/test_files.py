@@ -1,5 +1,6 @@
 """Files: the old content or the new, on disk before anything speaks of it, and one reader a kind."""
 
+import json
 import os
 import re
 import subprocess
@@ -101,6 +102,7 @@ def test_no_flipped_bit_of_a_record_changes_what_is_read(tmp_path):
         else:
             assert read is not None
             assert {name: read[name] for name in RECORD} == RECORD
+            assert json.loads(spoilt) == json.loads(whole)  # a bit of white space
     assert n_refused > 7 * len(whole)
 
 

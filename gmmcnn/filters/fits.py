@@ -122,10 +122,7 @@ def cluster_sizes(labels: np.ndarray, k_max: int) -> np.ndarray:
     -------
     (..., k_max) int64
     """
-    rows = labels.reshape(-1, labels.shape[-1]).astype(np.int64)
-    slots = rows + 1 + (k_max + 1) * np.arange(len(rows))[:, None]  # slot 0 of each row counts the -1
-    counts = np.bincount(slots.ravel(), minlength=len(rows) * (k_max + 1)).reshape(len(rows), k_max + 1)
-    return counts[:, 1:].reshape(*labels.shape[:-1], k_max)
+    return np.stack([np.count_nonzero(labels == slot, axis=-1) for slot in range(k_max)], axis=-1)
 
 
 _REMEDY = "fit again: gmmcnn task=fit run=FOLDER"
