@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import killed_sweep
 from file_shim.disturbed import built, commands
 from file_shim.trials import SCENARIOS, Trials, some
 
@@ -60,7 +61,12 @@ def walks(trials: Trials, n: int, draw: random.Random) -> Iterator[Trial]:
         yield trials.walk(draw.randint(2, 7), draw)
 
 
-KINDS = {kind.__name__: kind for kind in (kills, errors, losses, damages, pairs, walks)}
+def sweep(trials: Trials, n: int, draw: random.Random) -> Iterator[Trial]:
+    """A sweep of so many jobs, ten of which are killed, and the launcher."""
+    yield f"a sweep of {n} jobs", killed_sweep.kill(trials.folder / "sweep", n, min(10, n // 2), draw)
+
+
+KINDS = {kind.__name__: kind for kind in (kills, errors, losses, damages, pairs, walks, sweep)}
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from multiprocessing import forkserver
 from pathlib import Path
 
+import killed_sweep
 import pytest
 import sweep_work
 
@@ -128,3 +130,8 @@ def test_jobs_and_launcher_may_be_killed_and_two_launchers_may_work_at_once(tmp_
         assert process.wait(timeout=120) == 0
     assert {state.status for state in sweep.states().values()} == {Status.DONE}
     assert set(sweep_work.ran(sweep).values()) == {1}
+
+
+@pytest.mark.slow
+def test_no_job_of_a_real_sweep_is_lost_or_done_twice_when_jobs_and_launcher_are_killed(tmp_path):
+    assert killed_sweep.kill(tmp_path / "sweep", n_jobs=3, n_killed=1, draw=random.Random(0)) == []
