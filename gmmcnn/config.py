@@ -22,7 +22,7 @@ TASKS = (
 )  # fmt: skip
 EXPERIMENTS = (
     "overfitting", "gradients", "pruning", "ablation", "sensitivity", "scalability", "planted", "conditions",
-    "memorised",
+    "memorised", "causal",
 )  # fmt: skip
 SIZES = ("smoke", "quick", "full")
 PRUNING = ("mask", "remove")

@@ -31,6 +31,8 @@ class Stream(IntEnum):
     MONITORED = 110
     VALIDATION = 111
     MATCHED_MASKS = 112
+    LEFT_OUT = 120
+    """Training samples that a network is trained without."""
 
 
 class Status(StrEnum):

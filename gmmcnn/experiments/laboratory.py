@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from gmmcnn import config, data, models
@@ -217,6 +218,37 @@ class Laboratory:
                 result = training.train(model, self.data(network), train, Path(scratch), seed=network.seed)
             write_record(path, result.metrics.iloc[-1].drop("epoch").to_dict())
             self._log(f"fine-tune {sum(map(len, chosen.values()))} masked", network, started)
+        return self._measured(path)
+
+    def without(self, network: Network, samples: NDArray[np.int64]) -> dict[str, float]:
+        """Losses and accuracies of a network that was trained from the same initial weights without some samples.
+
+        Parameters
+        ----------
+        network : Network
+        samples : (M,) int64
+            Their places among its training samples.
+
+        Returns
+        -------
+        dict
+            After the last round, as :meth:`metrics`; those of training are of the samples that were left.
+        """
+        left_out = np.unique(samples)
+        path = self._folder(network) / "without" / f"{name_of(left_out.tolist(), 10)}.json"
+        if not path.exists():
+            started, data, settings = time.perf_counter(), self.data(network), self.settings_of(network).train
+            kept = torch.from_numpy(np.setdiff1d(np.arange(len(data.train)), left_out))
+            train = Images(data.train.images[kept], data.train.labels[kept])
+            settings = replace(settings, checkpoint_epochs=[settings.epochs])
+            with TemporaryDirectory(prefix="gmmcnn-") as scratch:
+                rest = replace(data, train=train)
+                result = training.train(self._untrained(network), rest, settings, Path(scratch), seed=network.seed)
+            write_record(path, result.metrics.iloc[-1].drop("epoch").to_dict())
+            self._log(f"train without {len(left_out)}", network, started)
+        return self._measured(path)
+
+    def _measured(self, path: Path) -> dict[str, float]:
         kinds = dict.fromkeys(training.METRICS[1:], float)
         return read_record(path, kinds, remedy="delete it: task=experiment makes it again") or {}
 
