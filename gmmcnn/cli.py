@@ -10,7 +10,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gmmcnn.config import GROUPS, LAUNCHERS, MOVED, TASKS, LocalLauncher, Settings, SlurmLauncher, setting_names
 from gmmcnn.errors import ConfigurationError, GmmcnnError, one_line
 from gmmcnn.files import read_json
+from gmmcnn.hardware.workers import Workers
 from gmmcnn.names import command, did_you_mean, for_a_shell, quoted, runs_foreign_code
 from gmmcnn.progress import hush, take_any_output, warn_in_one_line
 from gmmcnn.run import lock, record, signals
@@ -48,7 +49,7 @@ RESULT = "run.json"
 _NO_START = ("task", "run", "estimate", "compile", "dry_run", "quiet", "trust", "debug")
 _OF_A_SWEEP = ("sweep", "quiet")
 """What is said to the launcher: its jobs are told apart by everything else."""
-_FREE_FORM = ("data.kwargs.", "model.kwargs.")
+_FREE_FORM = ("data.kwargs.", "model.kwargs.", "cluster.options.")
 _SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 _exit_codes: list[int] = []
 """Of the jobs that failed."""
@@ -219,13 +220,23 @@ def _job(composed: DictConfig) -> None:
     def work() -> None:
         from gmmcnn import tasks
 
-        tasks.execute(settings, folder)
+        with _workers(settings) as workers:
+            tasks.execute(settings, folder, workers)
 
     exit_code = _carried_out(work, _again(settings, folder), debug=settings.debug)
     if exit_code in signals.EXIT_CODES.values():
         sys.exit(exit_code)
     if exit_code:
         _exit_codes.append(exit_code)
+
+
+def _workers(settings: Settings) -> "AbstractContextManager[Workers | None]":
+    """The processes that share the work, if any are asked for."""
+    if settings.cluster.name == "none":
+        return nullcontext()
+    from gmmcnn.multirun.distributed import DaskWorkers
+
+    return DaskWorkers(settings.cluster)
 
 
 def _carried_out(work: Callable[[], None], again: str, *, debug: bool) -> int:

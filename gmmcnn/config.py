@@ -8,7 +8,7 @@ built, so an impossible value fails before any work is done.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
@@ -28,6 +28,7 @@ SIZES = ("smoke", "quick", "full")
 PRUNING = ("mask", "remove")
 ENGINES = ("auto", "cpu", "cuda", "reference")
 CUML = ("never", "auto")
+CLUSTERS = ("none", "dask", "slurm", "cuda")
 AUTOCAST = ("bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
@@ -381,6 +382,32 @@ class Engine(_Group):
 
 
 @dataclass
+class Cluster(_Group):
+    """Processes that share the work of one run, on one machine or several."""
+
+    name: str = "none"
+    """``none``: all work is done here. Else fits are made by Dask's workers: processes of this machine (``dask``), one
+    for each of its GPUs (``cuda``) or ``slurm`` jobs, which see run folder and data set under the same paths. No result
+    depends on it."""
+    address: str | None = None
+    """With ``dask``: a scheduler that runs already, as ``tcp://host:8786``; its workers are used, and none started."""
+    workers: int = 2
+    """Processes, or jobs, that are started."""
+    threads: int = 1
+    """CPU threads of each."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What else Dask's class for the cluster takes: ``cluster.options.queue=long cluster.options.walltime=02:00:00``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_one_of("cluster.name", self.name, CLUSTERS)
+        _require(self.workers >= 1, "cluster.workers", self.workers, "a whole number >= 1")
+        _require(1 <= self.threads <= MAX_THREADS, "cluster.threads", self.threads, f"1 to {MAX_THREADS}")
+        known = self.address is None or self.name == "dask"
+        _require(known, "cluster.address", self.address, "the address of a scheduler, beside cluster=dask")
+
+
+@dataclass
 class Experiment(_Group):
     """A question about the method and its answer beside controls; what is None, the size decides."""
 
@@ -473,6 +500,7 @@ class Settings(_Group):
     screen: Screen = field(default_factory=Screen)
     prune: Prune = field(default_factory=Prune)
     engine: Engine = field(default_factory=Engine)
+    cluster: Cluster = field(default_factory=Cluster)
     experiment: Experiment = field(default_factory=Experiment)
     tracking: Tracking = field(default_factory=Tracking)
 
@@ -604,6 +632,7 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
         "extract.forward_samples", "extract.keep_maps", "extract.memory",  # how maps are made and kept
         "prune.method",  # what is written beside the mask
         "device", "engine.name", "engine.threads", "engine.gpus",  # who computes: engines agree within their tolerances
+        "cluster.name", "cluster.address", "cluster.workers", "cluster.threads", "cluster.options",  # with whose help
         "experiment.name", "experiment.factors", "experiment.grid",  # which questions are asked
         "tracking.tensorboard", "tracking.mlflow", "tracking.wandb", "tracking.project",  # who is told meanwhile
     ),
@@ -615,6 +644,12 @@ declaration of what depends on what: every name and identity of a product is mad
 
 AS_BEFORE = {"engine.cuml": "never", "extract.autocast": None}
 """Settings that came later → the value that does what was done before, and that no product is named by."""
+
+
+def of_a_worker(settings: "Settings") -> "Settings":
+    """Settings by which a process of a cluster does its share: its own threads, and one GPU."""
+    engine = replace(settings.engine, threads=settings.cluster.threads, gpus=1)
+    return replace(settings, engine=engine)
 
 
 def deciding(settings: "Settings", product: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from gmmcnn.config import Settings
 from gmmcnn.errors import EngineError, StoreError
 from gmmcnn.experiments import running as experiments
 from gmmcnn.hardware import gpu
+from gmmcnn.hardware.workers import Workers
 from gmmcnn.names import command
 from gmmcnn.progress import say
 from gmmcnn.report.views import plural
@@ -21,9 +22,18 @@ TRACKED = ("run", "train", "screen")
 """Tasks that tell the services of ``tracking`` how they go."""
 
 
-def execute(settings: Settings, folder: Path) -> None:
-    """Carry out ``settings.task`` in a run folder, and record there how it went, if it does more than look."""
+def execute(settings: Settings, folder: Path, workers: Workers | None = None) -> None:
+    """Carry out ``settings.task`` in a run folder, and record there how it went, if it does more than look.
+
+    Parameters
+    ----------
+    settings : Settings
+    folder : Path
+    workers : Workers, optional
+        Who fits in place of this process.
+    """
     job = Run(settings, folder)
+    job.workers = workers
     gpu.share_out(settings.engine.gpus)
     if settings.dry_run:
         preview.show(job)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gmmcnn import config
+from gmmcnn import cli, config
 from gmmcnn.cli import CONFIG_MODULE
 from gmmcnn.constants import MAX_STARTS, SMALL_SHARE, STRICT
 from gmmcnn.errors import ConfigurationError
@@ -20,6 +20,11 @@ from gmmcnn.run.record import settings_of
 
 CONF = Path(str(files(CONFIG_MODULE)))
 OPTIONS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _laid_over_nothing():
+    cli._lay_over(config.Settings())  # a command of another test may have gone on with a run
 
 
 def composed(*overrides: str) -> config.Settings:

@@ -183,7 +183,7 @@ ON_THEIR_PAGES = ("run=first", "mynet:Net", "run=given")
 def need(command: str) -> str | None:
     """What a command needs that a test has not."""
     command = command.partition("  #")[0]
-    if "hydra/launcher=slurm" in command:
+    if "hydra/launcher=slurm" in command or "cluster=dask_slurm" in command:
         return "Slurm"  # tests/multirun/test_cluster.py has one, and runs sweeps there
     if "hydra.launcher.gpus_per_job=1" in command:
         return "a GPU"
@@ -202,7 +202,7 @@ def test_what_needs_a_cluster_or_a_gpu_is_marked_in_the_page(page):
 
 def test_no_command_slips_through():
     needs = [need(command) for command in commands()]
-    assert (needs.count("Slurm"), needs.count("a GPU")) == (3, 1)
+    assert (needs.count("Slurm"), needs.count("a GPU")) == (4, 1)
     assert len(needs) - needs.count("hours") - 4 > 25
 
 

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -28,6 +29,7 @@ from gmmcnn.featuremaps.taps import Tapped
 from gmmcnn.files import file_name, name_of, read_record, without_unusual, write_record
 from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.hardware import gpu
+from gmmcnn.hardware.workers import Workers
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
 from gmmcnn.principal_components.pca import pca
 from gmmcnn.progress import Advance
@@ -45,6 +47,7 @@ def fit_store(
     settings: config.Settings,
     of: str = "",
     advance: Advance = lambda n=1, /: None,
+    workers: Workers | None = None,
 ) -> Fits:
     """Fit every filter of a store, and keep the fits in ``folder``; what is already there is read, not fitted again.
 
@@ -62,6 +65,8 @@ def fit_store(
         Names the maps; kept with their fits, for :func:`wrong_parts` to know them by.
     advance : Advance
         Called with the number of fits just done, or found done; one for each filter and probe batch.
+    workers : Workers, optional
+        Who fits blocks in place of this process; they see the store and the folder under the same paths.
 
     Returns
     -------
@@ -77,6 +82,9 @@ def fit_store(
             f"probe.samples={n_samples}: the store has {store.n_samples} samples; expected a divisor of that"
         )
     fitted_in = folder / fit_key(settings, n_samples)
+    if workers is not None:
+        _share_out(store, fitted_in, n_samples, settings, of, advance, workers)
+        advance = _counted_already
     layers = {layer: _fit_layer(store, layer, fitted_in, n_samples, settings, of, advance) for layer in store.layers}
     return Fits(layers, settings.gmm.k_min, settings.gmm.k_max, tapped_of(store))
 
@@ -203,6 +211,46 @@ def _fit_layer(
         fits.save(file, engine=gpu.resolved(settings.engine.name), of=mark(of, file, layer, fits))
         advance(block.n_fits)
     return completed(folder, blocks)
+
+
+def _share_out(
+    store: ActivationStore,
+    fitted_in: Path,
+    n_samples: int,
+    settings: config.Settings,
+    of: str,
+    advance: Advance,
+    workers: Workers,
+) -> None:
+    """Have the blocks of all layers that are not fitted yet fitted by workers, each of which writes its file."""
+    blocks = [(layer, block) for layer in store.layers for block in blocks_of(store, layer, n_samples)]
+    missing = [(layer, block) for layer, block in blocks if not block.file(folder_of(fitted_in, layer)).exists()]
+    advance(sum(block.n_fits for _, block in blocks) - sum(block.n_fits for _, block in missing))
+    own = config.of_a_worker(settings)
+    calls = [partial(_fit_block, store.path, layer, block, fitted_in, n_samples, own, of) for layer, block in missing]
+    for number, _ in workers.do(calls):
+        advance(missing[number][1].n_fits)
+
+
+def _counted_already(n: int = 1, /) -> None:
+    """Stand in for a bar that has been told."""
+
+
+def _fit_block(
+    path: Path, layer: str, block: "Block", fitted_in: Path, n_samples: int, settings: config.Settings, of: str
+) -> None:
+    """Read, fit and keep one block, unless whoever did it before was killed afterwards."""
+    file = block.file(folder_of(fitted_in, layer))
+    if file.exists():
+        return
+    maps = _opened(path).read(layer, *block.part(n_samples))
+    fits = fit_maps(maps, layer, block.filters, block.batches, settings)
+    fits.save(file, engine=gpu.resolved(settings.engine.name), of=mark(of, file, layer, fits))
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path) -> ActivationStore:
+    return ActivationStore.open(path)
 
 
 def completed(folder: Path, blocks: Sequence["Block"]) -> LayerFits:

@@ -7,8 +7,9 @@ fit loses the round, or the sweep, in hand and no other.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from gmmcnn.filters.fitting import (
     tapped_of,
 )  # fmt: skip
 from gmmcnn.hardware import gpu
+from gmmcnn.hardware.workers import Workers
 from gmmcnn.progress import Advance
 
 PROBLEMS_PER_SWEEP = 4096
@@ -88,8 +90,19 @@ def reduce_live(
     settings: config.Settings,
     of: str = "",
     advance: Advance = lambda n=1, /: None,
+    workers: Workers | None = None,
+    elsewhere: Callable[[], LiveMaps] | None = None,
 ) -> dict[str, Reduced]:
     """First half of :func:`fit_live`: run the network, and reduce what no fits are there of.
+
+    Parameters
+    ----------
+    maps, folder, n_samples, settings, of, advance
+        As of :func:`fit_live`.
+    workers : Workers, optional
+        Who runs the network on its rounds in place of this process. Of maps that are kept no more is stored then.
+    elsewhere : callable, optional
+        Makes the same maps in a worker; to be pickled.
 
     Returns
     -------
@@ -97,7 +110,11 @@ def reduce_live(
         Of all batches; those that are not needed are NaN.
     """
     fitted_in, places = _fitted_in(folder, settings, n_samples), _places(maps, n_samples)
-    return _reduced(maps, _aside(fitted_in), _missing(places, fitted_in), settings, of, advance)
+    missing = _missing(places, fitted_in)
+    if workers is None or elsewhere is None:
+        return _reduced(maps, _aside(fitted_in), missing, of, advance, partial(_here, maps, settings))
+    share_out = partial(_by_workers, workers, elsewhere, config.of_a_worker(settings))
+    return _reduced(maps, _aside(fitted_in), missing, of, advance, share_out)
 
 
 def cluster_live(
@@ -109,21 +126,36 @@ def cluster_live(
     settings: config.Settings,
     of: str = "",
     advance: Advance = lambda n=1, /: None,
+    workers: Workers | None = None,
 ) -> Fits:
-    """Second half of :func:`fit_live`: the mixtures of what the first half returned."""
+    """Second half of :func:`fit_live`: the mixtures of what the first half returned.
+
+    Parameters
+    ----------
+    maps, folder, n_samples, settings, of, advance
+        As of :func:`fit_live`.
+    reduced : dict of layer to Reduced
+    workers : Workers, optional
+        Who fits, and keeps the fits in the folder, in place of this process.
+    """
     fitted_in, places = _fitted_in(folder, settings, n_samples), _places(maps, n_samples)
     missing = _missing(places, fitted_in)
     advance(sum(block.n_fits for _, block in places) - sum(block.n_fits for _, block in missing))
     fitted: list[tuple[_Place, LayerFits]] = []
-    for together in _sweeps(missing, n_samples, settings):
-        parts = [reduced[layer].part(block.filters, block.batches) for layer, block in together]
-        for place, fits in zip(together, cluster(parts, settings), strict=True):
-            if fitted_in is None:
-                fitted.append((place, fits))
-            else:
-                file = _file(fitted_in, place)
-                fits.save(file, engine=gpu.resolved(settings.engine.name), of=mark(of, file, place[0], fits))
-            advance(place[1].n_fits)
+    sweeps = list(_sweeps(missing, n_samples, settings))
+    if workers is not None and fitted_in is not None:
+        own = config.of_a_worker(settings)
+        calls = [partial(_fit_and_keep, fitted_in, together, _parts(reduced, together), own, of) for together in sweeps]
+        for number, _ in workers.do(calls):
+            advance(sum(block.n_fits for _, block in sweeps[number]))
+        sweeps = []
+    for together in sweeps:
+        parts = _parts(reduced, together)
+        if fitted_in is None:
+            fitted += zip(together, cluster(parts, settings), strict=True)
+        else:
+            _fit_and_keep(fitted_in, together, parts, settings, of)
+        advance(sum(block.n_fits for _, block in together))
     layers = {}
     for layer in maps.layers:
         if fitted_in is None:
@@ -132,6 +164,19 @@ def cluster_live(
             layers[layer] = completed(folder_of(fitted_in, layer), [block for of, block in places if of == layer])
     forget_reduced(folder, n_samples, settings)
     return Fits(layers, settings.gmm.k_min, settings.gmm.k_max, tapped_of(maps))
+
+
+def _parts(reduced: dict[str, Reduced], places: list[_Place]) -> list[Reduced]:
+    return [reduced[layer].part(block.filters, block.batches) for layer, block in places]
+
+
+def _fit_and_keep(
+    fitted_in: Path, places: list[_Place], parts: list[Reduced], settings: config.Settings, of: str
+) -> None:
+    """Mixtures of some blocks, each kept in its file."""
+    for place, fits in zip(places, cluster(parts, settings), strict=True):
+        file = _file(fitted_in, place)
+        fits.save(file, engine=gpu.resolved(settings.engine.name), of=mark(of, file, place[0], fits))
 
 
 def forget_reduced(folder: Path | None, n_samples: int, settings: config.Settings) -> None:
@@ -182,8 +227,45 @@ def _as_taken(maps: Tensor, engine: config.Engine) -> Any:
     return maps if stay else maps.cpu().numpy()
 
 
+_Done = Callable[[range, list[Reduced]], None]
+"""Told of each round whose maps are reduced."""
+
+
+def _here(maps: LiveMaps, settings: config.Settings, rounds: list[range], done: _Done) -> None:
+    """Run the network on rounds, one after the other, and reduce their maps."""
+    in_hand: list[Reduced] = []
+
+    def finished(_: int = 1, /) -> None:
+        done(in_hand[0].batches, in_hand.copy())
+        in_hand.clear()
+
+    with closing(maps.take(rounds, finished)) as taken:
+        for held in taken:
+            given = _as_taken(held.maps, settings.engine)
+            in_hand.append(reduce_maps(given, held.layer, held.filters, held.batches, settings))
+
+
+def _by_workers(
+    workers: Workers, elsewhere: Callable[[], LiveMaps], settings: config.Settings, rounds: list[range], done: _Done
+) -> None:
+    """Have the network run on rounds, and their maps reduced, by workers."""
+    for number, parts in workers.do([partial(_reduce_round, elsewhere, settings, batches) for batches in rounds]):
+        done(rounds[number], parts)
+
+
+def _reduce_round(elsewhere: Callable[[], LiveMaps], settings: config.Settings, batches: range) -> list[Reduced]:
+    reduced: list[Reduced] = []
+    _here(elsewhere(), settings, [batches], lambda _, parts: reduced.extend(parts))
+    return reduced
+
+
 def _reduced(
-    maps: LiveMaps, aside: Path | None, missing: list[_Place], settings: config.Settings, of: str, advance: Advance
+    maps: LiveMaps,
+    aside: Path | None,
+    missing: list[_Place],
+    of: str,
+    advance: Advance,
+    take: Callable[[list[range], _Done], None],
 ) -> dict[str, Reduced]:
     """PCA of the layers and batches that fits are missing of; what is kept in ``aside`` is read."""
     found: dict[range, list[Reduced]] = {}
@@ -197,20 +279,14 @@ def _reduced(
             due.append(batches)
         else:
             advance(len(batches))
-    in_hand: list[Reduced] = []
 
-    def finished(n_batches: int = 1, /) -> None:
-        batches = in_hand[0].batches
-        found[batches] = in_hand.copy()
-        in_hand.clear()
+    def done(batches: range, parts: list[Reduced]) -> None:
+        found[batches] = parts
         if aside is not None:
-            _write(aside, batches, found[batches], of)
-        advance(n_batches)
+            _write(aside, batches, parts, of)
+        advance(len(batches))
 
-    with closing(maps.take(due, finished)) as taken:
-        for held in taken:
-            given = _as_taken(held.maps, settings.engine)
-            in_hand.append(reduce_maps(given, held.layer, held.filters, held.batches, settings))
+    take(due, done)
     layers: dict[str, list[Reduced]] = {}
     for parts in found.values():
         for part in parts:

@@ -23,6 +23,7 @@ from gmmcnn.data.probe import ProbeSet, draw_probe
 from gmmcnn.errors import BusyError, ConfigurationError, StoreError, TrainingError
 from gmmcnn.files import read_digests, read_table, sha256, write_record, write_text
 from gmmcnn.hardware import device
+from gmmcnn.hardware.workers import Workers
 from gmmcnn.models import training
 from gmmcnn.names import command
 from gmmcnn.progress import note, say
@@ -78,6 +79,7 @@ class Run:
     def __init__(self, settings: config.Settings, folder: Path, *, beside: bool = False) -> None:
         self.settings = settings
         self.beside = beside
+        self.workers: Workers | None = None
         self.folder = folder
         self.timings: dict[str, float] = {}
         self.data = cache(self._data)

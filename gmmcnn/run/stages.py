@@ -7,6 +7,7 @@ what the one before knew.
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from gmmcnn.featuremaps.stream import (
     store_for,
 )
 from gmmcnn.featuremaps.taps import Tapped, Taps
-from gmmcnn.files import digest_tensors
+from gmmcnn.files import digest_tensors, name_of
 from gmmcnn.filters import fitting
 from gmmcnn.filters.live import cluster_live, forget_reduced, reduce_live
 from gmmcnn.hardware import gpu
@@ -42,6 +43,7 @@ from gmmcnn.run.compiling import compile_ahead
 from gmmcnn.run.folder import Checkpoint, Run
 from gmmcnn.run.provenance import Record
 from gmmcnn.run.record import read as read_settings
+from gmmcnn.run.record import values_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +149,8 @@ def fit_as_made(job: Run, stage: Stage, *, keep: bool) -> Stage:
     """
     checkpoint, settings = stage.checkpoint, job.settings
     damaged = _forget_damage(checkpoint.maps)
-    if checkpoint.weights is None or (checkpoint.maps.exists() and not damaged):
+    stored_first = job.workers is not None and keep  # workers read what one process writes
+    if checkpoint.weights is None or stored_first or (checkpoint.maps.exists() and not damaged):
         stage = _extract(job, stage, damaged=damaged)
         fit(job, stage)
         return stage
@@ -239,7 +242,7 @@ def fit(job: Run, stage: Stage) -> None:
     with job.timed("fit"), progress(f"{stage.checkpoint.name}: fits", n_fits, "fits") as advance:
         fitting.fit_store(
             store, stage.checkpoint.fits, n_samples=record.n_samples, settings=job.settings, of=record.of,
-            advance=advance,
+            advance=advance, workers=job.workers,
         )  # fmt: skip
     forget_reduced(stage.checkpoint.fits, record.n_samples, job.settings)
 
@@ -320,10 +323,28 @@ def _fit_live(
     maps = LiveMaps(network, probe.images, taps, probe.n_samples, settings.extract, keep=store)
     n_batches, n_fits = len(probe.samples) // probe.n_samples, fitting.n_fits(maps, probe.n_samples)
     of: dict[str, Any] = {"n_samples": probe.n_samples, "settings": settings, "of": name}
+    elsewhere = partial(maps_in_a_worker, settings, job.folder, checkpoint.name)
     with job.timed("extract"), progress(f"{checkpoint.name}: maps", n_batches, "batches") as advance:
-        reduced = reduce_live(maps, checkpoint.fits, **of, advance=advance)
+        reduced = reduce_live(maps, checkpoint.fits, **of, advance=advance, workers=job.workers, elsewhere=elsewhere)
     with job.timed("fit"), progress(f"{checkpoint.name}: fits", n_fits, "fits") as advance:
-        cluster_live(maps, reduced, checkpoint.fits, **of, advance=advance)
+        cluster_live(maps, reduced, checkpoint.fits, **of, advance=advance, workers=job.workers)
+
+
+_in_this_worker: dict[str, LiveMaps] = {}
+"""Of the checkpoint that a worker was asked for last."""
+
+
+def maps_in_a_worker(settings: config.Settings, folder: Path, name: str) -> LiveMaps:
+    """Feature maps of a checkpoint of a run, to be made in a process of a cluster; kept there for the next round."""
+    key = name_of([str(folder), name, values_of(settings)])
+    if key not in _in_this_worker:
+        _in_this_worker.clear()
+        job = Run(settings, folder)
+        checkpoint = next(found for found in job.checkpoints() if found.name == name)
+        network, probe = job.network(open_checkpoint(checkpoint).weights, checkpoint.weights), job.probe()
+        taps = taps_of(network, probe, settings.extract)
+        _in_this_worker[key] = LiveMaps(network, probe.images, taps, probe.n_samples, settings.extract)
+    return _in_this_worker[key]
 
 
 def _kept_as(probe: ProbeSet, checkpoint: Checkpoint, settings: config.Settings) -> dict[str, Any]:
