@@ -22,7 +22,7 @@ TASKS = (
 )  # fmt: skip
 EXPERIMENTS = (
     "overfitting", "gradients", "pruning", "ablation", "sensitivity", "scalability", "planted", "conditions",
-    "memorised", "causal",
+    "memorised", "causal", "tied",
 )  # fmt: skip
 SIZES = ("smoke", "quick", "full")
 PRUNING = ("mask", "remove")

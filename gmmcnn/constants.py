@@ -33,6 +33,8 @@ class Stream(IntEnum):
     MATCHED_MASKS = 112
     LEFT_OUT = 120
     """Training samples that a network is trained without."""
+    TIED = 121
+    """Filters that are tied to samples, and which."""
 
 
 class Status(StrEnum):
