@@ -6,6 +6,9 @@ left out in three other ways: drawn at random, those with the highest label surp
 drawn among those whose labels are known to be wrong. The last is the positive control: wrong labels are what such a
 network overfits to, and where leaving *them* out shows nothing, nothing can be concluded from the outliers.
 
+Outliers are *few*, and leaving out few samples of any kind does little. So *many* are left out as well, as many as
+there are wrong labels: those that flagged filters singled out most often, over all rounds and repeats.
+
 The gap is the accuracy on training samples, of those left, minus that on held-out ones. Held-out labels are right.
 """
 
@@ -22,24 +25,28 @@ from gmmcnn.experiments.gradients import flagged_selections
 from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import Estimate, Verdict, judge, over_seeds
+from gmmcnn.filters.outliers import times_singled_out
 
 CHOICES = {
-    "outliers": "outlier samples",
+    "outliers": "outliers",
     "surprise": "the samples whose labels surprise most",
     "wrong": "samples with wrong labels",
 }
 """What is left out, beside as many at random."""
 DRAWS = 3
 """Random choices for each network: each is a training."""
-SMALLEST = {"accuracy_gap": 0.01, "validation_accuracy": 0.01}
-"""Smallest effects of interest: one point."""
+DOSES = ("few", "many")
+MEASURES = {"accuracy_gap": ("narrowing of the gap in accuracy", -1), "validation_accuracy": ("validation accuracy", 1)}
+"""Column → what of it is the effect, and the sign that makes it positive."""
+SMALLEST = 0.01
+"""Smallest effect of interest: one point."""
 
 
 def run(laboratory: Laboratory) -> Outcome:
     """Leave out, train again, compare, judge."""
     networks = [Network(seed, Condition.OVERFITTING) for seed in laboratory.seeds]
-    table = laboratory.of_each(networks, "causal", of_network)
-    verdicts = tuple(verdict_on(table, choice) for choice in CHOICES)
+    table = laboratory.of_each(networks, "without", of_network)
+    verdicts = tuple(verdict_on(table, dose, choice) for dose in DOSES for choice in CHOICES)
     return Outcome(table, verdicts, (*_remarks(table),), _figures(table))
 
 
@@ -49,17 +56,19 @@ def of_network(laboratory: Laboratory, network: Network) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per choice (``none``, those of :data:`CHOICES`, ``random``) and ``draw``: ``seed``, ``left_out`` (number
-        of samples), ``wrong_labels`` (share of them), accuracies and losses after the last round, ``accuracy_gap``,
-        ``loss_gap``. The first row alone where no sample is an outlier.
+        One row per ``dose`` (``none``, and those of :data:`DOSES`), ``choice`` (``none``, those of :data:`CHOICES`,
+        ``random``) and ``draw``: ``seed``, ``left_out`` (number of samples), ``wrong_labels`` (share of them),
+        accuracies and losses after the last round, ``accuracy_gap``, ``loss_gap``. No ``few`` where no sample is an
+        outlier, no ``many`` where no label is wrong.
     """
     noisy = np.isin(np.arange(len(laboratory.data(network).train)), laboratory.data(network).noisy.numpy())
     rows = []
-    for choice, draw, samples in choices(laboratory, network, noisy):
+    for dose, choice, draw, samples in choices(laboratory, network, noisy):
         found = laboratory.without(network, samples)
         rows.append(
             {
                 "seed": network.seed,
+                "dose": dose,
                 "choice": choice,
                 "draw": draw,
                 "left_out": len(samples),
@@ -74,8 +83,8 @@ def of_network(laboratory: Laboratory, network: Network) -> pd.DataFrame:
 
 def choices(
     laboratory: Laboratory, network: Network, noisy: NDArray[np.bool_]
-) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
-    """What to leave out of a network's training samples: name, number of the draw, places of the samples.
+) -> Iterator[tuple[str, str, int, NDArray[np.int64]]]:
+    """What to leave out of a network's training samples: dose, choice, number of the draw, places of the samples.
 
     Outliers are the members of the small clusters of the filters flagged in a probe batch, in the network after its
     last round. Only probed samples can be outliers or surprise, and random ones are drawn among these. Where there are
@@ -87,68 +96,72 @@ def choices(
     noisy : (N,) bool
         Which training samples have a wrong label.
     """
-    yield "none", 0, np.array([], np.int64)
-    analysis, probe = laboratory.analysis(network, laboratory.rounds[-1]), laboratory.probe(network)
-    indices = laboratory.data(network).train_indices.numpy()
-    places = np.searchsorted(indices, probe.samples["dataset_index"].to_numpy())
-    members = [selection.members for selection in flagged_selections(analysis)]
-    outliers = places[np.unique(np.concatenate(members))] if members else np.array([], np.int64)
-    if not len(outliers):
-        return
-    rng = np.random.default_rng([network.seed, Stream.LEFT_OUT])
-    yield "outliers", 0, outliers
-    surprise = analysis.samples["label_surprise"].fillna(-np.inf).to_numpy()
-    yield "surprise", 0, places[np.argsort(-surprise, kind="stable")[: len(outliers)]]
-    wrong = np.flatnonzero(noisy)
-    yield "wrong", 0, rng.permutation(wrong)[: len(outliers)]
-    for draw in range(DRAWS):
-        yield "random", draw, rng.permutation(places)[: len(outliers)]
+    yield "none", "none", 0, np.array([], np.int64)
+    last, probe = laboratory.analysis(network, laboratory.rounds[-1]), laboratory.probe(network)
+    places = np.searchsorted(laboratory.data(network).train_indices.numpy(), probe.samples["dataset_index"].to_numpy())
+    members = [selection.members for selection in flagged_selections(last)]
+    often = _times_singled_out(laboratory, network)
+    outliers = {
+        "few": np.unique(np.concatenate(members)) if members else np.array([], np.int64),
+        "many": np.argsort(-often, kind="stable")[: min(noisy.sum(), np.count_nonzero(often))],
+    }
+    surprising = np.argsort(-last.samples["label_surprise"].fillna(-np.inf).to_numpy(), kind="stable")
+    for number, dose in enumerate(DOSES):
+        if n_left_out := len(outliers[dose]):
+            rng = np.random.default_rng([network.seed, Stream.LEFT_OUT, number])
+            yield dose, "outliers", 0, places[outliers[dose]]
+            yield dose, "surprise", 0, places[surprising[:n_left_out]]
+            yield dose, "wrong", 0, rng.permutation(np.flatnonzero(noisy))[:n_left_out]
+            for draw in range(DRAWS):
+                yield dose, "random", draw, rng.permutation(places)[:n_left_out]
 
 
-def verdict_on(table: pd.DataFrame, choice: str) -> Verdict:
+def _times_singled_out(laboratory: Laboratory, network: Network) -> NDArray[np.int64]:
+    analyses = (laboratory.analysis(network, number) for number in laboratory.rounds)
+    return np.sum([times_singled_out(a.fits, a.screening, a.small_cluster) for a in analyses], axis=0)
+
+
+def verdict_on(table: pd.DataFrame, dose: str, choice: str) -> Verdict:
     """Judge whether leaving some samples out narrows the gap and raises validation accuracy, beyond random ones."""
     effects, checks = [], []
-    for column, name in (
-        ("accuracy_gap", "gap in accuracy, by which it narrows"),
-        ("validation_accuracy", "validation accuracy"),
-    ):
-        sign = -1 if column == "accuracy_gap" else 1
+    for column, (name, sign) in MEASURES.items():
         by_choice = partial(_by_seed, table, column)
-        estimate = partial(_estimate, smallest=SMALLEST[column])
-        effects.append(estimate(name, sign * (by_choice(choice) - by_choice("none"))))
-        checks.append(estimate(f"{name}, beyond random samples", sign * (by_choice(choice) - by_choice("random"))))
-    claim = f"Trained without {CHOICES[choice]}, a network overfits less"
+        without, unchanged, random = by_choice(dose, choice), by_choice("none", "none"), by_choice(dose, "random")
+        effects.append(_estimate(name, sign * (without - unchanged)))
+        checks.append(_estimate(f"{name}, beyond random samples", sign * (without - random)))
+    claim = f"Trained without {dose} samples, {CHOICES[choice]}, a network overfits less"
     return judge(claim, effects, checks)
 
 
-def _by_seed(table: pd.DataFrame, column: str, choice: str) -> pd.Series:
-    return table[table["choice"] == choice].groupby("seed")[column].mean()
+def _by_seed(table: pd.DataFrame, column: str, dose: str, choice: str) -> pd.Series:
+    return table[(table["dose"] == dose) & (table["choice"] == choice)].groupby("seed")[column].mean()
 
 
-def _estimate(name: str, values: pd.Series, smallest: float) -> Estimate:
-    return over_seeds(name, values, smallest=smallest, possible=(-2, 2))
+def _estimate(name: str, values: pd.Series) -> Estimate:
+    return over_seeds(name, values, smallest=SMALLEST, possible=(-2, 2))
 
 
 def _remarks(table: pd.DataFrame) -> Iterator[str]:
-    for choice, rows in table.groupby("choice", sort=False):
+    for (dose, choice), rows in table.groupby(["dose", "choice"], sort=False):
         means = rows.groupby("seed").mean(numeric_only=True).mean()
         wrong = "" if np.isnan(means["wrong_labels"]) else f", {means['wrong_labels']:.0%} of them with wrong labels"
         yield (
-            f"Without {means['left_out']:.0f} samples ({choice}{wrong}; {rows['seed'].nunique()} seeds): training "
-            f"accuracy {means['train_accuracy']:.3f}, validation accuracy {means['validation_accuracy']:.3f}, gap "
-            f"{means['accuracy_gap']:.3f}; losses {means['train_loss']:.3f} and {means['validation_loss']:.3f}."
+            f"Without {means['left_out']:.0f} samples ({dose}, {choice}{wrong}; {rows['seed'].nunique()} seeds): "
+            f"training accuracy {means['train_accuracy']:.3f}, validation accuracy {means['validation_accuracy']:.3f}, "
+            f"gap {means['accuracy_gap']:.3f}; losses {means['train_loss']:.3f} and {means['validation_loss']:.3f}."
         )
-    without = sorted(set(table["seed"]) - set(table.loc[table["choice"] == "outliers", "seed"]))
-    if without:
-        yield f"No outlier samples, nothing to leave out: seeds {', '.join(map(str, without))}."
+    for dose in DOSES:
+        without = sorted(set(table["seed"]) - set(table.loc[table["dose"] == dose, "seed"]))
+        if without:
+            yield f"No outliers, nothing to leave out: {dose}, seeds {', '.join(map(str, without))}."
 
 
 def _figures(table: pd.DataFrame) -> dict[str, object]:
-    means = table.groupby(["seed", "choice"], sort=False)[["accuracy_gap", "validation_accuracy"]].mean().reset_index()
-    long = means.melt(["seed", "choice"], var_name="measure", value_name="share")
+    means = table.groupby(["seed", "dose", "choice"], sort=False)[list(MEASURES)].mean().reset_index()
+    long = means.melt(["seed", "dose", "choice"], var_name="measure", value_name="share")
     return {
         "without": px.strip(
-            long, x="choice", y="share", facet_col="measure", hover_data=["seed"],
+            long, x="choice", y="share", color="dose", facet_col="measure", hover_data=["seed"],
             title="Trained again without some samples, a point a seed",
         ).update_yaxes(matches=None, showticklabels=True)
     }  # fmt: skip

@@ -29,18 +29,35 @@ def find_outliers(fits: Fits, screening: Screening, small_cluster: int) -> pd.Da
         ``sample`` (index in the probe set), ``batch``, ``n_filters`` that single it out and their names in ``filters``
         (``"conv1:3, conv2:7"``), most singled out first.
     """
-    flagged = screening.batches[screening.batches["flagged"]]
-    parts = [
-        _small_clusters(layer, rows, fits.layers[str(layer)], fits.n_samples, small_cluster)
-        for layer, rows in flagged.groupby("layer", sort=False)
-    ]
-    members = pd.concat([_NOBODY, *parts], ignore_index=True) if parts else _NOBODY
+    members = _members(fits, screening, small_cluster)
     times = members.groupby(["sample", "batch", "filters"], sort=False).size()
     members = times[times >= fits.n_repeats / 2].reset_index()
     found = members.groupby(["sample", "batch"], as_index=False).agg(
         n_filters=("filters", "size"), filters=("filters", ", ".join)
     )
     return found.sort_values(["n_filters", "sample"], ascending=[False, True], ignore_index=True)
+
+
+def times_singled_out(fits: Fits, screening: Screening, small_cluster: int) -> NDArray[np.int64]:
+    """How many clusterings of flagged filters put each sample into a small cluster; every repeat counts.
+
+    Returns
+    -------
+    (B · N,) int64
+        By sample of the probe set.
+    """
+    members = _members(fits, screening, small_cluster)["sample"].to_numpy(np.int64)
+    return np.bincount(members, minlength=fits.n_batches * fits.n_samples)
+
+
+def _members(fits: Fits, screening: Screening, small_cluster: int) -> pd.DataFrame:
+    """Every sample that a flagged clustering puts into a small cluster, clustering by clustering."""
+    flagged = screening.batches[screening.batches["flagged"]]
+    parts = [
+        _small_clusters(layer, rows, fits.layers[str(layer)], fits.n_samples, small_cluster)
+        for layer, rows in flagged.groupby("layer", sort=False)
+    ]
+    return pd.concat([_NOBODY, *parts], ignore_index=True) if parts else _NOBODY
 
 
 _NOBODY = pd.DataFrame(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gmmcnn import config
-from gmmcnn.filters.outliers import find_outliers, small_members
+from gmmcnn.filters.outliers import find_outliers, small_members, times_singled_out
 from gmmcnn.filters.screening import screen
 
 
@@ -70,6 +70,14 @@ def test_repeats_of_a_filter_count_once():
     outliers = outliers_of(repeats_of(*ends))
     assert outliers["n_filters"].tolist() == [1, 1]
     assert outliers["filters"].tolist() == ["conv1:0"] * 2
+
+
+def test_every_repeat_of_every_flagged_filter_counts_towards_how_often_a_sample_is_singled_out():
+    ends = [layer_of([sizes, [38, 2]], ch=[10, 10], activation=[1, 1]) for sizes in ([37, 3], [38, 2], [20, 20])]
+    fits = fits_of(repeats_of(*ends))
+    times = times_singled_out(fits, screen(fits, config.Screen()), 5)
+    assert times.tolist() == [0] * 37 + [1, 5, 5]
+    assert times_singled_out(fits, screen(fits, config.Screen(ch_ratio=1e9)), 5).tolist() == [0] * 40
 
 
 def test_no_flag_no_outliers():
