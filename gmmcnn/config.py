@@ -396,7 +396,7 @@ class Cluster(_Group):
     threads: int = 1
     """CPU threads of each."""
     options: dict[str, Any] = field(default_factory=dict)
-    """What else Dask's class for the cluster takes: ``cluster.options.queue=long cluster.options.walltime=02:00:00``."""
+    """What else Dask's class of the cluster takes: ``cluster.options.queue=long cluster.options.walltime=02:00:00``"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
