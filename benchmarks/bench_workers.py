@@ -1,4 +1,4 @@
-"""How much faster fits are by more workers, what a killed one costs, and what 100 nodes would make of a million filters.
+"""How much faster fits are by more workers, what a killed one costs, and what 100 nodes would make of a million.
 
     python -m benchmarks.bench_workers [--json FILE]
 
