@@ -1,15 +1,19 @@
 """H2: whether outlier samples have larger gradients than normal ones, in well-trained and in overfitted networks.
 
-The overfitted network is the one trained on few samples, after its last round; the well-trained one is its control.
+The overfitted network is the one trained on few samples, after its last round. Two count as well-trained: its control,
+and the same network *stopped early*, after the round with the lowest validation loss. How the difference comes and goes
+over training is shown for all rounds.
+
 Compared are the samples' gradient norms over the whole network, the same per unit error (a sample that the network gets
 wrong pulls harder, whatever else it is), and the norms over the weights of the very filter that singles a sample out.
 
-The control: filters drawn at random from the unflagged live ones of the same layers. Their smallest clusters make
-"outliers" too, and if those pull as hard, being singled out by an *anomaly* filter means nothing.
+The controls have as many "outliers", filter by filter. Some are drawn from the smallest clusters of filters that are
+drawn at random among the unflagged live ones of the same layers: if these pull as hard, being singled out by an
+*anomaly* filter means nothing. Others are drawn from all samples of the probe batch.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -23,7 +27,7 @@ from gmmcnn.constants import Stream
 from gmmcnn.experiments.associations import auc, bootstrap_interval
 from gmmcnn.experiments.laboratory import Condition, Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
-from gmmcnn.experiments.statistics import Verdict, judge, over_seeds
+from gmmcnn.experiments.statistics import Estimate, Verdict, judge, over_seeds
 from gmmcnn.filters.fits import cluster_sizes, is_live
 from gmmcnn.filters.outliers import small_members
 from gmmcnn.models.gradients import SampleGradients, sample_gradients
@@ -35,14 +39,21 @@ MEASURES = {
 }
 SMALLEST_AUC = 0.05
 """Smallest difference of an AUC of interest: 0.55 where outliers and normal samples do not differ in 0.5."""
-NETWORKS = {Condition.OVERFITTING: "overfitted", Condition.CONTROL: "well-trained"}
+NETWORKS = {
+    "overfitted": (Condition.OVERFITTING, "last"),
+    "well-trained": (Condition.CONTROL, "last"),
+    "early-stopped": (Condition.OVERFITTING, "best"),
+}
+"""Name → condition, and the column that says which round it is."""
+CONTROLS = {"auc_random": "as many of random filters'", "auc_samples": "as many random samples'"}
+"""Column → whose AUC it is."""
 
 
 def run(laboratory: Laboratory) -> Outcome:
     """Compare outliers with normal samples, and judge."""
     table = compare_outliers(laboratory)
     verdicts = tuple(verdict_on(table, measure) for measure in MEASURES)
-    return Outcome(table, verdicts, (_wrong_labels(table),), _figures(table))
+    return Outcome(table, verdicts, (_wrong_labels(table), *_over_training(table)), _figures(table))
 
 
 def compare_outliers(laboratory: Laboratory) -> pd.DataFrame:
@@ -51,30 +62,30 @@ def compare_outliers(laboratory: Laboratory) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per seed, condition and measure: ``auc`` (probability that an outlier's value exceeds a normal
-        sample's) with its bootstrap interval ``low``, ``high``, ``auc_random`` of the control's outliers (mean over
-        draws), ``outliers`` (their number), ``noisy_outliers`` and ``noisy_others`` (shares with a wrong label). NaN
+        One row per seed, condition, round and measure: ``auc`` (probability that an outlier's value exceeds a normal
+        sample's) with its bootstrap interval ``low``, ``high``, those of the controls' (:data:`CONTROLS`, means over
+        draws), ``outliers`` (their number), ``noisy_outliers`` and ``noisy_others`` (shares with a wrong label);
+        whether the round is the ``last``, and whether it is the one with the lowest validation loss, ``best``. NaN
         where no sample is an outlier.
     """
-    return laboratory.of_each(list(laboratory.networks()), "gradients", _of_network)
+    return laboratory.of_each(list(laboratory.networks()), "gradients over training", _of_network)
 
 
 def verdict_on(table: pd.DataFrame, measure: str) -> Verdict:
-    """Judge the claim by one measure: it must hold in overfitted and well-trained networks, beyond random filters."""
-    rows = table[table["measure"] == measure]
+    """Judge the claim by one measure: it must hold in overfitted and well-trained networks, beyond the controls."""
     effects, checks = [], []
-    for condition, name in NETWORKS.items():
-        own = rows[rows["condition"] == condition]
-        effects.append(
-            over_seeds(f"AUC in {name} networks", own["auc"], null=0.5, smallest=SMALLEST_AUC, possible=(0, 1))
-        )
-        beyond = own["auc"] - own["auc_random"]
-        checks.append(
-            over_seeds(
-                f"AUC beyond random filters' in {name} networks", beyond, smallest=SMALLEST_AUC, possible=(-1, 1)
-            )
-        )
+    for name, (condition, which) in NETWORKS.items():
+        own = table[(table["measure"] == measure) & (table["condition"] == condition) & table[which]]
+        effects.append(_auc_over_seeds(f"AUC in {name} networks", own["auc"], 0.5))
+        checks += [
+            _auc_over_seeds(f"AUC beyond {control} in {name} networks", own["auc"] - own[column], 0.0)
+            for column, control in CONTROLS.items()
+        ]
     return judge(f"H2, outliers exceed normal samples in {MEASURES[measure]}", effects, checks)
+
+
+def _auc_over_seeds(name: str, values: pd.Series, null: float) -> Estimate:
+    return over_seeds(name, values, null, smallest=SMALLEST_AUC, possible=(0, 1) if null else (-1, 1))
 
 
 @dataclass(frozen=True)
@@ -88,15 +99,28 @@ class Selection:
 
 
 def _of_network(laboratory: Laboratory, network: Network) -> pd.DataFrame:
-    """Rows of one network, by measure."""
-    number = laboratory.rounds[-1]
+    """Rows of one network, by round and measure."""
+    best = laboratory.rounds[int(laboratory.metrics(network)["validation_loss"].argmin())]
+    parts = [
+        _after(laboratory, network, number).assign(last=number == laboratory.rounds[-1], best=number == best)
+        for number in laboratory.rounds
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _after(laboratory: Laboratory, network: Network, number: int) -> pd.DataFrame:
+    """Rows of one network after a round, by measure."""
     analysis = laboratory.analysis(network, number)
     probe = laboratory.probe(network)
     labels, noisy = trained_labels(laboratory, network, probe.samples)
     gradients = sample_gradients(laboratory.model(network, number), probe.images, labels)
     flagged = list(flagged_selections(analysis))
     rng = np.random.default_rng([network.seed, Stream.RANDOM_SELECTIONS])
-    draws = [list(random_selections(analysis, flagged, rng)) for _ in range(laboratory.size.controls)]
+    n_draws = range(laboratory.size.controls)
+    drawn = {
+        "auc_random": [list(random_selections(analysis, flagged, rng)) for _ in n_draws],
+        "auc_samples": [list(random_samples(analysis, flagged, rng)) for _ in n_draws],
+    }
     outliers = _union(flagged, len(probe.samples))
     common = {
         "outliers": int(outliers.sum()),
@@ -106,13 +130,17 @@ def _of_network(laboratory: Laboratory, network: Network) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
     for name, values in (("norm", gradients.norm), ("per_error", gradients.per_error)):
         low, high = bootstrap_interval(values[outliers], values[~outliers], seed=network.seed)
-        random = [_auc(values, _union(draw, len(values))) for draw in draws]
-        rows.append(
-            {"measure": name, "auc": _auc(values, outliers), "low": low, "high": high} | _random_mean(random) | common
-        )
+        controls = {
+            column: _mean(_auc(values, _union(draw, len(values))) for draw in draws) for column, draws in drawn.items()
+        }
+        rows.append({"measure": name, "auc": _auc(values, outliers), "low": low, "high": high} | controls | common)
     own = {"measure": "own_filter", "auc": own_filter_auc(gradients, flagged, analysis), "low": np.nan, "high": np.nan}
-    rows.append(own | _random_mean([own_filter_auc(gradients, draw, analysis) for draw in draws]) | common)
-    return pd.DataFrame([{"seed": network.seed, "condition": network.condition} | row for row in rows])
+    controls = {
+        column: _mean(own_filter_auc(gradients, draw, analysis) for draw in draws) for column, draws in drawn.items()
+    }
+    rows.append(own | controls | common)
+    place = {"seed": network.seed, "condition": network.condition, "round": number}
+    return pd.DataFrame([place | row for row in rows])
 
 
 def trained_labels(laboratory: Laboratory, network: Network, samples: pd.DataFrame) -> tuple[Tensor, NDArray[np.bool_]]:
@@ -125,9 +153,10 @@ def trained_labels(laboratory: Laboratory, network: Network, samples: pd.DataFra
     return splits.train.labels[torch.from_numpy(position)], np.isin(position, splits.noisy.numpy())
 
 
-def _random_mean(values: list[float]) -> dict[str, float]:
+def _mean(values: Iterable[float]) -> float:
+    """Mean of those that are known; NaN without any."""
     known = [value for value in values if not np.isnan(value)]
-    return {"auc_random": float(np.mean(known)) if known else np.nan}
+    return float(np.mean(known)) if known else np.nan
 
 
 def flagged_selections(analysis: Analysis) -> Iterator[Selection]:
@@ -139,9 +168,10 @@ def flagged_selections(analysis: Analysis) -> Iterator[Selection]:
 
 
 def random_selections(analysis: Analysis, flagged: list[Selection], rng: np.random.Generator) -> Iterator[Selection]:
-    """For each flagged filter, the smallest cluster of a random unflagged live filter of its layer, in its batch.
+    """For each flagged filter, as many of the smallest cluster of a random unflagged live one of its layer and batch.
 
-    Where a layer has no such filter left, the flagged one has no counterpart.
+    That cluster is the larger one as a rule, and its members are drawn; where it has fewer, all of them count. Where a
+    layer has no such filter left, the flagged one has no counterpart.
     """
     batches = analysis.screening.batches.query("repeat == 0")
     candidates = batches[is_live(batches["status"]) & ~batches["flagged"]].groupby(["layer", "batch"])["filter"]
@@ -151,10 +181,18 @@ def random_selections(analysis: Analysis, flagged: list[Selection], rng: np.rand
         if filters is not None:
             chosen = int(rng.choice(filters))
             labels = analysis.fits.layers[selection.layer].labels[chosen, selection.batch, 0]
-            members = smallest_cluster(labels)
+            members = rng.permutation(smallest_cluster(labels))[: len(selection.members)]
             yield Selection(
                 selection.layer, chosen, selection.batch, selection.batch * analysis.fits.n_samples + members
             )
+
+
+def random_samples(analysis: Analysis, flagged: list[Selection], rng: np.random.Generator) -> Iterator[Selection]:
+    """For each flagged filter, as many samples of its batch."""
+    n_samples = analysis.fits.n_samples
+    for selection in flagged:
+        members = rng.permutation(n_samples)[: len(selection.members)]
+        yield replace(selection, members=selection.batch * n_samples + members)
 
 
 def smallest_cluster(labels: NDArray) -> NDArray[np.int64]:
@@ -188,22 +226,40 @@ def _auc(values: NDArray, chosen: NDArray[np.bool_]) -> float:
 
 
 def _wrong_labels(table: pd.DataFrame) -> str:
-    shares = table[table["measure"] == "norm"].groupby("condition")[["noisy_outliers", "noisy_others", "outliers"]]
-    parts = [
-        f"{NETWORKS[Condition(condition)]} {row['noisy_outliers']:.1%} of {row['outliers']:.0f} outliers, "
-        f"{row['noisy_others']:.1%} of the others"
-        for condition, row in shares.mean().iterrows()
-    ]
+    parts = []
+    for name, (condition, which) in NETWORKS.items():
+        rows = table[(table["measure"] == "norm") & (table["condition"] == condition) & table[which]]
+        row = rows[["noisy_outliers", "noisy_others", "outliers"]].mean()
+        parts.append(
+            f"{name} {row['noisy_outliers']:.1%} of {row['outliers']:.0f} outliers, "
+            f"{row['noisy_others']:.1%} of the others"
+        )
     return "Wrong labels, means over seeds: " + "; ".join(parts) + "."
 
 
+def _over_training(table: pd.DataFrame) -> Iterator[str]:
+    """One sentence per measure and condition: the mean AUC after each round, and how much it changes."""
+    for (measure, condition), rows in table.groupby(["measure", "condition"], sort=False):
+        by_round = rows.pivot(index="seed", columns="round", values="auc")
+        change = _auc_over_seeds("from the first to the last", by_round.iloc[:, -1] - by_round.iloc[:, 0], 0.0)
+        means = ", ".join(f"{value:.2f}" for value in by_round.mean())
+        yield f"Over training, {MEASURES[str(measure)]}, {condition}: AUC {means} by round; {change}."
+
+
 def _figures(table: pd.DataFrame) -> dict[str, object]:
-    long = table.rename(columns={"auc": "anomaly filters", "auc_random": "random filters"}).melt(
-        ["seed", "condition", "measure"], ["anomaly filters", "random filters"], "outliers of", value_name="AUC"
+    kinds = {"auc": "anomaly filters", "auc_random": "random filters", "auc_samples": "random samples"}
+    long = table.rename(columns=kinds).melt(
+        ["seed", "condition", "round", "measure", "last"], list(kinds.values()), "outliers of", value_name="AUC"
     )
     figure = px.strip(
-        long, x="measure", y="AUC", color="outliers of", facet_col="condition", hover_data=["seed"],
+        long[long["last"]], x="measure", y="AUC", color="outliers of", facet_col="condition", hover_data=["seed"],
         title="Outliers against normal samples: probability of the larger gradient, a point a seed",
     )  # fmt: skip
     figure.add_hline(0.5, line_dash="dot")
-    return {"auc": figure}
+    means = long.groupby(["condition", "round", "measure", "outliers of"], sort=False)["AUC"].mean().reset_index()
+    over = px.line(
+        means, x="round", y="AUC", color="outliers of", facet_col="measure", facet_row="condition", markers=True,
+        title="The same over training: means over seeds",
+    )  # fmt: skip
+    over.add_hline(0.5, line_dash="dot")
+    return {"auc": figure, "over_training": over}

@@ -33,7 +33,7 @@ NOT_SPECIFIC = "not specific"
 UNDECIDED = "undecided"
 WORDS = (SUPPORTED, REFUTED, NO_EFFECT, NOT_SPECIFIC, UNDECIDED)
 
-RULE = 2
+RULE = 3
 """Version of the rule by which verdicts are reached: one that is stored is of one rule only."""
 
 
