@@ -19,10 +19,12 @@ import numpy as np
 import zarr
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
+from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from gmmcnn.errors import DataWarning, StoreError, StoreNotFoundError, one_line
 from gmmcnn.featuremaps.bounded import BoundedStore, Layout
+from gmmcnn.featuremaps.remote import Remote, is_remote
 from gmmcnn.files import LARGEST_OF_SMALL, LARGEST_RATIO
 from gmmcnn.hardware.arrays import is_real
 
@@ -73,7 +75,7 @@ def open_maps(source: str | os.PathLike[str] | zarr.Array) -> ForeignMaps:
     Parameters
     ----------
     source : path or zarr.Array
-        A ``.npy`` file or a Zarr array of shape (N, C, H, W) or (N, C, P).
+        A ``.npy`` file or a Zarr array of shape (N, C, H, W) or (N, C, P); the latter at a URL, too.
 
     Raises
     ------
@@ -87,7 +89,10 @@ def open_maps(source: str | os.PathLike[str] | zarr.Array) -> ForeignMaps:
     DataWarning
         Chunks of a Zarr array are missing: they were never written, or hold nothing but the fill value.
     """
-    name, part, shape, dtype = _of_zarr(source) if isinstance(source, zarr.Array) else _of_path(Path(source))
+    if isinstance(source, zarr.Array):
+        name, part, shape, dtype = _of_zarr(source)
+    else:
+        name, part, shape, dtype = _of_url(str(source)) if is_remote(str(source)) else _of_path(Path(source))
     if not is_real(dtype):
         raise StoreError(f"{name}: holds values of type {dtype.name}; expected one array of real numbers")
     if len(shape) not in (3, 4) or 0 in shape:
@@ -115,11 +120,20 @@ def _of_file(path: Path) -> _Found:
     return str(path), lambda samples: np.array(open_memmap(path, mode="r")[samples]), array.shape, array.dtype
 
 
+def _of_url(url: str) -> _Found:
+    remote = Remote(url)
+    return _of_zarr(_opened(remote.store(), remote.metadata(), url), remote)
+
+
 def _of_folder(path: Path) -> _Found:
-    metadata = _metadata(path)
+    return _of_zarr(_opened(LocalStore(path, read_only=True), _metadata(path), str(path)))
+
+
+def _opened(store: Store, metadata: Mapping[str, Any], path: str) -> zarr.Array:
+    """The array in a store, whose chunks are measured as they are read; StoreError if it is not one to be read."""
     if metadata.get("node_type") == "group":
         raise StoreError(f"{path}: is a Zarr group; give the path of one array in it")
-    _require_known_codecs(metadata, str(path))
+    _require_known_codecs(metadata, path)
     try:
         layout = Layout.of(metadata)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -128,19 +142,18 @@ def _of_folder(path: Path) -> _Found:
             "with one compressor, or none"
         ) from error
     try:
-        array = zarr.open(BoundedStore(LocalStore(path, read_only=True), layout), mode="r")
+        array = zarr.open(BoundedStore(store, layout), mode="r")
     except Exception as error:  # Zarr's parser of metadata raises whatever it stumbles on
         raise StoreError(f"{path}: {_EXPECTED}: {one_line(error)}") from error
     if not isinstance(array, zarr.Array):
         raise StoreError(f"{path}: {_EXPECTED}, got a {type(array).__name__}")
-    return _of_zarr(array)
+    return array
 
 
-def _of_zarr(array: zarr.Array) -> _Found:
-    folder = _folder(array)
-    name = str(folder or array.store_path)
+def _of_zarr(array: zarr.Array, remote: Remote | None = None) -> _Found:
+    name = remote.url if remote else str(_folder(array) or array.store_path)
     _require_known_codecs(json.loads(json.dumps(array.metadata.to_dict(), default=str)), name)
-    _require_moderate_parts(array, name)
+    _require_moderate_parts(array, name, remote)
     _look_for_chunks(array, name)
     return name, lambda samples: array[samples], array.shape, array.dtype
 
@@ -190,15 +203,16 @@ def _codecs(metadata: Any) -> Iterator[str]:
             yield from _codecs(given.get("configuration"))
 
 
-def _require_moderate_parts(array: zarr.Array, name: str) -> None:
+def _require_moderate_parts(array: zarr.Array, name: str, remote: Remote | None) -> None:
     """Raise StoreError if a chunk, which is decoded whole, or a sample would take far more memory than there is data.
 
     Of an array in memory nobody needs to be warned.
     """
     folder = _folder(array)
-    if folder is None or not is_real(array.dtype):
+    if not (folder or remote) or not is_real(array.dtype):
         return
-    stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    files = folder.rglob("*") if folder else ()
+    stored = remote.n_bytes() if remote else sum(path.stat().st_size for path in files if path.is_file())
     largest = array.dtype.itemsize * max(math.prod(array.chunks), math.prod(array.shape[1:]))
     if largest > max(LARGEST_OF_SMALL, LARGEST_RATIO * stored):
         raise StoreError(

@@ -13,6 +13,7 @@ from typing import Any
 
 from gmmcnn import config
 from gmmcnn.errors import ConfigurationError, StoreError, StoreNotFoundError
+from gmmcnn.featuremaps.remote import is_remote
 from gmmcnn.featuremaps.taps import Tapped
 from gmmcnn.files import Kinds, name_of, read_record, write_record
 from gmmcnn.models import training
@@ -104,8 +105,9 @@ def identity(settings: config.Settings, weights: str | None, probe: str | None) 
         Digests; None for imported maps. The content of their source is left out where it is not there any more.
     """
     if weights is None:
-        source = Path(str(settings.extract.source)).absolute()
-        content = {"source content": _modified(source)} if source.exists() else {}
+        given = str(settings.extract.source)
+        source = given if is_remote(given) else Path(given).absolute()
+        content = {"source content": _modified(source)} if isinstance(source, Path) and source.exists() else {}
         names: tuple[str, ...] = _IMPORTED
         known: dict[str, Any] = {"source": str(source)} | content
     else:
