@@ -76,7 +76,11 @@ def of_seeds(aucs: pd.DataFrame) -> pd.Series:
 
 def written(text: str) -> str:
     """The page with its tables made anew."""
-    found = tables()
+    return replaced(text, tables())
+
+
+def replaced(text: str, found: dict[str, str]) -> str:
+    """A page with what stands between the comments ``table: NAME`` and ``end`` replaced."""
 
     def table(match: re.Match[str]) -> str:
         return f"{match[1]}\n{found[match[2]]}\n<!-- end -->"
