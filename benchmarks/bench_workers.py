@@ -2,10 +2,11 @@
 
     python -m benchmarks.bench_workers [--json FILE]
 
-Fits of a store of thousands of filters by 1, 2 and 4 of Dask's workers, each with one thread, and beside them by as
-many processes that share nothing, which is the ceiling that the machine allows. Workers have everything loaded before
-time is taken. The measured times of blocks, and of a task's way through the scheduler, then go into a simulation, which
-is checked against the measured times and asked for a million filters on up to 1,000 nodes.
+Fits of a store of thousands of filters by 1, 2 and 4 of Dask's workers, each with one thread, of a quarter and a half
+of it by 1 and 2, and beside them by as many processes that share nothing, which is the ceiling that the machine allows.
+Workers have everything loaded before time is taken. The measured times of blocks, and of a task's way through the
+scheduler, then go into a simulation, which is checked against the measured times and asked for a million filters on up
+to 1,000 nodes.
 """
 
 import os
@@ -31,7 +32,7 @@ from gmmcnn.hardware.threads import available_cores
 from gmmcnn.multirun.distributed import DaskWorkers
 
 N = 200
-SETTINGS = config.Settings(gmm=config.Gmm(repeats=2), engine=config.Engine(name="cpu", threads=1))
+SETTINGS = config.Settings(engine=config.Engine(name="cpu", threads=1))
 NODES, WORKERS_A_NODE, FILTERS = (1, 10, 100, 1000), 16, 10**6
 FILE_SYSTEM = 10e9
 """Bytes a second that the nodes read together, as a parallel file system of a middling site gives."""
@@ -71,15 +72,15 @@ def rest(_: int) -> int:
 
 
 def by_workers(
-    store: ActivationStore, folder: Path, n_workers: int, *, kill: float = 0
+    store: ActivationStore, folder: Path, n_workers: int, *, one_in: int = 1, kill: float = 0
 ) -> tuple[float, list[float], float]:
-    """Seconds of all blocks by so many workers; of each block; and of a task that does nothing, in the scheduler."""
+    """Seconds of all blocks, or one in some, by workers; of each; of a task that does nothing, in the scheduler."""
     with DaskWorkers(config.Cluster(name="dask", workers=n_workers)) as workers:
         for number in range(2):  # so that each has compiled code in memory
             list(workers.do(calls_of(store, folder / f"warm-{number}")[: 2 * n_workers]))
         nothing = [partial(abs, n) for n in range(300)]
         overhead = timed(lambda: list(workers.do(nothing))) / len(nothing)
-        calls = [partial(timed, call) for call in calls_of(store, folder / "fits")]
+        calls = [partial(timed, call) for call in calls_of(store, folder / "fits")[::one_in]]
         if kill:
             pid = next(pid for _, pid in workers.do([partial(rest, 0)]))
             threading.Timer(kill, os.kill, (pid, signal.SIGKILL)).start()
@@ -111,7 +112,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="gmmcnn-workers-"))
     store = make_store(folder, arguments.layers, arguments.filters)
     n_filters = sum(tap.n_filters for tap in store.layers.values())
-    size = f"{n_filters} filters, 5 batches of N = {N}, 2 repeats, {store.nbytes / 1e6:.0f} MB of maps"
+    size = (
+        f"{n_filters} filters, 5 batches of N = {N}, {SETTINGS.gmm.repeats} starts, {store.nbytes / 1e6:.0f} MB of maps"
+    )
     print(f"{size}, {available_cores()} cores")
     rounds: dict[str, list[float]] = {}
     blocks: list[float] = []
@@ -124,6 +127,8 @@ def main() -> None:
             if n == 1:
                 blocks += each
         for n in (1, 2):
+            part = by_workers(store, folder, n, one_in=4 // n)[0]
+            rounds.setdefault(f"{n} on {n}/4 of it", []).append(part)
             rounds.setdefault(f"{n} processes apart", []).append(by_processes(store, folder, n))
         killed = by_workers(store, folder, 2, kill=STARTED * rounds["2 workers"][-1])[0]
         rounds.setdefault("2 workers, one killed", []).append(killed)
@@ -132,6 +137,8 @@ def main() -> None:
     for name, found in rounds.items():
         faster = f"{statistics.median(ratios[name]):.2f} ({min(ratios[name]):.2f} to {max(ratios[name]):.2f})"
         print(f"{name:24s} {statistics.median(found):6.1f} s   {faster} × as fast as one worker")
+    lost = [b / t - 1 for b, t in zip(rounds["2 workers, one killed"], rounds["2 workers"], strict=True)]
+    print(f"a killed one of 2 costs {statistics.median(lost):.0%}")
     apart = statistics.median(rounds["1 processes apart"]) / statistics.median(rounds["2 processes apart"])
     n_blocks = len(blocks) // arguments.rounds
     measured = cluster_model.Measured(

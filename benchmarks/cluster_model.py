@@ -1,8 +1,7 @@
 """Fits shared out over many workers, simulated from what one of them was measured to need.
 
-A scheduler hands out tasks one after the other to whoever is free; all read from one file system, whose bandwidth they
-divide among them; each task takes one of the measured times, drawn anew, and reading is what it takes longer where the
-file system gives less than it asks for.
+A scheduler makes tasks ready one after the other, and hands each to whoever is free first. A task waits for its maps, which
+one file system delivers in the order in which they are asked for, and then takes one of the measured times, drawn anew.
 """
 
 import heapq
@@ -84,21 +83,20 @@ def simulate(
     slower : float
         Factor on every block's time.
     bandwidth : float
-        Bytes a second of the file system. The blocks of all workers, begun together, are not read in less than their
-        bytes over it; what a block takes alone is longer by what is lacking.
+        Bytes a second of the file system. A block's own reading is part of its time; what it waits for is the others'.
     start : float
         Seconds before the first task.
     """
     random = np.random.default_rng(0)
     durations = random.choice(np.asarray(measured.blocks), n_tasks) * slower
-    alone = float(np.mean(measured.blocks)) * slower
-    at_least = min(n_workers, n_tasks) * measured.bytes_a_block / bandwidth
-    durations = durations + max(0.0, at_least - alone)
+    reading = measured.bytes_a_block / bandwidth
     free = [start] * n_workers
-    scheduler = end = start
+    scheduler = delivered = end = start
     for seconds in durations:
         scheduler = max(scheduler + measured.overhead, free[0])
-        done = scheduler + seconds
+        begun = max(scheduler, delivered)
+        delivered = begun + reading
+        done = begun + seconds
         heapq.heapreplace(free, done)
         end = max(end, done)
     return end

@@ -11,7 +11,18 @@ import torch
 from joblib import Parallel
 from torch import nn
 
-from benchmarks import bench_live, bench_pca, bench_pipeline, bench_samples, bench_sweep, cases, peaks, rivals, timing
+from benchmarks import (
+    bench_live,
+    bench_pca,
+    bench_pipeline,
+    bench_samples,
+    bench_sweep,
+    cases,
+    cluster_model,
+    peaks,
+    rivals,
+    timing,
+)
 from gmmcnn import config
 from gmmcnn.featuremaps import ActivationStore, extract
 from gmmcnn.principal_components import cpu as pca_cpu
@@ -128,3 +139,32 @@ def test_samples_are_scored_in_seconds(tmp_path: Path, monkeypatch: pytest.Monke
     assert result["sizes"] == {"filters": 50, "batches": 10, "samples": 200, "repeats": 10}
     seconds = sum(times["processor"] for times in result["results"].values())
     assert 0 < seconds < 2 * 2 / 20  # on two cores
+
+
+TWO_SECONDS = cluster_model.Measured([2.0], overhead=0.01, bytes_a_block=1e8, filters_a_block=100, shared_core=1.0)
+"""A block; everything that follows can be worked out by hand."""
+
+
+@pytest.mark.parametrize(
+    ("n_tasks", "n_workers", "bandwidth", "expected"),
+    [
+        (10, 1, np.inf, 0.01 + 10 * 2),
+        (10, 10, np.inf, 10 * 0.01 + 2),  # the last is handed out after the others
+        (11, 10, np.inf, 0.01 + 2 + 2),  # the eleventh by whoever is free first
+        (1000, 1000, np.inf, 1000 * 0.01 + 2),  # most of them have ended before all have work
+        (10, 10, 1e8, 0.01 + 9 * 1 + 2),  # nine others are read before the last one
+    ],
+)
+def test_a_cluster_is_simulated(n_tasks: int, n_workers: int, bandwidth: float, expected: float) -> None:
+    assert cluster_model.simulate(TWO_SECONDS, n_tasks, n_workers, bandwidth=bandwidth) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "bandwidth", "limit"),
+    [(1, 1e12, "starting"), (1, 1e8, "the file system"), (100, 1e12, "the scheduler")],
+)
+def test_what_limits_a_cluster_is_named(nodes: int, bandwidth: float, limit: str) -> None:
+    answer = cluster_model.asked(TWO_SECONDS, 10**6, nodes, 16, bandwidth)
+    assert answer.limit == limit
+    assert answer.tasks == 10**4
+    assert answer.efficiency == pytest.approx(10**4 * 2 / (16 * nodes) / answer.seconds)

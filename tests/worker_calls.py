@@ -41,3 +41,8 @@ def die(n: int) -> int:
 
 def pid() -> int:
     return os.getpid()
+
+
+def job(n: int) -> str:
+    time.sleep(0.2)
+    return os.environ["SLURM_JOB_ID"]

@@ -1,16 +1,23 @@
-"""A sweep on a real Slurm, disturbed in every way that a cluster knows."""
+"""A real Slurm: a sweep, disturbed in every way that a cluster knows, and one run whose work Dask's workers share."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import slurm_cluster
+from worker_calls import job
 
+from gmmcnn.config import Cluster
+from gmmcnn.errors import EngineError
+from gmmcnn.multirun.distributed import DaskWorkers
 from gmmcnn.multirun.queue import Queue
 from gmmcnn.multirun.record import Status, Sweep
 
@@ -22,6 +29,7 @@ LAUNCHER = [
     "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=1", "hydra.launcher.cpus_per_task=1",
     "hydra.launcher.mem_gb=1", "hydra.launcher.timeout_min=10",
 ]  # fmt: skip
+OF_DASK = {"interface": "lo", "memory": "1GB", "walltime": "00:10:00"}
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +109,51 @@ def test_a_disturbed_sweep_is_told_truly_and_ends_like_an_undisturbed_one(slurm,
     assert jobs["status"].tolist() == ["done"] * 7 + ["failed"]
     assert "nowhere" in jobs["line"].iloc[-1]
     assert jobs["slurm_job"].notna().all()
+
+
+@pytest.fixture
+def its_environment(slurm, tmp_path, monkeypatch):
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    tests = Path(__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", f"{tests}{os.pathsep}{tests.parent}")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_work_of_a_cancelled_job_is_done_by_another(its_environment):
+    with DaskWorkers(Cluster(name="slurm", workers=2, options=OF_DASK)) as workers:
+        done = workers.do([partial(job, n) for n in range(40)])
+        ran = [next(done)[1]]
+        subprocess.run(["scancel", "--signal=KILL", "--full", ran[0]], check=True)
+        ran += [name for _, name in done]
+        deadline = time.monotonic() + 120
+        while len(set(ran)) < 3:  # the two first, and the one that came for the cancelled one
+            assert time.monotonic() < deadline, set(ran)
+            ran += [name for _, name in workers.do([partial(job, n) for n in range(8)])]
+
+
+def test_what_slurm_refuses_is_told_in_one_line(its_environment):
+    with (
+        DaskWorkers(Cluster(name="slurm", options=OF_DASK | {"queue": "nosuch"})) as workers,
+        pytest.raises(EngineError, match=r"cluster=slurm: sbatch says: .*nosuch.*see cluster\.options"),
+    ):
+        list(workers.do([partial(job, 0)]))
+
+
+def test_fits_by_jobs_are_those_of_one_process(its_environment):
+    def run(*arguments: str) -> None:
+        command = [sys.executable, "-m", "gmmcnn", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    run("debug=tiny", "train.epochs=2", "engine.threads=1", "task=train", "run=alone")
+    run("run=alone", "task=extract")
+    shutil.copytree("alone", "shared")
+    run("run=alone", "task=fit")
+    run("run=shared", "task=fit", "cluster=dask_slurm", *(f"cluster.options.{k}='{v}'" for k, v in OF_DASK.items()))
+    alone, shared = (
+        {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*.npz")}
+        for folder in ("alone", "shared")
+    )
+    assert alone
+    assert shared == alone

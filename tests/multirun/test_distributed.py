@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ from worker_calls import die, die_once, pid, process, refuse, square
 from gmmcnn import cli
 from gmmcnn.config import Cluster
 from gmmcnn.errors import ConfigurationError, EngineError, StoreError
+from gmmcnn.multirun import distributed
 from gmmcnn.multirun.distributed import ATTEMPTS, DaskWorkers
 
 TINY = ["debug=tiny", "debug=false", "train.epochs=2", "engine.threads=1"]
@@ -71,6 +74,64 @@ def test_a_scheduler_that_does_not_answer_is_named():
     patience = dask.config.set({"distributed.comm.timeouts.connect": "0.3s"})
     with patience, DaskWorkers(settings) as started, pytest.raises(ConfigurationError, match=said):
         list(started.do([partial(square, 3)]))
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[tuple[str, list[subprocess.Popen]]]:
+    """Address of a scheduler that somebody else started, and its process, to which tests may add workers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        at = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    started = [program("scheduler", "--host", at, "--no-dashboard")]
+    yield at, started
+    for each in started:
+        each.kill()
+        each.wait()
+
+
+def program(name: str, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"distributed.cli.dask_{name}", *arguments],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+
+
+def test_processes_of_another_version_are_refused(scheduler, monkeypatch):
+    monkeypatch.setattr(distributed, "__version__", "99")
+    said = r"its processes have gmmcnn [\d.]+\S*, this one 99"
+    with (
+        DaskWorkers(Cluster(name="dask", address=scheduler[0])) as workers,
+        pytest.raises(ConfigurationError, match=said),
+    ):
+        list(workers.do([partial(square, 3)]))
+
+
+def test_a_scheduler_of_others_is_used_and_missed(scheduler, monkeypatch):
+    at, started = scheduler
+
+    def come(line: str) -> None:
+        if "no worker has come yet" in line:
+            started.append(program("worker", at, "--nthreads", "1", "--no-nanny", "--no-dashboard"))
+
+    monkeypatch.setattr(distributed, "PATIENCE", 0.1)
+    monkeypatch.setattr(distributed, "note", come)
+    with DaskWorkers(Cluster(name="dask", address=at)) as workers:
+        calls = workers.do([partial(process, n) for n in range(1000)])
+        assert next(calls)[1] == started[1].pid
+        started[0].kill()
+        with pytest.raises(EngineError, match="cluster=dask: the scheduler is gone"):
+            list(calls)
+
+
+def test_without_slurm_nobody_waits_for_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    settings = Cluster(name="slurm", options={"interface": "lo"})
+    with (
+        DaskWorkers(settings) as workers,
+        pytest.raises(ConfigurationError, match=r"cluster=slurm: no cluster \(.*sbatch"),
+    ):
+        list(workers.do([partial(square, 3)]))
 
 
 @pytest.fixture
