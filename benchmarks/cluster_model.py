@@ -1,7 +1,7 @@
 """Fits shared out over many workers, simulated from what one of them was measured to need.
 
-A scheduler makes tasks ready one after the other, and hands each to whoever is free first. A task waits for its maps, which
-one file system delivers in the order in which they are asked for, and then takes one of the measured times, drawn anew.
+A scheduler makes tasks ready one after the other, and hands each to whoever is free first. A task waits for its maps,
+which one file system delivers in the order in which they are asked for, and then takes a measured time, drawn anew.
 """
 
 import heapq
