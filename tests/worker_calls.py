@@ -46,3 +46,15 @@ def pid() -> int:
 def job(n: int) -> str:
     time.sleep(0.2)
     return os.environ["SLURM_JOB_ID"]
+
+
+_under_way = 0
+
+
+def how_many_at_once(n: int) -> int:
+    global _under_way
+    _under_way += 1
+    time.sleep(0.02)
+    seen = _under_way
+    _under_way -= 1
+    return seen

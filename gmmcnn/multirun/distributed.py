@@ -5,6 +5,7 @@ A piece of work whose process is killed is done again by another. Which of them 
 
 import logging
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from gmmcnn.progress import note
 from gmmcnn.report.views import plural
 
 R = TypeVar("R")
+_ONE_AT_A_TIME = threading.Lock()
 ATTEMPTS = 3
 """How often a piece of work may take its process with it before it is given up."""
 PATIENCE = 15.0
@@ -64,6 +66,7 @@ class DaskWorkers:
             return
         client = self._client = self._client or self._started()
         from distributed import KilledWorker, as_completed
+        from distributed.comm import CommClosedError
 
         futures = {client.submit(_called, call, pure=False): number for number, call in enumerate(calls)}
         try:
@@ -74,7 +77,7 @@ class DaskWorkers:
                 f"{self._name}: a piece of work ended {ATTEMPTS} workers, most likely for want of memory "
                 f"({one_line(error)}); take fewer workers, or give each more memory in cluster.options"
             ) from error
-        except CancelledError as error:
+        except (CancelledError, CommClosedError) as error:
             raise EngineError(
                 f"{self._name}: the scheduler is gone; what is done is kept ({one_line(error)})"
             ) from error
@@ -119,7 +122,9 @@ class DaskWorkers:
 
 
 def _called(call: Callable[[], R]) -> R:
-    return call()
+    """Make a call. A worker that somebody started with several threads makes one at a time: each takes all threads."""
+    with _ONE_AT_A_TIME:
+        return call()
 
 
 def _version() -> str:
@@ -151,7 +156,9 @@ def _cluster(settings: Cluster) -> Any:
         if settings.name == "slurm":
             from dask_jobqueue import SLURMCluster
 
-            return SLURMCluster(cores=settings.threads, processes=1, **{"memory": "4GB"} | settings.options)
+            # cores is how much Dask has a worker do at once; the threads are for the one piece in hand.
+            given: dict[str, Any] = {"cores": 1, "job_cpu": settings.threads, "memory": "4GB"}
+            return SLURMCluster(**given | settings.options)
         from distributed import LocalCluster
     except ImportError as error:
         raise _missing(settings, error) from error

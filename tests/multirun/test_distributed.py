@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import dask
 import pytest
-from worker_calls import die, die_once, pid, process, refuse, square
+from worker_calls import die, die_once, how_many_at_once, pid, process, refuse, square
 
 from gmmcnn import cli
 from gmmcnn.config import Cluster
@@ -67,8 +68,6 @@ def test_a_package_that_is_missing_is_named(monkeypatch, name, missing, extra):
 
 
 def test_a_scheduler_that_does_not_answer_is_named():
-    import dask
-
     settings = Cluster(name="dask", address="tcp://127.0.0.1:9")
     said = r"cluster=dask: no cluster at tcp://127.0.0.1:9 \(.*cluster\.name=none"
     patience = dask.config.set({"distributed.comm.timeouts.connect": "0.3s"})
@@ -112,13 +111,15 @@ def test_a_scheduler_of_others_is_used_and_missed(scheduler, monkeypatch):
 
     def come(line: str) -> None:
         if "no worker has come yet" in line:
-            started.append(program("worker", at, "--nthreads", "1", "--no-nanny", "--no-dashboard"))
+            started.append(program("worker", at, "--nthreads", "4", "--no-nanny", "--no-dashboard"))
 
     monkeypatch.setattr(distributed, "PATIENCE", 0.1)
     monkeypatch.setattr(distributed, "note", come)
-    with DaskWorkers(Cluster(name="dask", address=at)) as workers:
+    patience = dask.config.set({"distributed.comm.timeouts.connect": "5s"})
+    with patience, DaskWorkers(Cluster(name="dask", address=at)) as workers:
         calls = workers.do([partial(process, n) for n in range(1000)])
         assert next(calls)[1] == started[1].pid
+        assert {n for _, n in workers.do([partial(how_many_at_once, n) for n in range(12)])} == {1}
         started[0].kill()
         with pytest.raises(EngineError, match="cluster=dask: the scheduler is gone"):
             list(calls)
