@@ -93,7 +93,7 @@ def by_processes(store: ActivationStore, folder: Path, n_processes: int) -> floa
     """Seconds of all blocks by so many processes, each with its own share of them, which share nothing."""
     calls = calls_of(store, folder / "apart")
     shares = [calls[first::n_processes] for first in range(n_processes)]
-    with Parallel(n_jobs=n_processes) as pool:
+    with Parallel(n_jobs=available_cores()) as pool:  # of one job it would make none, and give it all threads
         pool(delayed(all_of)(calls_of(store, folder / "warm-apart")[:2]) for _ in shares)
         return timed(lambda: pool(delayed(all_of)(share) for share in shares))
 
