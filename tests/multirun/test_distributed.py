@@ -117,9 +117,9 @@ def test_a_scheduler_of_others_is_used_and_missed(scheduler, monkeypatch):
     monkeypatch.setattr(distributed, "note", come)
     patience = dask.config.set({"distributed.comm.timeouts.connect": "5s"})
     with patience, DaskWorkers(Cluster(name="dask", address=at)) as workers:
+        assert {n for _, n in workers.do([partial(how_many_at_once, n) for n in range(12)])} == {1}
         calls = workers.do([partial(process, n) for n in range(1000)])
         assert next(calls)[1] == started[1].pid
-        assert {n for _, n in workers.do([partial(how_many_at_once, n) for n in range(12)])} == {1}
         started[0].kill()
         with pytest.raises(EngineError, match="cluster=dask: the scheduler is gone"):
             list(calls)
