@@ -76,6 +76,7 @@ def test_parts_are_joined_by_filters_or_by_batches(fits):
 def test_cluster_sizes_count_what_numpy_counts(labels):
     sizes = cluster_sizes(np.array(labels, np.int16), 5)
     assert sizes.tolist() == [[row.count(k) for k in range(5)] for row in labels]
+    assert cluster_sizes(np.full(3, -1, np.int16), 0).shape == (0,)  # of a filter without clusters
 
 
 def test_sizes_of_clusters_are_counted_once(fits):

@@ -27,7 +27,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     done: list[config.Settings] = []
 
-    def execute(settings: config.Settings, folder: Path) -> None:
+    def execute(settings: config.Settings, folder: Path, _workers: object) -> None:
         done.append(settings)
         (folder / record.NAME).write_text(record.as_text(settings))
 
