@@ -274,12 +274,19 @@ class Run:
             Another process works in the folder.
         """
         with ExitStack() as held:
+            about: dict[str, Any] = {}
             try:
                 held.enter_context(one_writer(self.folder, self.settings.task))
                 about = self._about()
                 self._write(about)
             except OSError as error:
-                self._require_only_looking(error)
+                try:
+                    self._require_only_looking(error)
+                except Exception as refusal:
+                    with suppress(OSError):  # what failed may have been the forcing to disk of a record that is there
+                        if about:
+                            self._write(about | {"status": "failed", "error": str(refusal)})
+                    raise
                 yield
                 return
             held.callback(lambda: self._tracking.close())
