@@ -143,7 +143,8 @@ def _side_by_side(overrides: list[str], given: Mapping[str, Override]) -> int:
     recorded = record.read(folder)
     if recorded is None:
         raise ConfigurationError(f"{folder / record.NAME}: missing; written by: {command('screen', folder)}")
-    varied = [key for key in map(_key, overrides) if key not in record.OF_A_COMMAND]
+    # In an order of their own, so that the same settings have the same folder however they are given.
+    varied = sorted(set(map(_key, overrides)) - set(record.OF_A_COMMAND), key=lambda key: key.rpartition(".")[::-1])
     screenings.require_settings_that_decide(varied)
     asked = {}
     with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3"):

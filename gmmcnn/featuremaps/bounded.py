@@ -217,4 +217,6 @@ class BoundedStore(WrapperStore[Store]):
             if whole is not None:
                 self.layout.require_bounded(memoryview(whole.to_bytes()), key)
             self._sound.add(key)
+            if byte_range is None:
+                return whole
         return await super().get(key, prototype, byte_range)

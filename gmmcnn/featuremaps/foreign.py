@@ -38,6 +38,9 @@ CODECS = frozenset(
 )
 """Codecs that decode to numbers and nothing else, by their names in Zarr 2 (``id``) and 3 (``name``)."""
 
+MOST_ASKED_FOR = 10_000
+"""Chunks that a server which does not list them is asked for, one by one."""
+
 _EXPECTED = "expected a .npy file of numbers or a Zarr array"
 
 
@@ -57,10 +60,12 @@ class ForeignMaps:
         Raises
         ------
         StoreError
-            They are damaged.
+            They are damaged, or what lies at a URL cannot be read.
         """
         try:
             part = np.asarray(self._part(samples))
+        except StoreError:  # of what is far away, and did not answer
+            raise
         except Exception as error:  # whatever a codec raises
             raise StoreError(
                 f"{self.name}: samples {samples.start} to {samples.stop - 1} cannot be read, their part of the file is "
@@ -153,9 +158,12 @@ def _opened(store: Store, metadata: Mapping[str, Any], path: str) -> zarr.Array:
 def _of_zarr(array: zarr.Array, remote: Remote | None = None) -> _Found:
     name = remote.url if remote else str(_folder(array) or array.store_path)
     _require_known_codecs(json.loads(json.dumps(array.metadata.to_dict(), default=str)), name)
-    _require_moderate_parts(array, name, remote)
-    _look_for_chunks(array, name)
-    return name, lambda samples: array[samples], array.shape, array.dtype
+    files = _files(array, remote)
+    _require_moderate_parts(array, name, files)
+    _look_for_chunks(array, name, files)
+    if remote is None:
+        return name, lambda samples: array[samples], array.shape, array.dtype
+    return name, lambda samples: remote.told(lambda: array[samples]), array.shape, array.dtype
 
 
 def _folder(array: zarr.Array) -> Path | None:
@@ -203,16 +211,46 @@ def _codecs(metadata: Any) -> Iterator[str]:
             yield from _codecs(given.get("configuration"))
 
 
-def _require_moderate_parts(array: zarr.Array, name: str, remote: Remote | None) -> None:
+_Files = Mapping[str, int]
+"""Name → bytes of what is stored of an array."""
+
+
+def _files(array: zarr.Array, remote: Remote | None) -> _Files | None:
+    """Files of an array, its metadata included where they are listed; None for one in memory."""
+    folder = _folder(array)
+    if folder:
+        return {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+    if remote is None:
+        return None
+    try:
+        return remote.files()
+    except StoreError as error:  # web servers list nothing
+        n_chunks = math.prod(_grid(array))
+        if n_chunks > MOST_ASKED_FOR:
+            raise StoreError(
+                f"{remote.url}: has {n_chunks} chunks, and nothing there lists which of them are stored (asked for one "
+                f"by one are {MOST_ASKED_FOR}); copy it to a file system"
+            ) from error
+        return remote.sizes(_chunk_keys(array))
+
+
+def _grid(array: zarr.Array) -> list[int]:
+    """Chunks, or shards where there are some, along each axis."""
+    return [math.ceil(size / chunk) for size, chunk in zip(array.shape, array.shards or array.chunks, strict=True)]
+
+
+def _chunk_keys(array: zarr.Array) -> Iterator[str]:
+    return map(array.metadata.encode_chunk_key, itertools.product(*map(range, _grid(array))))
+
+
+def _require_moderate_parts(array: zarr.Array, name: str, files: _Files | None) -> None:
     """Raise StoreError if a chunk, which is decoded whole, or a sample would take far more memory than there is data.
 
     Of an array in memory nobody needs to be warned.
     """
-    folder = _folder(array)
-    if not (folder or remote) or not is_real(array.dtype):
+    if files is None or not is_real(array.dtype):
         return
-    files = folder.rglob("*") if folder else ()
-    stored = remote.n_bytes() if remote else sum(path.stat().st_size for path in files if path.is_file())
+    stored = sum(files.values())
     largest = array.dtype.itemsize * max(math.prod(array.chunks), math.prod(array.shape[1:]))
     if largest > max(LARGEST_OF_SMALL, LARGEST_RATIO * stored):
         raise StoreError(
@@ -221,11 +259,10 @@ def _require_moderate_parts(array: zarr.Array, name: str, remote: Remote | None)
         )
 
 
-def _look_for_chunks(array: zarr.Array, name: str) -> None:
+def _look_for_chunks(array: zarr.Array, name: str, files: _Files | None) -> None:
     """Raise StoreError if no chunk is stored, and warn if some are missing."""
-    grid = [math.ceil(size / chunk) for size, chunk in zip(array.shape, array.shards or array.chunks, strict=True)]
-    n_chunks = math.prod(grid)
-    n_missing = _n_missing(array, grid)
+    n_chunks = math.prod(_grid(array))
+    n_missing = _n_missing(array, n_chunks, files)
     if n_chunks and n_missing >= n_chunks:
         raise StoreError(f"{name}: none of its {n_chunks} chunks is stored; write it again")
     if n_missing:
@@ -237,16 +274,12 @@ def _look_for_chunks(array: zarr.Array, name: str) -> None:
         )
 
 
-def _n_missing(array: zarr.Array, grid: list[int]) -> int:
+def _n_missing(array: zarr.Array, n_chunks: int, files: _Files | None) -> int:
     """Chunks, or shards where there are some, that are not stored; of more chunks than files, their difference."""
-    n_chunks = math.prod(grid)
-    folder = _folder(array)
-    if folder is None:
+    if files is None:
         per_shard = math.prod(array.shards or array.chunks) // math.prod(array.chunks)
         return n_chunks - array.nchunks_initialized // per_shard
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     chunks = {file for file in files if not Path(file).name.startswith((".", "zarr.json"))}
     if n_chunks > len(chunks):
         return n_chunks - len(chunks)
-    keys = map(array.metadata.encode_chunk_key, itertools.product(*map(range, grid)))
-    return sum(key not in chunks for key in keys)
+    return sum(key not in chunks for key in _chunk_keys(array))

@@ -4,7 +4,8 @@ Credentials, regions and endpoints are those of the environment (``AWS_ACCESS_KE
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -16,7 +17,15 @@ from gmmcnn.errors import StoreError, StoreNotFoundError, one_line
 R = TypeVar("R")
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
 _PATIENCE = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
+_AT_ONCE = 16
+"""Files that a server is asked about at the same time."""
 METADATA = ("zarr.json", ".zarray", ".zgroup")
+_NAMED_IN = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_REGION and AWS_ENDPOINT_URL",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "a": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+"""Variables of the environment, by how a scheme begins; a web server has none."""
 
 
 def is_remote(source: str) -> bool:
@@ -39,7 +48,10 @@ class Remote:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        scheme = urlsplit(url).scheme
+        try:
+            scheme = urlsplit(url).scheme
+        except ValueError as error:
+            raise StoreError(f"{url}: is no URL ({one_line(error)})") from error
         if scheme not in SCHEMES:
             raise StoreError(f"{url}: expected a path, or a URL that begins with one of {', '.join(SCHEMES)}")
         try:
@@ -48,7 +60,10 @@ class Remote:
             raise StoreError(f"{url}: reading from there needs obstore: pip install 'gmmcnn[remote]'") from error
         options = {"allow_http": True} if scheme != "https" else {}
         opened: Any = from_url  # whose types have a form for each service
-        self._folder = self._told(lambda: opened(url, retry_config=_PATIENCE, client_options=options))
+        try:
+            self._folder = self.told(lambda: opened(url, retry_config=_PATIENCE, client_options=options))
+        except ValueError as error:
+            raise StoreError(f"{url}: is no URL ({one_line(error)})") from error
 
     def store(self) -> Store:
         """What Zarr reads from."""
@@ -75,36 +90,63 @@ class Remote:
                     raise StoreError(f"{self.url}: {name} is damaged ({one_line(error)})") from error
         raise StoreNotFoundError(f"{self.url}: there is no Zarr array")
 
-    def n_bytes(self) -> int:
-        """Bytes of all that lies there; where a server lists nothing, as of the web, none is known: 0."""
+    def files(self) -> dict[str, int]:
+        """Name → bytes of all that lies there. StoreError where a server lists nothing, as those of the web."""
         import obstore
 
+        return self.told(lambda: {one["path"]: one["size"] for part in obstore.list(self._folder) for one in part})
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        """Name → bytes of those files that are there, each of which is asked for."""
+        import obstore
+
+        def size(name: str) -> tuple[str, int | None]:
+            return name, self._where_it_is(lambda: obstore.head(self._folder, name)["size"])
+
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            return {name: found for name, found in threads.map(size, names) if found is not None}
+
+    def told(self, read: Callable[[], R]) -> R:
+        """What a call returns; StoreError, with the URL, for whatever the service or the network answers.
+
+        Errors of a codec are left as they are: it is what was read that is damaged then.
+        """
+        from obstore.exceptions import BaseError
+
         try:
-            return self._told(lambda: sum(one["size"] for part in obstore.list(self._folder) for one in part))
-        except StoreError:
-            return 0
+            return read()
+        except (BaseError, FileNotFoundError) as error:
+            raise StoreError(f"{self.url}: cannot be read ({_first_line(error)}){self._remedy()}") from error
 
     def _read(self, name: str) -> bytes | None:
         """Content of a file, of a megabyte at most; None where there is none."""
         import obstore
 
-        def read() -> bytes | None:
+        def read() -> bytes:
+            found = obstore.get(self._folder, name)  # a range of it is more than some web servers give
+            if found.meta["size"] > _LONGEST:
+                raise StoreError(f"{self.url}: {name} has {found.meta['size']} bytes; expected at most {_LONGEST}")
+            return bytes(found.bytes())
+
+        return self._where_it_is(read)
+
+    def _where_it_is(self, read: Callable[[], R]) -> R | None:
+        """What a call returns, or None where the file is not there."""
+
+        def found() -> R | None:
             try:
-                return bytes(obstore.get_range(self._folder, name, start=0, length=_LONGEST).to_bytes())
+                return read()
             except FileNotFoundError:
                 return None
 
-        return self._told(read)
+        return self.told(found)
 
-    def _told(self, read: Callable[[], R]) -> R:
-        """What a call returns; StoreError, with the URL, for whatever the service or the network answers."""
-        try:
-            return read()
-        except Exception as error:  # obstore raises classes of its own, and Python's
-            raise StoreError(
-                f"{self.url}: cannot be read ({_first_line(error)}); credentials, region and endpoint are those of the "
-                "environment, such as AWS_ACCESS_KEY_ID, AWS_REGION and AWS_ENDPOINT_URL"
-            ) from error
+    def _remedy(self) -> str:
+        scheme = urlsplit(self.url).scheme
+        for beginning, variables in _NAMED_IN.items():
+            if scheme.startswith(beginning):
+                return f"; credentials, region and endpoint are those of the environment, such as {variables}"
+        return ""
 
 
 _LONGEST = 1 << 20

@@ -1,9 +1,14 @@
-"""Feature maps in a real S3 service on this machine, moto's, and URLs at which there is nothing."""
+"""Feature maps in a real S3 service on this machine, behind a web server, and at URLs where there is nothing."""
 
 import json
 import os
+import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
 import boto3
 import numpy as np
@@ -15,7 +20,8 @@ from obstore.store import from_url
 from zarr.storage import ObjectStore
 
 from gmmcnn import cli
-from gmmcnn.errors import StoreError, StoreNotFoundError
+from gmmcnn.errors import DataWarning, StoreError, StoreNotFoundError
+from gmmcnn.featuremaps import foreign
 from gmmcnn.featuremaps.foreign import open_maps
 from gmmcnn.featuremaps.remote import Remote, is_remote
 
@@ -71,6 +77,69 @@ def test_a_run_of_maps_in_a_bucket_is_that_of_the_same_maps_here(bucket, tmp_pat
     assert json.loads((tmp_path / "there" / "run.json").read_text())["status"] == "done"
 
 
+class Web:
+    """A web server of a folder, which gives no ranges of files and no lists of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.asked: Counter[tuple[str, str]] = Counter()
+        web = self
+
+        class Handler(SimpleHTTPRequestHandler):
+            def __init__(self, *given: object) -> None:
+                super().__init__(*given, directory=str(folder))  # type: ignore[arg-type]
+
+            def log_message(self, *_: object) -> None:
+                web.asked[self.command, self.path] += 1
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/maps.zarr"
+        Thread(target=self.server.serve_forever, args=[0.01], daemon=True).start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def web(tmp_path) -> Iterator[Web]:
+    zarr.create_array(tmp_path / "maps.zarr", shape=MAPS.shape, chunks=(20, 4, 5, 5), dtype="f4")[:] = MAPS
+    server = Web(tmp_path)
+    yield server
+    server.stop()
+
+
+def test_maps_behind_a_web_server_are_read_and_each_chunk_once(web):
+    found = open_maps(web.url)
+    np.testing.assert_array_equal(found.read(slice(0, 60)), MAPS)
+    chunks = {f"/maps.zarr/c/{n}/0/0/0" for n in range(3)}
+    fetched = {path: n for (how, path), n in web.asked.items() if how == "GET" and path in chunks}
+    assert fetched == dict.fromkeys(chunks, 1)
+
+
+def test_chunks_that_a_web_server_lacks_are_counted(web, tmp_path, monkeypatch):
+    (tmp_path / "maps.zarr/c/1/0/0/0").unlink()
+    with pytest.warns(DataWarning, match="1 of 3 chunks are not stored"):
+        open_maps(web.url)
+    shutil.rmtree(tmp_path / "maps.zarr/c")
+    with pytest.raises(StoreError, match="none of its 3 chunks is stored"):
+        open_maps(web.url)
+    monkeypatch.setattr(foreign, "MOST_ASKED_FOR", 2)
+    with pytest.raises(StoreError, match=r"has 3 chunks, and nothing there lists which of them are stored .*copy it"):
+        open_maps(web.url)
+
+
+def test_a_server_that_goes_away_is_not_taken_for_damage(web, tmp_path):
+    found = open_maps(web.url)
+    chunk = tmp_path / "maps.zarr/c/0/0/0/0"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    with pytest.raises(StoreError, match="samples 0 to 9 cannot be read, their part of the file is damaged"):
+        found.read(slice(0, 10))
+    web.stop()
+    with pytest.raises(StoreError, match=rf"^{web.url}: cannot be read \(.*\)$") as told:
+        found.read(slice(40, 50))
+    assert "\n" not in str(told.value)
+
+
 @pytest.mark.parametrize("url", ["s3://bucket/nothing", "s3://no-such-bucket/maps.zarr"])
 def test_where_there_is_nothing_is_said(service, url):
     with pytest.raises(StoreNotFoundError, match=f"{url}: there is no Zarr array"):
@@ -105,6 +174,9 @@ def test_other_urls_and_a_missing_package_are_named(monkeypatch):
     assert not is_remote("C:/a/b")
     with pytest.raises(StoreError, match="ftp://a/b: expected a path, or a URL that begins with one of s3, "):
         open_maps("ftp://a/b")
+    for url in ("https://", "http://[::1", "s3://a b/c"):
+        with pytest.raises(StoreError, match=r": is no URL \("):
+            open_maps(url)
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     with pytest.raises(StoreError, match=r"s3://a/b: reading from there needs obstore: pip install 'gmmcnn\[remote\]'"):
         open_maps("s3://a/b")

@@ -93,6 +93,15 @@ def test_more_values_are_added(folder, gmmcnn):
     assert gmmcnn("task=verify", f"run={folder}")[0] == 0
 
 
+def test_the_same_settings_in_another_order_are_added_to_the_same_folder(folder, gmmcnn):
+    ratios, sizes = "screen.ch_ratio=0.5,1", "screen.small_cluster=2"
+    assert gmmcnn("-m", f"run={folder}", "task=screen", ratios, sizes)[0] == 0
+    assert gmmcnn("-m", f"run={folder}", "task=screen", "screen.small_cluster=3", ratios)[0] == 0
+    assert [path.name for path in (folder / "screenings").iterdir()] == ["ch_ratio_small_cluster"]
+    counted = pd.read_csv(folder / "screenings" / "ch_ratio_small_cluster" / "screenings.csv")
+    assert counted["screen.small_cluster"].value_counts().to_dict() == {2: 4, 3: 4}
+
+
 def test_fits_by_other_settings_lie_side_by_side_and_so_do_their_tables(folder, gmmcnn):
     before = tables_of(folder)
     code, _, stderr = gmmcnn("-m", f"run={folder}", "task=screen", "gmm.k_max=2,4")
