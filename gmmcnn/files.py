@@ -297,6 +297,12 @@ def remove_what_was_left(path: Path) -> None:
             shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all in it, where it is there; OSError where that fails, and what is left goes next time."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those it lies in, where they are missing; their names are on disk then."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]

@@ -17,7 +17,6 @@ that ``extract.keep_maps`` asks for behind the fit; ``task=extract`` and ``task=
 the same bits.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ import pandas as pd
 from torch import nn
 
 from gmmcnn import models
-from gmmcnn.files import write_table
+from gmmcnn.files import remove_folder, write_table
 from gmmcnn.filters.fits import is_live
 from gmmcnn.models import retraining, training
 from gmmcnn.progress import progress, say
@@ -49,7 +48,7 @@ def run(job: Run) -> list[Analysed]:
         keep = _is_kept(job, checkpoint, last=checkpoints[-1])
         opened.append(stages.fit_as_made(job, stages.open_checkpoint(checkpoint), keep=keep))
         if not keep:
-            shutil.rmtree(checkpoint.maps, ignore_errors=True)
+            remove_folder(checkpoint.maps)
     found = [stages.analyse(job, stage) for stage in opened]
     _screen(job, found)
     _prune(job, found[-1])

@@ -1,5 +1,6 @@
 """Files: the old content or the new, on disk before anything speaks of it, and one reader a kind."""
 
+import errno
 import json
 import os
 import re
@@ -254,3 +255,19 @@ def test_an_array_whose_header_asks_for_more_memory_than_there_is_is_damage(tmp_
     message = r"a.npz: damaged or something else .*; fit again"
     with pytest.raises(StoreError, match=message), files.arrays_in(tmp_path / "a.npz", remedy="fit again") as arrays:
         arrays["a"]
+
+
+def test_a_folder_that_cannot_be_removed_is_an_error_and_one_that_is_not_there_none(tmp_path, monkeypatch):
+    files.remove_folder(tmp_path / "none")
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "file").touch()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "file")
+
+    with monkeypatch.context() as disturbed:
+        disturbed.setattr("os.unlink", refuse)
+        with pytest.raises(OSError, match="Input/output error"):
+            files.remove_folder(tmp_path / "some")
+    files.remove_folder(tmp_path / "some")
+    assert not (tmp_path / "some").exists()

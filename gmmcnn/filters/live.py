@@ -6,7 +6,6 @@ with the same bits; scores of rounds that are done lie beside them until the las
 fit loses the round, or the sweep, in hand and no other.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -20,7 +19,7 @@ from torch import Tensor
 from gmmcnn import config
 from gmmcnn.errors import StoreError
 from gmmcnn.featuremaps.live import LiveMaps
-from gmmcnn.files import arrays_in, write_arrays
+from gmmcnn.files import arrays_in, remove_folder, write_arrays
 from gmmcnn.filters.fits import Fits, LayerFits
 from gmmcnn.filters.fitting import (
     REDUCED,
@@ -182,7 +181,7 @@ def _fit_and_keep(
 def forget_reduced(folder: Path | None, n_samples: int, settings: config.Settings) -> None:
     """Remove what an interrupted :func:`fit_live` had reduced: once the fits are there, nobody needs it."""
     if aside := _aside(_fitted_in(folder, settings, n_samples)):
-        shutil.rmtree(aside, ignore_errors=True)
+        remove_folder(aside)
 
 
 def _fitted_in(folder: Path | None, settings: config.Settings, n_samples: int) -> Path | None:

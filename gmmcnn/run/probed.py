@@ -1,6 +1,7 @@
 """What is known of the probe samples without the data set: kept in the run folder, under the probe set's digest.
 
     RUN/probe/FINGERPRINT.npz      table of the samples, thumbnails, class names
+    RUN/probe/digests.json         SHA-256 of these files
 
 So tables and the page about a run need nothing but its folder.
 """
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 
 from gmmcnn.data.probe import ProbeSet, thumbnails
 from gmmcnn.errors import StoreError, StoreNotFoundError
-from gmmcnn.files import arrays_in, file_name, write_arrays
+from gmmcnn.files import add_digest, arrays_in, file_name, require_as_recorded, write_arrays
 from gmmcnn.filters.fits import Fits
 from gmmcnn.names import command
+
+FOLDER = "probe"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +49,9 @@ def keep(run: Path, probe: ProbeSet, class_names: tuple[str, ...]) -> None:
     except StoreError:
         about = {"of": probe.fingerprint, "samples": probe.samples.to_json(orient="table"), "class_names": class_names}
         arrays = {"about": np.array(json.dumps(about)), "thumbnails": thumbnails(probe.images)}
-        write_arrays(path_of(run, probe.fingerprint), arrays, compressed=True)
+        path = path_of(run, probe.fingerprint)
+        write_arrays(path, arrays, compressed=True)
+        add_digest(path)
 
 
 def read(run: Path, fingerprint: str) -> Probed:
@@ -62,6 +67,7 @@ def read(run: Path, fingerprint: str) -> Probed:
     path, again = path_of(run, fingerprint), command("extract", run)
     if not path.exists():
         raise StoreNotFoundError(f"{path}: missing; write it: {again}")
+    require_as_recorded(path)
     with arrays_in(path, remedy=f"delete it and write it again: {again}") as arrays:
         about = json.loads(str(arrays["about"]))
         if about.get("of", fingerprint) != fingerprint:
@@ -78,4 +84,4 @@ def unknown(fits: Fits) -> Probed:
 
 def path_of(run: Path, fingerprint: str) -> Path:
     """File of what is known of a probe set."""
-    return run / "probe" / f"{file_name(fingerprint)}.npz"
+    return run / FOLDER / f"{file_name(fingerprint)}.npz"

@@ -4,7 +4,6 @@ A checkpoint is opened once: the :class:`Stage` that this gives goes from step t
 what the one before knew.
 """
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +29,7 @@ from gmmcnn.featuremaps.stream import (
     store_for,
 )
 from gmmcnn.featuremaps.taps import Tapped, Taps
-from gmmcnn.files import digest_tensors, name_of
+from gmmcnn.files import digest_tensors, name_of, remove_folder
 from gmmcnn.filters import fitting
 from gmmcnn.filters.live import cluster_live, forget_reduced, reduce_live
 from gmmcnn.hardware import gpu
@@ -202,7 +201,7 @@ def _wanted(job: Run, stage: Stage) -> _Wanted:
 def _forget_fits(checkpoint: Checkpoint) -> None:
     """Remove fits of other maps, and the record of these."""
     checkpoint.taps.unlink(missing_ok=True)
-    shutil.rmtree(checkpoint.fits, ignore_errors=True)
+    remove_folder(checkpoint.fits)
 
 
 def _recorded(job: Run, stage: Stage, wanted: _Wanted, record: Record | None) -> Stage:
@@ -387,7 +386,7 @@ def _forget_damage(maps: Path) -> bool:
         store = ActivationStore.open(maps, partial=True)
         store.forget_damaged()
     except StoreError:
-        shutil.rmtree(maps)
+        remove_folder(maps)
         return True
     return bool(store.missing_blocks)
 

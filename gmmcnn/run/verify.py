@@ -178,6 +178,8 @@ def _kept(folder: Path) -> Iterator[Part]:
         except StoreError as error:
             yield Part(place / DIGESTS, "kept", partial(list, [str(error)]))
             continue
+        if place == folder / probed.FOLDER:  # whose files are looked at as such
+            continue
         for name, digest in sorted(digests.items()):
             yield Part(place / name, "kept", partial(_problem, place, name, digest))
 

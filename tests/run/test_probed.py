@@ -22,7 +22,8 @@ def test_what_is_kept_is_read(probe, tmp_path):
     pd.testing.assert_frame_equal(found.known, probe.samples, check_dtype=False)
     np.testing.assert_array_equal(found.thumbnails, thumbnails(probe.images))
     assert found.class_names == ("zero", "one")
-    assert [path.name for path in (tmp_path / "probe").iterdir()] == [f"{probe.fingerprint}.npz"]
+    names = sorted(path.name for path in (tmp_path / "probe").iterdir())
+    assert names == sorted([f"{probe.fingerprint}.npz", "digests.json"])
 
 
 def test_what_lies_there_already_is_left_alone(probe, tmp_path):
@@ -42,10 +43,27 @@ def test_what_is_missing_or_damaged_is_told_with_the_task_that_writes_it(probe, 
     with pytest.raises(StoreNotFoundError, match=r"\.npz: missing; write it: gmmcnn task=extract run="):
         probed.read(tmp_path, probe.fingerprint)
     probed.keep(tmp_path, probe, ("zero",))
-    [path] = (tmp_path / "probe").iterdir()
+    path = probed.path_of(tmp_path, probe.fingerprint)
     path.write_bytes(path.read_bytes()[:-80])
+    with pytest.raises(StoreError, match=r"SHA-256 is not the one recorded; made again by: gmmcnn task=repair run="):
+        probed.read(tmp_path, probe.fingerprint)
+    (tmp_path / "probe" / "digests.json").unlink()  # of an earlier version
     with pytest.raises(StoreError, match=r"delete it and write it again: gmmcnn task=extract run="):
         probed.read(tmp_path, probe.fingerprint)
+
+
+def test_a_bit_that_no_reader_of_archives_looks_at_is_noticed_and_the_file_written_again(probe, tmp_path):
+    probed.keep(tmp_path, probe, ("zero",))
+    path = probed.path_of(tmp_path, probe.fingerprint)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:10] + bytes([whole[10] ^ 4]) + whole[11:])  # when the first member was changed
+    with np.load(path) as arrays:
+        assert set(arrays) == {"about", "thumbnails"}
+    with pytest.raises(StoreError, match="SHA-256 is not the one recorded"):
+        probed.read(tmp_path, probe.fingerprint)
+    probed.keep(tmp_path, probe, ("zero",))
+    assert path.read_bytes() == whole
+    probed.read(tmp_path, probe.fingerprint)
 
 
 def test_of_imported_maps_only_the_batch_is_known():
