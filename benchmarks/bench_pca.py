@@ -5,9 +5,10 @@
 Maps of a trained LeNet-5, of 784 and 100 pixels, and the former enlarged to 224 × 224. Workers find the maps in shared
 memory. The largest error of the scores against float64 is printed, relative to their scale.
 
-Then, how close to the limit: PCA reads a filter's maps once for every pass of its iteration. These passes alone are
-timed beside the same reading, as often, on the same threads, without any arithmetic but a sum, beside the processor's
-fused multiply-adds, and beside all of PCA: what remains is sketching the maps and the algebra between passes.
+Then, for maps that are not decomposed by their Gram matrix, how close to the limit: PCA reads a filter's maps once for
+every pass of its iteration. These passes alone are timed beside the same reading, as often, on the same threads,
+without any arithmetic but a sum, beside the processor's fused multiply-adds, and beside all of PCA: what remains is
+sketching the maps and the algebra between passes.
 """
 
 import argparse
@@ -24,13 +25,13 @@ from sklearn.decomposition import PCA
 
 from benchmarks import cases, peaks, rivals, timing
 from gmmcnn.hardware.threads import available_cores, for_blocks
-from gmmcnn.principal_components import cpu as pca_cpu
-from gmmcnn.principal_components.pca import pca
+from gmmcnn.principal_components import krylov
+from gmmcnn.principal_components.pca import GRAM_PIXELS, pca
 
 LARGE_SIDE = 224
 LARGEST = 320 * 2**20
 """Bytes of maps."""
-FLOPS_PER_NUMBER = 4 * pca_cpu.block_size(cases.DIMS)
+FLOPS_PER_NUMBER = 4 * krylov.block_size(cases.DIMS)
 """Of a pass, for each number of the maps: a multiply-add each way for every direction."""
 
 
@@ -44,7 +45,8 @@ def main() -> None:
     with cases.pool() as pool:
         for maps in problems(arguments):
             compare(maps, pool, arguments)
-            report_limits(maps, peak, arguments)
+            if maps.shape[2] > GRAM_PIXELS:
+                report_limits(maps, peak, arguments)
 
 
 def problems(arguments: argparse.Namespace) -> Iterator[NDArray[np.float32]]:
@@ -117,21 +119,21 @@ def only_passes(maps: NDArray[np.float32], n_passes: NDArray[np.int64], threads:
     """As many passes over the maps (F, N, P) of each filter as it takes, and nothing else."""
 
     def work(first: int, last: int) -> None:
-        krylov = pca_cpu.krylov_of(maps, cases.DIMS)
-        for array in (krylov.basis, krylov.mean):
+        scratch = krylov.krylov_of(maps, cases.DIMS)
+        for array in (scratch.basis, scratch.mean):
             array[:] = 0
-        _passes(maps[first:last], n_passes[first:last], (0.0,) * pca_cpu.GROUP, krylov)
+        _passes(maps[first:last], n_passes[first:last], (0.0,) * krylov.GROUP, scratch)
 
     for_blocks(work, len(maps), threads)
 
 
 @njit(nogil=True, error_model="numpy")
-def _passes(maps: Any, n_passes: Any, group: Any, krylov: Any) -> None:
+def _passes(maps: Any, n_passes: Any, group: Any, scratch: Any) -> None:
     _, n_samples, n_pixels = maps.shape
     for f in range(len(maps)):
-        of_filter = pca_cpu.Maps(maps[f].reshape(-1), n_samples, n_pixels, krylov.mean, group)
+        of_filter = krylov.Maps(maps[f].reshape(-1), n_samples, n_pixels, scratch.mean, group)
         for _ in range(n_passes[f]):
-            pca_cpu.centred_pass(of_filter, krylov, 0)
+            krylov.centred_pass(of_filter, scratch, 0)
 
 
 def passes(maps: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -141,12 +143,12 @@ def passes(maps: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def passes_of(maps: NDArray[np.float32]) -> int:
     """Passes over the maps (1, N, P) of one filter, counted by how many wrote their scores."""
-    krylov = pca_cpu.krylov_of(maps, cases.DIMS)
-    krylov.scores[:] = np.nan
+    scratch = krylov.krylov_of(maps, cases.DIMS)
+    scratch.scores[:] = np.nan
     scores = np.empty((1, maps.shape[1], cases.DIMS), maps.dtype)
-    group = (0.0,) * pca_cpu.GROUP
-    pca_cpu.decompose(maps, krylov, group, scores, np.empty((1, cases.DIMS)), np.empty(1), np.empty(1, np.int64))
-    return int((~np.isnan(krylov.scores.reshape(pca_cpu.MAX_PASSES, -1)[:, 0])).sum())
+    group = (0.0,) * krylov.GROUP
+    krylov.decompose(maps, scratch, group, scores, np.empty((1, cases.DIMS)), np.empty(1), np.empty(1, np.int64))
+    return int((~np.isnan(scratch.scores.reshape(krylov.MAX_PASSES, -1)[:, 0])).sum())
 
 
 if __name__ == "__main__":

@@ -153,6 +153,21 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def load_all(typingctx: Any, array: Any, index: Any) -> Any:
+    """A vector with the element at ``index``, which must not be negative, in every lane."""
+    vector = Vector(array.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = builder.bitcast(
+            _pointer(context, builder, vector, sig.args[0], args[0], args[1]),
+            ir.FloatType().as_pointer() if vector.element == types.float32 else ir.DoubleType().as_pointer(),
+        )
+        return _splat(builder, builder.load(pointer), vector.lanes)
+
+    return vector(array, types.intp), codegen
+
+
+@intrinsic
 def store(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
     """Write a vector to ``array[index : index + lanes]``."""
 

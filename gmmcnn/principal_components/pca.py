@@ -7,6 +7,7 @@
 (4, 100, 2)
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from gmmcnn.config import ENGINES
 from gmmcnn.errors import ConfigurationError
 from gmmcnn.hardware import gpu
 from gmmcnn.hardware.threads import for_blocks, one_blas_thread
-from gmmcnn.principal_components import cpu as pca_cpu
 from gmmcnn.principal_components.cuda import pca_on_device
+from gmmcnn.principal_components.gram import gram_pca
+from gmmcnn.principal_components.krylov import krylov_pca
+from gmmcnn.principal_components.orthogonal import NOT_FINITE, block_size
 from gmmcnn.principal_components.reference import (  # fmt: skip
     PCAResult,
     checked_maps,
@@ -28,6 +31,9 @@ from gmmcnn.principal_components.reference import (  # fmt: skip
 
 EXACT_SIZE = 4
 """A side shorter than so many blocks of the Krylov iteration is decomposed in full."""
+
+GRAM_PIXELS = 112
+"""Pixels up to which a Gram matrix costs less than passes over the maps."""
 
 
 def pca(
@@ -85,20 +91,25 @@ def _pca_on_host(maps: NDArray, n_components: int, engine: str, threads: int | N
 
 
 def _decompose(maps: NDArray, block: slice, result: PCAResult) -> None:
-    """Krylov iteration for maps of many samples and pixels; full decomposition for others and where it fails."""
+    """An iteration for maps of many samples and pixels; full decomposition for others and where it fails."""
     n_samples, n_pixels = maps.shape[1:]
-    if min(n_samples, n_pixels) < EXACT_SIZE * pca_cpu.block_size(result.scores.shape[2]):
+    n_components = result.scores.shape[2]
+    if min(n_samples, n_pixels) < EXACT_SIZE * block_size(n_components):
         _decompose_exactly(maps, block, result)
         return
-    kind, converged = pca_cpu.krylov_pca(
-        maps[block],
-        result.scores.shape[2],
-        result.scores[block],
-        result.explained_variance[block],
-        result.residual[block],
-    )
-    for f in np.flatnonzero((kind == pca_cpu.NOT_FINITE) | ~converged) + block.start:
-        _decompose_exactly(maps, slice(f, f + 1), result)
+    left = [block]
+    if n_pixels <= GRAM_PIXELS:
+        left = [slice(f, f + 1) for f in _iterate(gram_pca, maps, block, result)]
+    for some in left:
+        for f in _iterate(krylov_pca, maps, some, result):
+            _decompose_exactly(maps, slice(f, f + 1), result)
+
+
+def _iterate(iteration: Callable, maps: NDArray, block: slice, result: PCAResult) -> list[int]:
+    """Decompose the maps of some filters; those where it failed, or that are not finite."""
+    scores, variance, residual = result.scores[block], result.explained_variance[block], result.residual[block]
+    kind, converged = iteration(maps[block], scores.shape[2], scores, variance, residual)
+    return (np.flatnonzero((kind == NOT_FINITE) | ~converged) + block.start).tolist()
 
 
 def _decompose_exactly(maps: NDArray, block: slice, result: PCAResult) -> None:

@@ -35,15 +35,24 @@ from gmmcnn.hardware.vectors import (  # fmt: skip
     registers,
     splat,
     store,
-    total,
     totals,
 )
-
-GROUP = 4
-"""Directions that a pass takes at once, and rows."""
-
-SPARE_DIRECTIONS = 2
-"""A block has at least so many directions more than components are wanted."""
+from gmmcnn.principal_components import orthogonal
+from gmmcnn.principal_components.orthogonal import (  # fmt: skip
+    CONSTANT,
+    FINITE,
+    GROUP,
+    HASH,
+    LARGEST_ENTRY,
+    NOT_FINITE,
+    SMALLEST_ENTRY,
+    add_multiple,
+    block_size,
+    dot,
+    orthonormalise,
+    scale_exponent,
+    worst_residual,
+)
 
 MAX_PASSES = 14
 FIRST_CHECK = 5
@@ -54,35 +63,21 @@ TOLERANCE = 3e-5
 """An eigenpair is taken when its residual is below this share of its distance to the other eigenvalues: that bounds
 the angle between the direction found and the true one, hence the error of the scores relative to their scale."""
 
-NEGLIGIBLE = 1e-7
-"""An eigenvalue below this share of the largest is within the rounding of float32, and its direction of no
-consequence."""
+VANISHED = 1e-5
+"""A new direction of which no more lies outside the space is rounding."""
 
 MAX_RESIDUAL = 1e-4
 """Of eigenpairs of a complete space, relative to the largest eigenvalue: beyond it rounding has had the better."""
 
-SMALLEST_SKETCH, LARGEST_SKETCH = 1e-6, 1e6
-"""Largest entry of the sketch with which maps are read as they are: float32 begins to lose squared norms of images at
-1e-9 and at 1e8."""
-
 LARGEST_ROUNDING = 1e-6
 """Norm of what is lost when the mean is rounded, over that of a row of the sketch, up to which maps are read as they
 are."""
-
-MAX_EXPONENT = 1022
-"""Of a power of two that float64 holds, with either sign."""
 
 BYTES_PER_BLOCK = 2**18
 """Samples that a pass multiplies by the directions before it turns to their images: half of a second-level cache."""
 
 CHUNK = 32
 """Vectors of pixels that a pass takes at once: directions and rows in hand fill half of a first-level cache."""
-
-FOLD_VECTORS = 64
-
-_HASH = np.uint64(0x9E3779B97F4A7C15)
-
-CONSTANT, FINITE, NOT_FINITE = range(3)
 
 
 class Maps(NamedTuple):
@@ -120,11 +115,6 @@ class Krylov(NamedTuple):
     """(P',) real: see :class:`Maps`."""
 
 
-def block_size(n_components: int) -> int:
-    """Directions in a block: a whole number of groups."""
-    return -(-(n_components + SPARE_DIRECTIONS) // GROUP) * GROUP
-
-
 @kernel
 def sketch(
     maps: NDArray,  # (N, P) float32 or float64
@@ -140,7 +130,7 @@ def sketch(
     sums[:] = 0.0
     varies = False
     for n in range(n_samples):
-        group = np.int64(((np.uint64(n) * _HASH) >> np.uint64(40)) % np.uint64(n_groups))
+        group = np.int64(((np.uint64(n) * HASH) >> np.uint64(40)) % np.uint64(n_groups))
         counts[group] += 1
         row, target = maps[n], sums[group]
         for p in range(n_pixels):
@@ -178,7 +168,7 @@ def can_be_read(
         mean[p] = sums[-1, p]
         lost += ((sums[-1, p] - np.float64(mean[p])) / largest) ** 2
         norm += (sums[0, p] / largest) ** 2
-    return SMALLEST_SKETCH <= largest <= LARGEST_SKETCH and lost <= LARGEST_ROUNDING**2 * max(norm, 1.0)
+    return SMALLEST_ENTRY <= largest <= LARGEST_ENTRY and lost <= LARGEST_ROUNDING**2 * max(norm, 1.0)
 
 
 @kernel
@@ -332,51 +322,6 @@ def backproject(
 
 
 @kernel
-def dot(a: NDArray, at_a: int, b: NDArray, at_b: int, width: int) -> float:
-    """Inner product of two padded rows, in float64 over vectors."""
-    n_lanes = lanes_of(a)
-    result = 0.0
-    for first in range(0, width, FOLD_VECTORS * n_lanes):
-        partial = splat(a.dtype.type(0))
-        for p in range(first, min(first + FOLD_VECTORS * n_lanes, width), n_lanes):
-            partial = fma(load(a, at_a + p), load(b, at_b + p), partial)
-        result += total(partial)
-    return result
-
-
-@kernel
-def add_multiple(target: NDArray, at: int, factor: float, source: NDArray, at_source: int, width: int) -> None:
-    """``target += factor * source`` for padded rows."""
-    n_lanes = lanes_of(target)
-    scale = splat(target.dtype.type(factor))
-    for p in range(0, width, n_lanes):
-        store(target, at + p, fma(scale, load(source, at_source + p), load(target, at + p)))
-
-
-@kernel
-def orthonormalise(basis: NDArray, first: int, last: int, width: int) -> int:
-    """Make rows first … last of the basis orthonormal to each other and to all before; return how many do not vanish.
-
-    Twice over by modified Gram-Schmidt. A row that lies in the span of those before it becomes zero.
-    """
-    alive = 0
-    for row in range(first, last):
-        at = row * width
-        size = np.sqrt(dot(basis, at, basis, at, width))
-        kept = size
-        for _ in range(2):
-            for other in range(row):
-                overlap = dot(basis, other * width, basis, at, width)
-                add_multiple(basis, at, -overlap, basis, other * width, width)
-        kept = np.sqrt(dot(basis, at, basis, at, width))
-        factor = 1.0 / kept if kept > 1e-5 * size and kept > 0 else 0.0
-        alive += factor > 0
-        for p in range(width):
-            basis[at + p] *= factor
-    return alive
-
-
-@kernel
 def leading_components(  # noqa: C901 - the whole iteration, with its ends
     maps: Maps,
     krylov: Krylov,
@@ -392,7 +337,7 @@ def leading_components(  # noqa: C901 - the whole iteration, with its ends
     n_directions, width, basis, images = krylov.n_directions, krylov.width, krylov.basis, krylov.images
     projected = np.zeros((MAX_PASSES * n_directions, MAX_PASSES * n_directions))
     n_rows = 0
-    alive = orthonormalise(basis, 0, n_directions, width)
+    alive = orthonormalise(basis, 0, n_directions, width, VANISHED)
     for n_passes in range(1, MAX_PASSES + 1):
         first, n_rows = n_rows, n_rows + n_directions
         for at in range(first, n_rows, len(maps.group)):
@@ -404,7 +349,9 @@ def leading_components(  # noqa: C901 - the whole iteration, with its ends
             if not np.isfinite(projected[:n_rows, :n_rows].sum()):
                 return -1.0
             values, vectors = np.linalg.eigh(projected[:n_rows, :n_rows])
-            residual, converged = worst_residual(values, vectors, krylov, n_components, exponent != 0)
+            residual, converged = worst_residual(
+                values, vectors, basis, images, width, n_components, TOLERANCE, exponent != 0
+            )
             if converged or (alive == 0 and residual <= MAX_RESIDUAL):  # the space is complete: nothing is left to find
                 write_scores(values, vectors, krylov, exponent, scores, variance)
                 return residual
@@ -414,46 +361,8 @@ def leading_components(  # noqa: C901 - the whole iteration, with its ends
             for row in range(n_directions):
                 for p in range(width):
                     basis[(n_rows + row) * width + p] = images[(first + row) * width + p]
-            alive = orthonormalise(basis, n_rows, n_rows + n_directions, width)
+            alive = orthonormalise(basis, n_rows, n_rows + n_directions, width, VANISHED)
     return -1.0
-
-
-@kernel
-def worst_residual(
-    values: NDArray[np.float64],  # (rows,) ascending
-    vectors: NDArray[np.float64],  # (rows, rows)
-    krylov: Krylov,
-    n_components: int,
-    is_extreme: bool,  # noqa: FBT001 - Numba knows no arguments by keyword only
-) -> tuple[float, bool]:
-    """Largest residual of the wanted eigenpairs over the largest eigenvalue; whether all are small for their gaps.
-
-    In maps of extreme size what looks negligible may be all samples but one: it is left to the exact decomposition.
-    """
-    n_rows, width, basis, images = len(values), krylov.width, krylov.basis, krylov.images
-    largest = values[n_rows - 1]
-    if not largest > 0:
-        return np.inf, False
-    worst, converged = 0.0, True
-    difference = np.empty(width, dtype=basis.dtype)
-    for j in range(n_components):
-        e = n_rows - 1 - j
-        if values[e] < NEGLIGIBLE * largest:
-            if is_extreme:
-                return np.inf, False
-            continue
-        for p in range(width):
-            difference[p] = 0
-        for i in range(n_rows):
-            add_multiple(difference, 0, vectors[i, e], images, i * width, width)
-            add_multiple(difference, 0, -vectors[i, e] * values[e], basis, i * width, width)
-        residual = np.sqrt(dot(difference, 0, difference, 0, width))
-        gap = values[e] - values[e - 1] if e > 0 else values[e]
-        if e < n_rows - 1:
-            gap = min(gap, values[e + 1] - values[e])
-        converged &= residual <= TOLERANCE * gap
-        worst = max(worst, residual / largest)
-    return worst, converged
 
 
 @kernel
@@ -526,7 +435,7 @@ def krylov_of(maps: NDArray, n_components: int) -> Krylov:
     )
 
 
-@compiled_entry(vectors)
+@compiled_entry(vectors, orthogonal)
 def decompose(
     maps: NDArray,  # (F, N, P) real
     krylov: Krylov,
@@ -546,7 +455,7 @@ def decompose(
             continue
         flat, exponent = maps[f].reshape(-1), 0
         if not can_be_read(sums, largest, mean):
-            exponent = max(-MAX_EXPONENT, min(-math.frexp(largest)[1], MAX_EXPONENT))
+            exponent = scale_exponent(largest)
             flat = centred_copy(maps[f], sums[-1], math.ldexp(1.0, exponent))
             mean[:] = 0
         scale = math.ldexp(1.0, exponent)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from gmmcnn.constants import MAX_DIMS
-from gmmcnn.principal_components import cpu
+from gmmcnn.principal_components import krylov
 from gmmcnn.principal_components.reference import exact_pca
 
 D = 2
@@ -23,15 +22,8 @@ def decomposed(*maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     stack = np.ascontiguousarray(np.stack(maps))
     scores = np.full((len(stack), stack.shape[1], D), np.nan, stack.dtype)
     variance, residual = np.full((len(stack), D), np.nan), np.full(len(stack), np.nan)
-    kind, converged = cpu.krylov_pca(stack, D, scores, variance, residual)
+    kind, converged = krylov.krylov_pca(stack, D, scores, variance, residual)
     return kind, converged, scores, variance, residual
-
-
-def test_a_block_has_directions_to_spare_and_is_whole_groups():
-    assert [cpu.block_size(d) for d in (1, 2, 3, 6, 7, 8)] == [4, 4, 8, 8, 12, 12]
-    for d in range(1, MAX_DIMS + 1):
-        assert cpu.block_size(d) >= d + cpu.SPARE_DIRECTIONS
-        assert cpu.block_size(d) % cpu.GROUP == 0
 
 
 @pytest.mark.parametrize("shape", [(61, 35), (37, 150), (150, 47)])
@@ -40,7 +32,7 @@ def test_converged_pairs_are_those_of_the_exact_decomposition(shape):
     maps = maps_of(*shape)
     kind, converged, scores, variance, residual = decomposed(maps)
     expected, expected_variance, _ = exact_pca(maps, D)
-    assert kind.tolist() == [cpu.FINITE]
+    assert kind.tolist() == [krylov.FINITE]
     assert converged.all()
     np.testing.assert_allclose(scores[0], expected, atol=1e-4 * expected.std())
     np.testing.assert_allclose(variance[0], expected_variance, rtol=1e-4)
@@ -52,7 +44,7 @@ def test_filters_of_every_kind_are_told_apart_and_do_not_meet():
     constant, nan, infinite = np.full_like(good, 0.7), good.copy(), good.copy()
     nan[3, 7], infinite[59, 39] = np.nan, np.inf
     kind, converged, scores, variance, residual = decomposed(good, constant, nan, infinite, good)
-    assert kind.tolist() == [cpu.FINITE, cpu.CONSTANT, cpu.NOT_FINITE, cpu.NOT_FINITE, cpu.FINITE]
+    assert kind.tolist() == [krylov.FINITE, krylov.CONSTANT, krylov.NOT_FINITE, krylov.NOT_FINITE, krylov.FINITE]
     assert converged[[0, 4]].all()
     np.testing.assert_array_equal(scores[0], scores[4])
     np.testing.assert_array_equal(variance[0], variance[4])
@@ -63,7 +55,7 @@ def test_filters_of_every_kind_are_told_apart_and_do_not_meet():
 def test_a_spectrum_without_a_gap_does_not_converge_and_says_so():
     noise = np.random.default_rng(0).normal(size=(400, 300)).astype(np.float32)
     kind, converged, *_ = decomposed(noise)
-    assert kind.tolist() == [cpu.FINITE]
+    assert kind.tolist() == [krylov.FINITE]
     assert not converged.any()
 
 
