@@ -98,7 +98,8 @@ def read_record(path: Path, kinds: "Kinds", *, remedy: str) -> dict[str, Any] | 
         The file is damaged: no JSON, of another digest than it says itself, or of other types.
     """
     try:
-        content = json.loads(path.read_bytes())
+        written = path.read_bytes()
+        content = json.loads(written)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
@@ -107,7 +108,7 @@ def read_record(path: Path, kinds: "Kinds", *, remedy: str) -> dict[str, Any] | 
         raise StoreError(f"{path}: damaged, no JSON object; {remedy}")
     said = content.pop(_OWN_DIGEST, None)
     lost = said is None and any(isinstance(value, str) and _A_DIGEST.fullmatch(value) for value in content.values())
-    if lost or said not in (None, name_of(content, _WHOLE)):  # lost: it stands there under another name
+    if lost or (said and written != _as_record(content)):  # lost: it stands there under another name
         raise StoreError(f"{path}: damaged, its content is not what was written; {remedy}")
     for name, kind in kinds.items():
         if not _is(content.get(name), kind):
@@ -258,7 +259,11 @@ def write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = N
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file that :func:`read_record` knows again: with a digest of its own content."""
-    write_json(path, {**content, _OWN_DIGEST: name_of(content, _WHOLE)}, indent=1)
+    write_text(path, _as_record(content).decode())
+
+
+def _as_record(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps({**content, _OWN_DIGEST: name_of(content, _WHOLE)}, indent=1) + "\n").encode()
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -12,6 +12,7 @@ from joblib import Parallel
 from torch import nn
 
 from benchmarks import (
+    bench_codec,
     bench_live,
     bench_pca,
     bench_pipeline,
@@ -168,3 +169,14 @@ def test_what_limits_a_cluster_is_named(nodes: int, bandwidth: float, limit: str
     assert answer.limit == limit
     assert answer.tasks == 10**4
     assert answer.efficiency == pytest.approx(10**4 * 2 / (16 * nodes) / answer.seconds)
+
+
+def test_codecs_are_compared_on_the_same_maps(store: ActivationStore, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--rounds", "1", "--json", str(tmp_path / "result")])
+    bench_codec.main()
+    results = json.loads((tmp_path / "result").read_text())
+    assert [result["title"] for result in results] == [f"bench_codec {case}" for case in bench_live.CASES]
+    for result in results:
+        assert result["none"]["share of the bytes"] >= 1  # with the index of the shards and checksums
+        assert result["LZ4 in Blosc"]["share of the bytes"] < 1
+        assert all(min(result[codec]["write"], result[codec]["read"]) > 0 for codec in bench_codec.CODECS)

@@ -271,3 +271,15 @@ def test_a_folder_that_cannot_be_removed_is_an_error_and_one_that_is_not_there_n
             files.remove_folder(tmp_path / "some")
     files.remove_folder(tmp_path / "some")
     assert not (tmp_path / "some").exists()
+
+
+def test_a_record_is_known_by_every_byte(tmp_path):
+    path = tmp_path / "record.json"
+    files.write_record(path, {"n": 3, "text": "é"})
+    whole = path.read_bytes()
+    assert files.read_record(path, {"n": int}, remedy="") == {"n": 3, "text": "é"}
+    for damaged in (whole[:-1], whole.replace(b"\n ", b"\n\t", 1), whole + b"\n"):
+        assert json.loads(damaged) == json.loads(whole)
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match="its content is not what was written"):
+            files.read_record(path, {"n": int}, remedy="")

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from gmmcnn.errors import StoreError, StoreNotFoundError, one_line
 from gmmcnn.featuremaps.bounded import Layout
@@ -51,11 +51,12 @@ from gmmcnn.files import (
     make_folder,
     naming,
     read_json,
+    read_record,
     remove_what_was_left,
     sync,
     sync_tree,
     without_unusual,
-    write_json,
+    write_record,
 )
 
 FORMAT, VERSION = "gmmcnn feature maps", 1
@@ -64,6 +65,10 @@ ALL = slice(None)
 
 _REMADE = "gmmcnn task=extract run=FOLDER makes it"
 _REMEDY = f"gmmcnn task=verify run=FOLDER names what is damaged, {_REMADE.removeprefix('gmmcnn ')} again"
+
+COMPRESSORS = (BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle"),)
+"""Of new stores: least processor time to write and read, of what also saves bytes (benchmarks/bench_codec.py). To
+shuffle bytes, which brings like ones together, enlarges rectified maps: it takes their runs of zeros apart."""
 
 _READING = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 _opening = threading.Lock()  # Zarr's choice of a pipeline is global; no writer may be opened during a reader's choice
@@ -155,7 +160,7 @@ class ActivationStore:
                 shards=(tap.n_filters, block, tap.height, tap.width),
                 chunks=(_filters_per_chunk(tap, block), block, tap.height, tap.width),
                 dtype=dtype,
-                compressors=[ZstdCodec(level=1), Crc32cCodec()],
+                compressors=[*COMPRESSORS, Crc32cCodec()],
                 fill_value=np.nan,
                 chunk_key_encoding={"name": "default", "separator": "."},  # all shards of a layer in one folder
                 dimension_names=("filter", "sample", "row", "column"),
@@ -268,7 +273,7 @@ class ActivationStore:
             raise StoreError(f"{self.path}: block {block} has not been written for {_some(sorted(missing))}")
         samples = self.block(block)
         record = {"block": block, "samples": [samples.start, samples.stop], "shards": shards}
-        write_json(self._record_path(block), record)
+        write_record(self._record_path(block), record)
 
     def read(self, layer: str, filters: slice = ALL, samples: slice = ALL) -> NDArray[np.float32]:
         """Maps of some filters over some samples.
@@ -390,9 +395,11 @@ class ActivationStore:
         return self.path / "complete" / f"{block:06d}.json"
 
     def _record(self, block: int) -> dict[str, Any]:
-        """Completion record of a block, empty if there is none."""
-        record = read_json(self._record_path(block))
-        return record if isinstance(record.get("shards"), dict) else {}
+        """Completion record of a block, empty if there is none, or a damaged one."""
+        try:
+            return read_record(self._record_path(block), {"shards": {str: dict}}, remedy=_REMEDY) or {}
+        except StoreError:  # as good as none
+            return {}
 
     def _orphans(self) -> list[Path]:
         return sorted(self.path.rglob(f"*{PARTIAL}"))
