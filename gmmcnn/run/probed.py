@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gmmcnn.data.probe import ProbeSet, thumbnails
 from gmmcnn.errors import StoreError, StoreNotFoundError
-from gmmcnn.files import add_digest, arrays_in, file_name, require_as_recorded, write_arrays
+from gmmcnn.files import add_digest, arrays_in, file_name, read_digests, require_as_recorded, write_arrays
 from gmmcnn.filters.fits import Fits
 from gmmcnn.names import command
 
@@ -52,6 +52,9 @@ def keep(run: Path, probe: ProbeSet, class_names: tuple[str, ...]) -> None:
         path = path_of(run, probe.fingerprint)
         write_arrays(path, arrays, compressed=True)
         add_digest(path)
+    else:
+        if not is_recorded(run, probe.fingerprint):
+            add_digest(path_of(run, probe.fingerprint))
 
 
 def read(run: Path, fingerprint: str) -> Probed:
@@ -74,6 +77,12 @@ def read(run: Path, fingerprint: str) -> Probed:
             raise ValueError(f"it is of the probe samples {about['of']}")
         known = pd.read_json(StringIO(about["samples"]), orient="table").rename_axis(None)
         return Probed(known, arrays["thumbnails"], tuple(about["class_names"]))
+
+
+def is_recorded(run: Path, fingerprint: str) -> bool:
+    """Whether the digest of what :func:`keep` wrote is there: a version before these wrote none."""
+    path = path_of(run, fingerprint)
+    return path.name in (read_digests(path.parent) or {})
 
 
 def unknown(fits: Fits) -> Probed:

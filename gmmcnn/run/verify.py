@@ -205,8 +205,13 @@ def _probes(folder: Path) -> Iterator[Part]:
     records = [provenance.Record.read(path) for path in sorted(folder.glob("activations/*/taps.json"))]
     for name in dict.fromkeys(found.identity.get("probe samples") for found in records if found):
         if name:
-            read = partial(probed.read, folder, str(name))
-            yield Part(probed.path_of(folder, str(name)), "probe", partial(_complaint, read))
+            yield Part(probed.path_of(folder, str(name)), "probe", partial(_of_probe, folder, str(name)))
+
+
+def _of_probe(folder: Path, name: str) -> list[str]:
+    if found := _complaint(partial(probed.read, folder, name)):
+        return found
+    return [] if probed.is_recorded(folder, name) else [f"its SHA-256 is missing in {DIGESTS}"]
 
 
 def _maps(folder: Path) -> Iterator[Part]:

@@ -52,6 +52,15 @@ def test_what_is_missing_or_damaged_is_told_with_the_task_that_writes_it(probe, 
         probed.read(tmp_path, probe.fingerprint)
 
 
+def test_a_digest_that_is_missing_is_written_again(probe, tmp_path):
+    probed.keep(tmp_path, probe, ("zero",))
+    assert probed.is_recorded(tmp_path, probe.fingerprint)
+    (tmp_path / "probe" / "digests.json").unlink()
+    assert not probed.is_recorded(tmp_path, probe.fingerprint)
+    probed.keep(tmp_path, probe, ("zero",))
+    assert probed.is_recorded(tmp_path, probe.fingerprint)
+
+
 def test_a_bit_that_no_reader_of_archives_looks_at_is_noticed_and_the_file_written_again(probe, tmp_path):
     probed.keep(tmp_path, probe, ("zero",))
     path = probed.path_of(tmp_path, probe.fingerprint)
