@@ -1,6 +1,6 @@
-"""The CPU engine compiled ahead of work, its two parts side by side, with a bar: what happens once on every machine.
+"""The CPU engine compiled ahead of work, its parts side by side, with a bar: what happens once on every machine.
 
-``python -m gmmcnn.run.compiling pca 2`` compiles one part for one number of dimensions, into Numba's cache.
+``python -m gmmcnn.run.compiling krylov 2`` compiles one part for one number of dimensions, into Numba's cache.
 """
 
 import os
@@ -17,10 +17,11 @@ from gmmcnn.errors import EngineError
 from gmmcnn.files import name_of
 from gmmcnn.hardware import compiled
 from gmmcnn.mixture.sweep import GaussianMixtureSweep
-from gmmcnn.principal_components.pca import pca
+from gmmcnn.principal_components.pca import GRAM_PIXELS, pca
 from gmmcnn.progress import progress
 
-PARTS = ("pca", "sweep")
+PARTS = ("sweep", "krylov", "gram")
+"""The longest first: mixtures, and PCA of maps of many and of few pixels."""
 
 
 def compile_part(part: str, dims: int) -> None:
@@ -28,10 +29,11 @@ def compile_part(part: str, dims: int) -> None:
     rng = np.random.default_rng(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a cache that cannot be written whoever asked is told otherwise
-        if part == "pca":
-            pca(rng.normal(size=(2, 60, 50)).astype(np.float32), dims, engine="cpu")
-        else:
+        if part == "sweep":
             GaussianMixtureSweep(k_max=3, engine="cpu").fit(rng.normal(size=(2, 60, dims)).astype(np.float32))
+        else:
+            n_pixels = GRAM_PIXELS + (part == "krylov")
+            pca(rng.normal(size=(2, 60, n_pixels)).astype(np.float32), dims, engine="cpu")
 
 
 def compile_ahead(dims: Iterable[int]) -> int:

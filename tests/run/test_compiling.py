@@ -26,29 +26,29 @@ def asked(tmp_path, monkeypatch):
 
 
 def test_each_part_is_compiled_once(asked):
-    assert compiling.compile_ahead([2, 3]) == 4
-    assert sorted(asked) == [("pca", 2), ("pca", 3), ("sweep", 2), ("sweep", 3)]
+    assert compiling.compile_ahead([2, 3]) == 6
+    assert sorted(asked) == [(part, d) for part in sorted(compiling.PARTS) for d in (2, 3)]
     assert compiling.compile_ahead([2, 3]) == 0
-    assert compiling.compile_ahead([3, 4]) == 2
-    assert len(asked) == 6
+    assert compiling.compile_ahead([3, 4]) == 3
+    assert len(asked) == 9
 
 
 def test_other_sources_or_another_processor_are_compiled_for_anew(asked, monkeypatch):
     compiling.compile_ahead([2])
     monkeypatch.setattr(compiled, "stamp", lambda: ["another"])
-    assert compiling.compile_ahead([2]) == 2
+    assert compiling.compile_ahead([2]) == 3
 
 
 def test_where_nothing_can_be_kept_everything_is_compiled_and_no_mark_is_made(asked, monkeypatch, tmp_path):
     monkeypatch.setattr(compiled, "cache_folder", lambda: None)
-    assert compiling.compile_ahead([2]) == 2
+    assert compiling.compile_ahead([2]) == 3
     assert not list(tmp_path.iterdir())
 
 
 def test_a_part_that_cannot_be_compiled_is_named_with_the_reason(asked, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nImportError: no llvmlite")
     monkeypatch.setattr(compiling, "_in_a_process", lambda due: failed)
-    with pytest.raises(EngineError, match=r"pca for pca\.dims=2 cannot be compiled here: ImportError: no llvmlite"):
+    with pytest.raises(EngineError, match=r"sweep for pca\.dims=2 cannot be compiled here: ImportError: no llvmlite"):
         compiling.compile_ahead([2])
 
 
@@ -57,7 +57,7 @@ def test_a_cache_of_its_own_is_filled_and_used(tmp_path):
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     program = (
         "import time; from gmmcnn.run import compiling; print(compiling.compile_ahead([1]));"
-        "start = time.process_time(); compiling.compile_part('pca', 1); compiling.compile_part('sweep', 1);"
+        "start = time.process_time(); [compiling.compile_part(part, 1) for part in compiling.PARTS];"
         "print(time.process_time() - start)"
     )
     command = [sys.executable, "-W", "error", "-c", program]
@@ -65,6 +65,6 @@ def test_a_cache_of_its_own_is_filled_and_used(tmp_path):
         subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
         for _ in range(2)
     ]
-    assert [int(compiled_now) for compiled_now, _ in said] == [2, 0]
+    assert [int(compiled_now) for compiled_now, _ in said] == [3, 0]
     assert all(float(seconds) < 3 for _, seconds in said)  # loaded; compiling takes three times as long
     assert list(tmp_path.rglob("*.nbc"))
