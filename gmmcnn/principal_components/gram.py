@@ -104,7 +104,7 @@ def aligned_zeros(size: int, dtype: Any) -> NDArray:
 
 
 def scratch_of(maps: NDArray, n_components: int) -> Scratch:
-    """Scratch for the maps (F, N, P) of one filter after the other, uninitialised."""
+    """Scratch for the maps (F, N, P) of one filter after the other, of no content but for the zeros of ``block``."""
     n_lanes = vectors.lanes(maps.dtype)
     width = -(-maps.shape[2] // n_lanes) * n_lanes
     n_directions = block_size(n_components) + GROUP
