@@ -158,11 +158,8 @@ def load_all(typingctx: Any, array: Any, index: Any) -> Any:
     vector = Vector(array.dtype)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = builder.bitcast(
-            _pointer(context, builder, vector, sig.args[0], args[0], args[1]),
-            ir.FloatType().as_pointer() if vector.element == types.float32 else ir.DoubleType().as_pointer(),
-        )
-        return _splat(builder, builder.load(pointer), vector.lanes)
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return _splat(builder, builder.load(builder.gep(data, [args[1]], inbounds=True)), vector.lanes)
 
     return vector(array, types.intp), codegen
 

@@ -12,7 +12,7 @@ everything on C is done. Maps whose squares float32 would lose are left alone.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,8 +69,10 @@ class Scratch(NamedTuple):
     """(BLOCK P',) real: centred samples; zero beyond the last pixel."""
     tile: NDArray
     """(2 ROWS lanes,) real: one tile of C, of one block: ROWS rows, two vectors of columns."""
+    corners: NDArray[np.int64]
+    """(tiles, 2) first row and first column of every tile that reaches beyond the diagonal to the right."""
     tiles: NDArray[np.float64]
-    """(tiles, 2 ROWS lanes) sums over blocks of the tiles that reach beyond the diagonal to the right."""
+    """(tiles, 2 ROWS lanes) their sums over blocks."""
     components: NDArray
     """(d P',) real."""
     gram: NDArray[np.float64]
@@ -96,25 +98,21 @@ def gram_pca(
     return kind, residual >= 0
 
 
-def aligned_zeros(size: int, dtype: Any) -> NDArray:
-    """Zeros, aligned to vectors."""
-    array = aligned_empty(size, dtype)
-    array[:] = 0
-    return array
-
-
 def scratch_of(maps: NDArray, n_components: int) -> Scratch:
     """Scratch for the maps (F, N, P) of one filter after the other, of no content but for the zeros of ``block``."""
     n_lanes = vectors.lanes(maps.dtype)
     width = -(-maps.shape[2] // n_lanes) * n_lanes
     n_directions = block_size(n_components) + GROUP
     rows = -(-n_directions // ROWS) * ROWS
-    n_tiles = sum(len(range(i // n_lanes * n_lanes, width, 2 * n_lanes)) for i in range(0, width, ROWS))
+    corners = [(i, v) for i in range(0, width, ROWS) for v in range(i // n_lanes * n_lanes, width, 2 * n_lanes)]
+    block = aligned_empty(BLOCK * width, maps.dtype)
+    block[:] = 0
     return Scratch(
         n_directions=n_directions,
-        block=aligned_zeros(BLOCK * width, maps.dtype),
+        block=block,
         tile=aligned_empty(2 * ROWS * n_lanes, maps.dtype),
-        tiles=np.empty((n_tiles, 2 * ROWS * n_lanes)),
+        corners=np.array(corners),
+        tiles=np.empty((len(corners), 2 * ROWS * n_lanes)),
         components=aligned_empty(n_components * width, maps.dtype),
         gram=aligned_empty(width * width, np.float64),
         directions=aligned_empty(4 * rows * width, np.float64),
@@ -132,9 +130,9 @@ def decompose_by_gram(
 ) -> None:
     """Leading components of every filter of a block of filters."""
     n_pixels = maps.shape[2]
-    shift, spread = np.empty(n_pixels, maps.dtype), np.empty(n_pixels)
+    shift = np.empty(n_pixels, maps.dtype)
     for f in range(len(maps)):
-        kind[f], largest = moments(maps[f], shift, spread)
+        kind[f], largest = moments(maps[f], shift)
         residual[f] = 0.0 if kind[f] == CONSTANT else -1.0
         if kind[f] == FINITE and SMALLEST_SPREAD <= largest <= LARGEST_SPREAD:
             multiply_samples(maps[f], shift, scratch)
@@ -148,13 +146,11 @@ def decompose_by_gram(
 def moments(
     maps: NDArray,  # (N, P) real
     shift: NDArray,  # (P,) real, out: the mean less the first sample
-    spread: NDArray[np.float64],  # (P,) scratch
 ) -> tuple[int, float]:
     """What the maps are, and the largest of the pixels' sums of differences from the first sample."""
     n_samples, n_pixels = maps.shape
-    total, first = np.zeros(n_pixels), maps[0]
+    total, spread, first = np.zeros(n_pixels), np.zeros(n_pixels), maps[0]
     sums, sizes = np.empty_like(shift), np.empty_like(shift)
-    spread[:] = 0.0
     for start in range(0, n_samples, BLOCK):
         sums[:] = 0
         sizes[:] = 0
@@ -203,28 +199,24 @@ def multiply_samples(
     scratch: Scratch,  # gram: out
 ) -> None:
     """C = XᵀX of the centred maps X: the tiles right of the diagonal, block by block, and the others from these."""
-    block, tile, tiles = scratch.block, scratch.tile, scratch.tiles
+    block, tile, tiles, corners = scratch.block, scratch.tile, scratch.tiles, scratch.corners
     n_lanes = lanes_of(block)
     width = len(block) // BLOCK
     tiles[:] = 0.0
     for first in range(0, len(maps), BLOCK):
         n_rows = centre(maps, first, shift, block)
-        t = 0
-        for i in range(0, width, ROWS):
-            for v in range(i // n_lanes * n_lanes, width, 2 * n_lanes):
-                multiply_tile(block, n_rows, i, v, min(v + n_lanes, width - n_lanes), tile)
-                sums = tiles[t]
-                for k in range(len(tile)):
-                    sums[k] += tile[k]
-                t += 1
+        for t in range(len(corners)):
+            i, v = corners[t]
+            multiply_tile(block, n_rows, i, v, min(v + n_lanes, width - n_lanes), tile)
+            sums = tiles[t]
+            for k in range(len(tile)):
+                sums[k] += tile[k]
     gram = scratch.gram.reshape(width, width)
-    t = 0
-    for i in range(0, width, ROWS):
-        for v in range(i // n_lanes * n_lanes, width, 2 * n_lanes):
-            for r in range(ROWS):
-                for j in range(min(2 * n_lanes, width - v)):
-                    gram[i + r, v + j] = gram[v + j, i + r] = tiles[t, r * 2 * n_lanes + j]
-            t += 1
+    for t in range(len(corners)):
+        i, v = corners[t]
+        for r in range(ROWS):
+            for j in range(min(2 * n_lanes, width - v)):
+                gram[i + r, v + j] = gram[v + j, i + r] = tiles[t, r * 2 * n_lanes + j]
 
 
 @inlined
@@ -262,7 +254,7 @@ def leading_components(
     """Leading eigenpairs of C; returns the residual relative to the largest, negative where none were found."""
     n_directions, gram, directions = scratch.n_directions, scratch.gram, scratch.directions
     n_components = len(variance)
-    width = int(math.sqrt(len(gram)))
+    width = len(scratch.block) // BLOCK
     part = len(directions) // 4
     basis, images = directions[:part], directions[part : 2 * part]
     before, spare = directions[2 * part : 3 * part], directions[3 * part :]

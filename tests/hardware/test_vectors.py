@@ -117,3 +117,17 @@ def test_portable_instructions_pass_the_same_tests():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not portable"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout[-3000:]
+
+
+@njit
+def spread_over_lanes(x, index, result):
+    v.store(result, 0, v.load_all(x, index))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_element_in_every_lane(dtype):
+    x, result = v.aligned_empty(2 * v.lanes(dtype), dtype), v.aligned_empty(v.lanes(dtype), dtype)
+    x[:] = np.arange(len(x))
+    for index in (0, 3, len(x) - 1):
+        spread_over_lanes(x, index, result)
+        np.testing.assert_array_equal(result, x[index])
