@@ -132,8 +132,10 @@ def test_times_are_scaled_to_the_whole_work() -> None:
 
 
 def test_samples_are_scored_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fifth of 1,000 filters, whose samples must be read and scored in two seconds: of fewer, what a batch costs whatever
-    their number would be most."""
+    """A fifth of 1,000 filters, whose samples must be read and scored in two seconds.
+
+    Of fewer, what a batch costs whatever their number would be most.
+    """
     arguments = ["--filters", "200", "--rounds", "3", "--json", str(tmp_path / "result")]
     monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
     bench_samples.main()
