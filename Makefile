@@ -62,7 +62,7 @@ bench-rivals: .venv/rivals/ready ## Time the sweep beside torchgmm, pomegranate 
 
 EVIDENCE ?= runs/evidence
 evidence: .venv/dev ## Run the experiments in the folder EVIDENCE; ARGS="experiment.size=full data=cifar10" and so on.
-	for name in overfitting gradients pruning ablation sensitivity scalability planted memorised causal tied; do \
+	for name in overfitting gradients pruning ablation sensitivity scalability planted memorised causal tied crossed; do \
 		$(BIN)/gmmcnn task=experiment experiment=$$name run=$(EVIDENCE) $(ARGS) || exit 1; done
 
 clean: ## Remove the environment and what tools left behind.

@@ -22,7 +22,7 @@ TASKS = (
 )  # fmt: skip
 EXPERIMENTS = (
     "overfitting", "gradients", "pruning", "ablation", "sensitivity", "scalability", "planted", "conditions",
-    "memorised", "causal", "tied",
+    "memorised", "causal", "tied", "crossed",
 )  # fmt: skip
 SIZES = ("smoke", "quick", "full")
 PRUNING = ("mask", "remove")
@@ -432,7 +432,7 @@ class Experiment(_Group):
     factors: list[str] | None = None
     """Of the sensitivity study: what is varied, as ``[tap, k_max]``; None varies everything."""
     grid: dict[str, list[str]] = field(default_factory=dict)
-    """Of the search for conditions: factors, each with its options, ``"group.key=value group.key=value"``."""
+    """Of the experiments ``conditions`` and ``crossed``: factors, each with its options, ``"group.key=value ..."``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

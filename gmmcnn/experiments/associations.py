@@ -27,7 +27,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> Any:
     return _correlation(_ranks(x), _ranks(y)).reshape(_shape(x, y))[()]
 
 
-def partial_spearman(x: ArrayLike, y: ArrayLike, *given: ArrayLike, curved: bool = False) -> Any:
+def partial_spearman(x: ArrayLike, y: ArrayLike, *given: ArrayLike, degree: int = 1) -> Any:
     """Rank correlation of ``x`` and ``y`` given others: that of the residuals of linear fits between ranks.
 
     NaN where there are fewer than two rows more than the fit has parameters, and where what is given determines the
@@ -39,20 +39,44 @@ def partial_spearman(x: ArrayLike, y: ArrayLike, *given: ArrayLike, curved: bool
         Two variables, or G of them.
     *given : (R,) or (R, G)
         What is held.
-    curved : bool
-        Hold the squares of the given ranks too. A variable that follows another by a curve is no line in its ranks
-        once noise hides where the curve is flat, and what is left of it would correlate with a third.
+    degree : int
+        Hold the powers of the given ranks up to this one too. A variable that follows another by a curve is no line in
+        its ranks once noise hides where the curve is flat, and what is left of it would correlate with a third.
 
     Returns
     -------
     float or (G,) float64
     """
     held = [_centred(_ranks(values)) for values in given]
-    held += [_centred(rank**2) for rank in held if curved]
+    held += [_centred((rank / len(rank)) ** power) for power in range(2, degree + 1) for rank in held]
     residual_x, residual_y = (_residual(_ranks(values), held) for values in (x, y))
     unknown = _constant(residual_y) | (len(residual_x) < len(held) + 3)
     correlation = np.where(unknown, np.nan, _correlation(residual_x, residual_y))
     return correlation.reshape(_shape(x, y, *given))[()]
+
+
+def rank_regression(y: ArrayLike, *x: ArrayLike) -> NDArray[np.float64]:
+    """Standardised coefficients of a linear regression between ranks: what each variable adds to the others.
+
+    Parameters
+    ----------
+    y : (R,)
+    *x : (R,)
+        X variables.
+
+    Returns
+    -------
+    (X,) float64
+        In standard deviations of the ranks of ``y`` for one of those of ``x``. All 0 where ``y`` does not vary; NaN
+        where the variables determine each other, or there are not more rows than variables and two.
+    """
+    ranks = _centred(np.column_stack([_ranks(values) for values in (*x, y)]))
+    scale = ranks.std(axis=0)
+    if not scale[-1]:
+        return np.zeros(len(x))
+    predictors = ranks[:, :-1] / np.where(scale[:-1] > 0, scale[:-1], 1)
+    coefficients, _, rank, _ = np.linalg.lstsq(predictors, ranks[:, -1] / scale[-1], rcond=1e-9)
+    return coefficients if rank == len(x) and len(ranks) > len(x) + 2 else np.full(len(x), np.nan)
 
 
 def _ranks(values: ArrayLike) -> NDArray[np.float64]:

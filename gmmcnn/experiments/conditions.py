@@ -8,20 +8,16 @@ supported there as well, holds. A cell that was judged is not judged again.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.express as px
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from gmmcnn import config
 from gmmcnn.analysis import Analysis
-from gmmcnn.errors import ConfigurationError
 from gmmcnn.experiments import gradients, overfitting, pruning
 from gmmcnn.experiments.following import judge_over_training
+from gmmcnn.experiments.grids import grid, with_cell
+from gmmcnn.experiments.intervals import CONFIDENCE
 from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.outcome import Outcome
 from gmmcnn.experiments.statistics import RULE, SUPPORTED, Verdict, estimates_table
@@ -32,6 +28,9 @@ from gmmcnn.pruning.structural import require_torch_pruning
 
 QUESTION = ["cell", "hypothesis", "measure"]
 """Columns that name one question."""
+
+ALPHA = (1 - CONFIDENCE) / 2
+"""How often chance alone finds a claim supported, at most: what it claims has one direction."""
 
 THRESHOLDS: dict[str, dict[str, object]] = {
     "flagged, λ = 2": {"small_cluster": 2},
@@ -56,46 +55,6 @@ def run(laboratory: Laboratory) -> Outcome:
     confirmed = held_out.merge(promising[QUESTION], on=QUESTION)
     table = pd.concat([explored.assign(stage="explored"), confirmed.assign(stage="held out")], ignore_index=True)
     return Outcome(table, (), tuple(in_words(table)), _figures(table))
-
-
-def grid(factors: dict[str, list[str]]) -> Iterator[str]:
-    """Cells of a grid: one option of each factor, joined to ``"group.key=value group.key=value ..."``.
-
-    Raises
-    ------
-    ConfigurationError
-        There is no factor.
-    """
-    if not factors:
-        raise ConfigurationError(
-            "experiment.grid: is empty; expected factors with options, as {model: [model.name=lenet5]}"
-        )
-    yield from (" ".join(chosen) for chosen in product(*factors.values()))
-
-
-def with_cell(settings: config.Settings, cell: str) -> config.Settings:
-    """Settings with those of a cell in their place.
-
-    Raises
-    ------
-    ConfigurationError
-        A key of the cell names no setting, or a value is impossible.
-    """
-    for setting in cell.split():
-        key = setting.partition("=")[0]
-        group, _, name = key.partition(".")
-        if (
-            not hasattr(config.GROUPS.get(group), "__dataclass_fields__")
-            or name not in config.GROUPS[group].__dataclass_fields__
-        ):
-            raise ConfigurationError(f"experiment.grid: {key}: no such setting; expected group.key=value")
-        given = OmegaConf.from_dotlist([setting])[group]
-        try:
-            changed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(getattr(settings, group)), given))
-        except OmegaConfBaseException as error:
-            raise ConfigurationError(f"experiment.grid: {setting}: {str(error).splitlines()[0]}") from None
-        settings = replace(settings, **{group: changed})
-    return settings
 
 
 def explore(laboratory: Laboratory, claims: dict[str, list[str]], *, held_out: bool = False) -> pd.DataFrame:
@@ -232,7 +191,8 @@ def in_words(table: pd.DataFrame) -> Iterator[str]:
         looked, held = (part[part["verdict"] == SUPPORTED] for part in (asked, again))
         yield (
             f"{hypothesis}: {len(asked)} questions in {asked['cell'].nunique()} cells; {len(looked)} looked supported; "
-            f"{len(held)} of these {len(again)} held on further seeds."
+            f"{len(held)} of these {len(again)} held on further seeds. By chance alone, at most "
+            f"{len(asked) * ALPHA:.2g} would look supported and {len(asked) * ALPHA**2:.2g} hold."
         )
         for row in held.itertuples():
             yield f"  {row.hypothesis} held: {row.measure} in {row.cell}"

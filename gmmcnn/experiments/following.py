@@ -68,7 +68,7 @@ HELD = ("epoch", "train_loss")
 
 def given_the_fit(count: ArrayLike, gap: ArrayLike, epoch: ArrayLike, train_loss: ArrayLike) -> Any:
     """Rank correlation of count and gap given epoch and training loss and their curves; (R,) or (R, G) each."""
-    return partial_spearman(count, gap, epoch, train_loss, curved=True)
+    return partial_spearman(count, gap, epoch, train_loss, degree=2)
 
 
 def judge_associations(

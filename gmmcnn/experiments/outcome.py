@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from gmmcnn.experiments.statistics import Verdict, estimates_table
+from gmmcnn.experiments.statistics import Verdict, estimates_table, several_judged
 from gmmcnn.files import write_table, write_text
 from gmmcnn.progress import say
 
@@ -39,6 +39,8 @@ class Outcome:
     def write(self, folder: Path) -> list[Path]:
         """Write all tables (``table.csv``), ``estimates.csv``, ``verdict.txt`` and the figures; say the verdicts.
 
+        Where there are several, a line says what is left of them when that is taken into account.
+
         Returns
         -------
         list of Path
@@ -47,7 +49,8 @@ class Outcome:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in {"table": self.table, **self.tables}.items():
             write_table(folder / f"{name}.csv", table)
-        lines = [*map(str, self.verdicts), *self.remarks]
+        several = [several_judged(self.verdicts)] if len(self.verdicts) > 1 else []
+        lines = [*map(str, self.verdicts), *several, *self.remarks]
         if self.verdicts:
             parts = [
                 estimates_table(verdict).assign(claim=verdict.claim, verdict=verdict.label) for verdict in self.verdicts

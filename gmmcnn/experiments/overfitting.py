@@ -26,7 +26,7 @@ def run(laboratory: Laboratory) -> Outcome:
     """Follow the counts over training, and judge."""
     table = count_over_training(laboratory)
     verdicts = tuple(
-        judge_over_training(table, column, f"H1, {_CLAIMS[column]} rise with the generalisation gap")
+        judge_over_training(table, column, f"H1, {CLAIMS[column]} rise with the generalisation gap")
         for column in COUNTS
     )
     fit = (
@@ -34,16 +34,17 @@ def run(laboratory: Laboratory) -> Outcome:
         "alone comes out below 0: this does not tell what the count follows."
     )
     remark = f"Held-out images as probe: {beyond_held_out(table)} (above 0: training images are singled out more)."
-    several = "The first verdict is on the claim; those on single criteria are not corrected for their number."
+    several = "The first verdict is on the claim; the others are on single criteria."
     return Outcome(table, verdicts, (several, _trainings(table), fit, remark), _figures(table))
 
 
-_CLAIMS = {
+CLAIMS = {
     "flagged": "filters that meet all criteria",
     "unbalanced": "unbalanced filters",
     "separated": "separated filters",
     "active": "active filters",
 }
+"""What a count counts, in words."""
 
 
 def count_over_training(laboratory: Laboratory) -> pd.DataFrame:

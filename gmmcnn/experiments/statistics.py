@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from gmmcnn.experiments.intervals import CONFIDENCE, MIN_SEEDS, detectable, limits, p_value
 
@@ -81,6 +82,13 @@ class Estimate:
     def positive(self) -> bool:
         """Whether the effect is there, in the direction of the claim."""
         return self.made and self.p <= 1 - CONFIDENCE and self.value > self.null
+
+    @property
+    def p_of_claim(self) -> float:
+        """One-sided p of the hypothesis that there is no effect in the direction of the claim; 1 with too few seeds."""
+        if not self.made or np.isnan(self.p):
+            return 1.0
+        return self.p / 2 if self.value > self.null else 1 - self.p / 2
 
     @property
     def small(self) -> bool:
@@ -170,6 +178,15 @@ class Verdict:
     checks: tuple[Estimate, ...]
 
     @property
+    def p(self) -> float:
+        """One-sided p of what *supported* says.
+
+        That of the weakest of its effects and checks: all of them are needed (the intersection-union test; Berger,
+        1982). 1 where one could not be made, or there is none.
+        """
+        return max((estimate.p_of_claim for estimate in (*self.effects, *self.checks)), default=1.0)
+
+    @property
     def words(self) -> str:
         """The label, with the sizes that it speaks of."""
         if self.label != NO_EFFECT:
@@ -243,6 +260,30 @@ def judge(
     else:
         label = UNDECIDED
     return Verdict(claim, label, tuple(effects), checks)
+
+
+def discovered(verdicts: Sequence[Verdict]) -> list[bool]:
+    """Which of several claims stay *supported* where so many are judged: the false discovery rate is held at 5 %.
+
+    By the procedure of Benjamini and Yekutieli (2001), which holds however the claims depend on each other, as those on
+    the same networks do (:func:`scipy.stats.false_discovery_control`).
+    """
+    if not verdicts:
+        return []
+    q = stats.false_discovery_control([verdict.p for verdict in verdicts], method="by")
+    return [bool(v.label == SUPPORTED and value <= 1 - CONFIDENCE) for v, value in zip(verdicts, q, strict=True)]
+
+
+def several_judged(verdicts: Sequence[Verdict]) -> str:
+    """What it means that so many claims were judged at once, in one line."""
+    kept = [v.claim for v, stays in zip(verdicts, discovered(verdicts), strict=True) if stays]
+    supported = sum(verdict.label == SUPPORTED for verdict in verdicts)
+    expected = len(verdicts) * (1 - CONFIDENCE) / 2
+    return (
+        f"{len(verdicts)} claims were judged, of which chance alone would find at most {expected:.2g} supported, and "
+        f"{supported} {'is' if supported == 1 else 'are'}; with the false discovery rate held at 5 %: "
+        f"{'; '.join(kept) or 'none'}."
+    )
 
 
 def estimates_table(verdict: Verdict) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from gmmcnn.experiments.associations import (
     bootstrap_interval,
     partial_spearman,
     permutation_p,
+    rank_regression,
     rise,
     spearman,
 )
@@ -87,15 +88,32 @@ def test_permutation_p_counts_the_observed_among_the_controls():
 def test_given_two_variables_what_is_left_is_that_of_a_least_squares_fit_of_ranks():
     rng = np.random.default_rng(0)
     x, y, one, other = rng.normal(size=(4, 15, 3)).cumsum(axis=1)
-    for curved in (False, True):
-        found = partial_spearman(x, y, one, other, curved=curved)
+    for degree in (1, 2, 3):
+        found = partial_spearman(x, y, one, other, degree=degree)
         for column in range(3):
             ranks = [stats.rankdata(values[:, column]) for values in (x, y, one, other)]
-            held = [*ranks[2:], *([(rank - 8) ** 2 for rank in ranks[2:]] if curved else [])]
+            held = [(rank - 8) ** power for rank in ranks[2:] for power in range(1, degree + 1)]
             design = np.column_stack([np.ones(15), *held])
             left = [rank - design @ np.linalg.lstsq(design, rank)[0] for rank in ranks[:2]]
             assert found[column] == pytest.approx(np.corrcoef(*left)[0, 1])
     assert partial_spearman(x[:, 0], y, one, other[:, 1]).shape == (3,)
+
+
+def test_a_regression_of_ranks_is_a_least_squares_fit():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 40))
+    y = np.exp(one + 0.5 * other + 0.2 * rng.normal(size=40))
+    standard = [stats.zscore(stats.rankdata(values)) for values in (one, other, y)]
+    expected = np.linalg.lstsq(np.column_stack(standard[:2]), standard[2])[0]
+    assert rank_regression(y, one, other) == pytest.approx(expected)
+    assert expected[0] > expected[1] > 0.3
+
+
+def test_a_regression_of_what_determines_each_other_or_of_nothing_has_no_numbers():
+    x = np.arange(9.0)
+    assert np.isnan(rank_regression(x**2, x, -x)).all()
+    assert np.isnan(rank_regression([3, 1, 2], [1, 2, 3])).all()
+    assert rank_regression(np.ones(9), x).tolist() == [0]
 
 
 def test_a_curve_is_held_by_its_squares():
@@ -106,7 +124,7 @@ def test_a_curve_is_held_by_its_squares():
     gap = np.where(np.arange(16)[:, None] < 8, 0.3 * epoch**1.2, 0) + 0.03 * rng.normal(size=(16, 400))
     count = -2 * np.log(loss) + rng.normal(size=(16, 400))
     held = [np.broadcast_to(epoch, loss.shape), loss]
-    straight, curved = (partial_spearman(count, gap, *held, curved=curved).mean() for curved in (False, True))
+    straight, curved = (partial_spearman(count, gap, *held, degree=degree).mean() for degree in (1, 2))
     assert straight > 0.15
     assert abs(curved) < 0.05
 
@@ -115,4 +133,4 @@ def test_what_is_given_may_be_too_much_for_the_rows():
     rng = np.random.default_rng(0)
     x, y, one, other = rng.normal(size=(4, 6))
     assert np.isfinite(partial_spearman(x, y, one, other))
-    assert np.isnan(partial_spearman(x, y, one, other, curved=True))
+    assert np.isnan(partial_spearman(x, y, one, other, degree=2))

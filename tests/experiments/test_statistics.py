@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from gmmcnn.experiments.intervals import detectable, limits
 from gmmcnn.experiments.statistics import (
@@ -12,9 +13,11 @@ from gmmcnn.experiments.statistics import (
     UNDECIDED,
     WORDS,
     Estimate,
+    discovered,
     estimates_table,
     judge,
     over_seeds,
+    several_judged,
 )
 
 SPREAD = np.linspace(-0.05, 0.05, 8)
@@ -157,3 +160,36 @@ def test_what_is_detectable_goes_with_the_spread_of_the_seeds():
     values = np.array([0.3, 0.1, 0.4, 0.1, 0.5, 0.9])
     assert over_seeds("x", values).detectable == pytest.approx(values.std(ddof=1) * detectable(6))
     assert over_seeds("x", 10 * values + 3).detectable == pytest.approx(10 * values.std(ddof=1) * detectable(6))
+
+
+def test_the_p_of_a_verdict_is_that_of_its_weakest_part():
+    assert judge("", [THERE], [WIDE]).p == WIDE.p_of_claim > THERE.p_of_claim == THERE.p / 2
+    assert judge("", [REVERSED], [THERE]).p == 1 - REVERSED.p / 2
+    assert judge("", [THERE], [FEW]).p == judge("", [], []).p == 1
+
+
+def surely(p_of: float):
+    """A supported verdict whose weakest part has about this p."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=16)
+    values = (values - values.mean()) / values.std(ddof=1)
+    effect = over_seeds("", values + stats.t.isf(p_of, 15) / 4)
+    return judge(f"p = {p_of:g}", [effect], [effect])
+
+
+def test_claims_stay_supported_while_the_false_discovery_rate_is_held():
+    verdicts = [surely(p) for p in (0.02, 1e-5, 0.001)]
+    assert [verdict.label for verdict in verdicts] == [SUPPORTED] * 3
+    assert [verdict.p for verdict in verdicts] == pytest.approx([0.02, 1e-5, 0.001])
+    # Benjamini and Yekutieli by hand: p × m / rank × (1 + 1/2 + 1/3)
+    assert discovered(verdicts) == [bool(0.02 * 3 / 3 * 11 / 6 <= 0.05), True, True]
+    assert discovered([*verdicts, *[judge("", [SMALL], [SMALL])] * 20]) == [False, True] + [False] * 21
+    assert discovered([]) == []
+
+
+def test_it_is_said_what_many_claims_leave_over():
+    said = several_judged([surely(0.02), surely(1e-6), judge("nothing", [SMALL], [SMALL])])
+    assert said == (
+        "3 claims were judged, of which chance alone would find at most 0.075 supported, and 2 are; with the false "
+        "discovery rate held at 5 %: p = 0.02; p = 1e-06."
+    ) or said.endswith("held at 5 %: p = 1e-06.")
