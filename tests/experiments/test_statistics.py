@@ -182,14 +182,17 @@ def test_claims_stay_supported_while_the_false_discovery_rate_is_held():
     assert [verdict.label for verdict in verdicts] == [SUPPORTED] * 3
     assert [verdict.p for verdict in verdicts] == pytest.approx([0.02, 1e-5, 0.001])
     # Benjamini and Yekutieli by hand: p × m / rank × (1 + 1/2 + 1/3)
-    assert discovered(verdicts) == [bool(0.02 * 3 / 3 * 11 / 6 <= 0.05), True, True]
-    assert discovered([*verdicts, *[judge("", [SMALL], [SMALL])] * 20]) == [False, True] + [False] * 21
+    assert discovered(verdicts) == [True, True, True]  # 0.02 × 3 / 3 × 1.83 = 0.037
+    assert (
+        discovered(verdicts[1:2] + verdicts[2:] + [judge("", [REVERSED], [THERE])] * 38) == [True, False] + [False] * 38
+    )  # 0.001 × 40 / 2 × 4.28 = 0.086
     assert discovered([]) == []
 
 
 def test_it_is_said_what_many_claims_leave_over():
-    said = several_judged([surely(0.02), surely(1e-6), judge("nothing", [SMALL], [SMALL])])
-    assert said == (
-        "3 claims were judged, of which chance alone would find at most 0.075 supported, and 2 are; with the false "
-        "discovery rate held at 5 %: p = 0.02; p = 1e-06."
-    ) or said.endswith("held at 5 %: p = 1e-06.")
+    nothing = judge("nothing", [REVERSED], [THERE])
+    assert several_judged([surely(0.02), surely(1e-6), nothing, nothing]) == (
+        "4 claims were judged, of which chance alone would find at most 0.1 supported, and 2 are; with the false "
+        "discovery rate held at 5 %: p = 1e-06."  # 0.02 × 4 / 2 × 2.08 = 0.083
+    )
+    assert several_judged([nothing, nothing]).endswith("and 0 are; with the false discovery rate held at 5 %: none.")
