@@ -59,7 +59,7 @@ _KEPT = {"tied": _filters, "causal": _left_out, "gradients": _rounds}
 def tables() -> dict[str, str]:
     """Every table of the page by its name, in Markdown."""
     estimates = pd.read_parquet(DATA / "controls-estimates.parquet")
-    found = {str(name): "\n".join(_claims(rows)) for name, rows in estimates.groupby("experiment", sort=False)}
+    found = {str(name): "\n".join(claims(rows)) for name, rows in estimates.groupby("experiment", sort=False)}
     for name, (experiment, lines) in _MEASURED.items():
         if experiment in found:
             found[name] = "\n".join(lines(pd.read_parquet(DATA / f"controls-{experiment}.parquet")))
@@ -71,7 +71,7 @@ def written(text: str) -> str:
     return replaced(text, tables())
 
 
-def _claims(estimates: pd.DataFrame) -> Iterator[str]:
+def claims(estimates: pd.DataFrame) -> Iterator[str]:
     """A row for each claim: the verdict, its effects, and the check whose interval reaches lowest."""
     yield "| | claim | verdict | effects [95 %], *detectable* | weakest check | seeds |"
     yield "|---|---|---|---|---|---|"
@@ -79,7 +79,7 @@ def _claims(estimates: pd.DataFrame) -> Iterator[str]:
         effects, checks = rows[rows["role"] == "effect"], rows[rows["role"] == "check"]
         weakest = checks.loc[(checks["low"] - checks["null"]).fillna(-9).idxmin()]
         yield (
-            f"| {_cell(data, network)} | {claim} | **{rows['verdict'].iloc[0]}** | "
+            f"| {cell(data, network)} | {claim} | **{rows['verdict'].iloc[0]}** | "
             f"{'; '.join(_estimate(row) for _, row in effects.iterrows())} | {_estimate(weakest)} | "
             f"{_range(rows['seeds'])} |"
         )
@@ -87,21 +87,23 @@ def _claims(estimates: pd.DataFrame) -> Iterator[str]:
 
 def _estimate(row: pd.Series) -> str:
     if pd.isna(row["low"]):
-        return f"{row['name']} {_signed(row['value'])}" if pd.notna(row["value"]) else f"{row['name']}: none"
+        return f"{row['name']} {signed(row['value'])}" if pd.notna(row["value"]) else f"{row['name']}: none"
     detectable = "" if pd.isna(row["detectable"]) else f", *{row['detectable']:.3f}*"
-    return f"{row['name']} {_signed(row['value'])} [{_signed(row['low'])}, {_signed(row['high'])}]{detectable}"
+    return f"{row['name']} {signed(row['value'])} [{signed(row['low'])}, {signed(row['high'])}]{detectable}"
 
 
-def _signed(value: float) -> str:
+def signed(value: float, digits: int = 3) -> str:
     """With a sign, but for what rounds to nothing."""
-    return f"{value:+.3f}".replace("-", "−") if abs(value) >= 0.0005 else "0.000"
+    nothing = abs(value) < 0.5 * 10**-digits
+    return f"{0:.{digits}f}" if nothing else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _range(seeds: pd.Series) -> str:
     return f"{seeds.min()}" if seeds.nunique() == 1 else f"{seeds.min()} to {seeds.max()}"
 
 
-def _cell(data: str, network: str) -> str:
+def cell(data: str, network: str) -> str:
+    """What was trained on what, in words."""
     return f"{DATA_SETS[data]}, {NETWORKS[network]}"
 
 
@@ -112,7 +114,7 @@ def _shares(filters: pd.DataFrame) -> Iterator[str]:
     means = filters.groupby([*CELL, "leak", "memory"])[_TIED].mean().sort_index(ascending=[True, True, True, False])
     for (data, network, leak, memory), row in means.iterrows():
         shares = " | ".join(f"{row[name]:.0%}" for name in _TIED)
-        yield f"| {_cell(data, network)} | {leak:g} | {'memory' if memory else 'others'} | {shares} |"
+        yield f"| {cell(data, network)} | {leak:g} | {'memory' if memory else 'others'} | {shares} |"
 
 
 def _accuracies(left_out: pd.DataFrame) -> Iterator[str]:
@@ -123,7 +125,7 @@ def _accuracies(left_out: pd.DataFrame) -> Iterator[str]:
         what = "nothing" if dose == "none" else f"{dose}: {CHOICES.get(str(choice), 'random samples')}"
         wrong = "" if pd.isna(row["wrong_labels"]) else f"{row['wrong_labels']:.0%}"
         accuracies = " | ".join(f"{row[name]:.3f}" for name in _CAUSAL[2:])
-        yield f"| {_cell(data, network)} | {what} | {row['left_out']:.0f} | {wrong} | {accuracies} |"
+        yield f"| {cell(data, network)} | {what} | {row['left_out']:.0f} | {wrong} | {accuracies} |"
 
 
 def _by_round(rounds: pd.DataFrame) -> Iterator[str]:
@@ -135,7 +137,7 @@ def _by_round(rounds: pd.DataFrame) -> Iterator[str]:
     means = rounds.groupby([*CELL, "condition", "measure", "round"], sort=False)[["auc", "beyond"]].mean()
     for (data, network, condition, measure), of_each in means.groupby(level=[0, 1, 2, 3], sort=False):
         values = " | ".join(f"{row['auc']:.2f} ({row['beyond']:+.2f})" for _, row in of_each.iterrows())
-        yield f"| {_cell(data, network)} | {condition}, {measure} | {values} |"
+        yield f"| {cell(data, network)} | {condition}, {measure} | {values} |"
 
 
 _MEASURED = {
