@@ -1,12 +1,12 @@
 """H3: whether masking the anomaly filters of an overfitted network lowers training and raises validation accuracy.
 
 Masked are all anomaly filters, those under a stricter rule (flagged in nine of ten probe batches) and under a more
-lenient one (in one of five), and single anomaly filters. Masking any filter changes a network, so the effect is
-compared with that of as many filters of every layer drawn at random among the live ones (a permutation test for each
-seed), of as many others drawn among those of the same layer that are nearest in activation (whoever masks the active
-ones takes out more), of those with the smallest weights (lowest L1 norm: Li, Kadav, Durdanovic, Samet, Graf, *Pruning
-Filters for Efficient ConvNets*, 2017), and of those nearest to the others (FPGM: He, Liu, Wang, Hu, Yang, *Filter
-Pruning via Geometric Median*, 2019).
+lenient one (in one of five), single anomaly filters, and, as a curve of the dose, the one, two, four and eight filters
+that are flagged most often. Masking any filter changes a network, so the effect is compared with that of as many
+filters of every layer drawn at random among the live ones (a permutation test for each seed), of as many others drawn
+among those of the same layer that are nearest in activation (whoever masks the active ones takes out more), of those
+with the smallest weights (lowest L1 norm: Li, Kadav, Durdanovic, Samet, Graf, *Pruning Filters for Efficient ConvNets*,
+2017), and of those nearest to the others (FPGM: He, Liu, Wang, Hu, Yang, *Filter Pruning via Geometric Median*, 2019).
 
 The same filters are also removed structurally, and the largest difference that makes to a logit is reported.
 
@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gmmcnn.analysis import Analysis
 from gmmcnn.constants import Stream
 from gmmcnn.errors import ModelError
 from gmmcnn.experiments.associations import permutation_p
@@ -45,6 +46,8 @@ RULES: dict[str, dict[str, float]] = {
     "lenient": {"min_frequency": 0.2},
 }
 """Rule → thresholds that differ from those in force."""
+DOSES = {f"top {n}": n for n in (1, 2, 4, 8)}
+"""Rule → so many filters, those that are flagged most often, whatever the thresholds."""
 SMALLEST_CHANGE = 0.01
 """Smallest change of accuracy of interest: one point."""
 CONTROLS = ("random", "as_active", "l1", "fpgm")
@@ -60,7 +63,7 @@ def run(laboratory: Laboratory) -> Outcome:
     require_torch_pruning()  # before an hour of training, not after it
     table = effects_of_masks(laboratory)
     epochs = laboratory.settings.experiment.finetune_epochs
-    verdicts = [verdict_on(table, rule) for rule in RULES]
+    verdicts = [verdict_on(table, rule) for rule in (*RULES, *DOSES)]
     verdicts += [finetuned_verdict_on(table, rule, epochs) for rule in RULES if epochs]
     return Outcome(table, tuple(verdicts), (*_remarks(table), *_finetuning_remarks(table, epochs)), _figures(table))
 
@@ -120,6 +123,8 @@ def _accuracy(name: str, changes: pd.Series) -> Estimate:
 
 
 def _named(rule: str) -> str:
+    if rule in DOSES:
+        return "the filter flagged most often" if DOSES[rule] == 1 else f"the {DOSES[rule]} filters flagged most often"
     return "anomaly filters" if rule == "anomalous" else f"anomaly filters by the {rule} rule"
 
 
@@ -138,30 +143,50 @@ def _of_network(laboratory: Laboratory, network: Network) -> pd.DataFrame:
     epochs = laboratory.settings.experiment.finetune_epochs
     unmasked = laboratory.finetuned(network, number, {}) if epochs else {}
     rows = []
-    for rule, thresholds in RULES.items():
-        screening = analysis.with_thresholds(**thresholds).screening
-        singly = rule == "anomalous"
-        compared = list(masks(model, screening, laboratory.size.controls, network.seed, singly=singly))
+    for rule, chosen in chosen_filters(analysis):
+        screening, singly = analysis.screening, rule == "anomalous"
+        compared = list(masks(model, screening, chosen, laboratory.size.controls, network.seed, singly=singly))
         for (kind, index, mask), row in zip(compared, evaluate_masks(model, compared, evaluate), strict=True):
             changes = {f"change_{key}": row[key] - before[key] for key in _FIGURES}
             changes["activation"] = activation_of(mask, screening.filters)
             structural = _remove(model, mask, splits.validation.images[:100]) if kind == "chosen" else {}
-            later = finetuned(mask) if epochs and kind in FINETUNED and index < FINETUNED_DRAWS else {}
+            trained_on = epochs and rule in RULES and kind in FINETUNED and index < FINETUNED_DRAWS
+            later = finetuned(mask) if trained_on else {}
             rows.append({"seed": network.seed, "rule": rule} | row | changes | structural | later)
     return pd.DataFrame(rows)
 
 
+def chosen_filters(analysis: Analysis) -> Iterator[tuple[str, dict[str, list[int]]]]:
+    """Rules, those of :data:`RULES` and then of :data:`DOSES`, with the filters by layer that they choose."""
+    for rule, thresholds in RULES.items():
+        yield rule, analysis.with_thresholds(**thresholds).screening.anomalous
+    for rule, n in DOSES.items():
+        yield rule, most_flagged(analysis.screening, n)
+
+
+def most_flagged(screening: Screening, n: int) -> dict[str, list[int]]:
+    """Choose the ``n`` live filters that are flagged most often, by layer; none where fewer are ever flagged."""
+    filters = screening.filters
+    flagged = filters[is_live(filters["status"]) & (filters["flag_frequency"] > 0)]
+    first = flagged.sort_values("flag_frequency", ascending=False, kind="stable").head(n)
+    if len(first) < n:
+        return {}
+    return {str(layer): sorted(rows["filter"].tolist()) for layer, rows in first.groupby("layer", sort=False)}
+
+
 def masks(
-    model: nn.Module, screening: Screening, n_random: int, seed: int, *, singly: bool = True
+    model: nn.Module, screening: Screening, chosen: Mask, n_random: int, seed: int, *, singly: bool = True
 ) -> Iterator[tuple[str, int, Mask]]:
-    """Masks to compare: kind, number, filters by layer. Without an anomaly filter, only the empty one.
+    """Masks to compare: kind, number, filters by layer. Where no filter is chosen, only the empty one.
 
     Parameters
     ----------
     model : nn.Module
         Its weights decide about the controls ``l1`` and ``fpgm``.
     screening : Screening
-        Its anomaly filters are the ``chosen`` ones.
+        Of the same model: which filters are live, and how active.
+    chosen : mapping
+        Layer → filters to compare others with.
     n_random : int
         Random masks.
     seed : int
@@ -170,7 +195,6 @@ def masks(
         Also mask chosen filters one by one, as ``single``: all of them, or ``n_random`` drawn at random.
     """
     yield "none", 0, {}
-    chosen = screening.anomalous
     if not chosen:
         return
     yield "chosen", 0, chosen
@@ -261,11 +285,12 @@ def _remove(model: nn.Module, mask: Mask, images: Tensor) -> dict[str, float | s
 
 
 def _remarks(table: pd.DataFrame) -> Iterator[str]:
-    for rule in RULES:
+    for rule in (*RULES, *DOSES):
         rows = table[table["rule"] == rule]
         chosen = rows[rows["mask"] == "chosen"].set_index("seed")
         for seed in sorted(set(table["seed"]) - set(chosen.index)):
-            yield f"{rule}, seed {seed}: no anomaly filter, nothing to mask."
+            none = "fewer filters are ever flagged" if rule in DOSES else "no anomaly filter"
+            yield f"{rule}, seed {seed}: {none}, nothing to mask."
         for seed, row in chosen.iterrows():
             random = rows[(rows["seed"] == seed) & (rows["mask"] == "random")]["change_validation_accuracy"]
             p = permutation_p(row["change_validation_accuracy"], random)
@@ -312,4 +337,14 @@ def _figures(table: pd.DataFrame) -> dict[str, object]:
         labels={"change_validation_accuracy": "change"},
     )  # fmt: skip
     figure.add_hline(0, line_dash="dot")
-    return {"masks": figure}
+    doses = shown[shown["rule"].isin(DOSES)].assign(filters=lambda rows: rows["rule"].map(DOSES))
+    if doses.empty:
+        return {"masks": figure}
+    measures = ["change_validation_accuracy", "change_train_accuracy"]
+    means = doses.groupby(["filters", "mask"])[measures].mean().reset_index().melt(["filters", "mask"])
+    curve = px.line(
+        means, x="filters", y="value", color="mask", facet_col="variable", markers=True, log_x=True,
+        title="Masking the filters flagged most often, and as many others: means over seeds",
+        labels={"value": "change"},
+    )  # fmt: skip
+    return {"masks": figure, "doses": curve.add_hline(0, line_dash="dot")}

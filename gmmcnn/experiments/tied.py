@@ -231,7 +231,8 @@ def masks_of(laboratory: Laboratory, network: Network) -> pd.DataFrame:
 
     before, rows = evaluate(model), []
     for rule, chosen in (("known", with_anomalous(screening, memory_of(model))), ("screened", screening)):
-        compared = list(pruning.masks(model, chosen, laboratory.size.controls, network.seed, singly=False))
+        n_random = laboratory.size.controls
+        compared = list(pruning.masks(model, chosen, chosen.anomalous, n_random, network.seed, singly=False))
         for row in evaluate_masks(model, compared, evaluate):
             changes = {f"change_{key}": row[key] - value for key, value in before.items()}
             rows.append({"seed": network.seed, "rule": rule} | row | changes)

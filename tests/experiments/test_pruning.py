@@ -14,13 +14,16 @@ from gmmcnn.experiments import pruning
 from gmmcnn.experiments.laboratory import Laboratory, Network
 from gmmcnn.experiments.pruning import (
     CONTROLS,
+    DOSES,
     FINETUNED,
     FINETUNED_DRAWS,
+    RULES,
     distances,
     finetuned_verdict_on,
     l1_norms,
     masks,
     matched_masks,
+    most_flagged,
     verdict_on,
 )
 from gmmcnn.experiments.statistics import NOT_SPECIFIC, REFUTED, SUPPORTED, UNDECIDED
@@ -92,7 +95,7 @@ def test_masks_take_as_many_of_every_layer_and_never_dead_ones(lenient):
     screening = lenient.analysis(network, 4).screening
     screening.filters.loc[screening.filters["filter"] == 0, "status"] = "dead"
     chosen = {layer: len(filters) for layer, filters in screening.anomalous.items()}
-    for kind, _, mask in masks(model, screening, 4, seed=0):
+    for kind, _, mask in masks(model, screening, screening.anomalous, 4, seed=0):
         if kind in CONTROLS:
             assert {layer: len(filters) for layer, filters in mask.items()} == chosen
             assert all(0 not in filters for filters in mask.values())
@@ -125,7 +128,30 @@ def test_the_activation_of_a_mask_is_the_sum_of_its_filters(outcome, lenient):
 def test_without_anomaly_filters_there_is_nothing_to_mask(laboratory):
     network = Network(0, "overfitting")
     none = laboratory.analysis(network, 4).with_thresholds(ch_ratio=1e9).screening
-    assert list(masks(laboratory.model(network, 4), none, 4, seed=0)) == [("none", 0, {})]
+    assert list(masks(laboratory.model(network, 4), none, none.anomalous, 4, seed=0)) == [("none", 0, {})]
+
+
+def test_a_dose_is_of_the_filters_that_are_flagged_most_often(lenient, outcome):
+    network = Network(0, "overfitting")
+    screening = lenient.analysis(network, lenient.rounds[-1]).screening
+    frequency = screening.filters.set_index(["layer", "filter"])["flag_frequency"]
+    for n in (1, 2, 4):
+        mask = most_flagged(screening, n)
+        chosen = [(layer, index) for layer, filters in mask.items() for index in filters]
+        assert len(chosen) == n
+        assert frequency[chosen].min() >= frequency.drop(chosen).max()
+        row = outcome.table.query(f"seed == 0 and rule == 'top {n}' and mask == 'chosen'").iloc[0]
+        assert row["n_filters"] == n
+    assert most_flagged(screening, int((frequency > 0).sum()) + 1) == {}
+
+
+def test_a_dose_is_judged_as_a_rule_is(outcome):
+    claims = [verdict.claim for verdict in outcome.verdicts]
+    assert (
+        claims[len(RULES)] == "H3, masking the filter flagged most often raises validation and lowers training accuracy"
+    )
+    assert len(claims) == len(RULES) + len(DOSES)
+    assert "doses" in outcome.figures
 
 
 def test_importances_are_those_of_the_literature():
@@ -153,15 +179,18 @@ def test_finetuning_adds_to_the_table_and_changes_nothing_else_in_it(finetuned, 
     pd.testing.assert_frame_equal(table[outcome.table.columns], outcome.table)
     tuned = table[table["finetuned_validation_accuracy"].notna()]
     assert set(tuned["mask"]) == set(FINETUNED)
-    assert set(table[~table.index.isin(tuned.index)]["mask"]) <= {"single", "random", "as_active"}
+    of_rules = table[table["rule"].isin(RULES)]
+    assert set(of_rules[~of_rules.index.isin(tuned.index)]["mask"]) <= {"single", "random", "as_active"}
+    assert not tuned["rule"].isin(DOSES).any()
     random = tuned[tuned["mask"] == "random"].groupby(["seed", "rule"]).size()
     assert (random == FINETUNED_DRAWS).all()
     assert (tuned["finetuned_train_loss"] != tuned["train_loss"]).all()
-    assert len(finetuned.verdicts) == 2 * len(outcome.verdicts) == 6
+    assert len(finetuned.verdicts) == len(outcome.verdicts) + len(RULES)
 
 
 def test_changes_after_finetuning_are_from_the_unmasked_network_trained_on_as_long(finetuned):
-    for _, rows in finetuned.table.groupby(["seed", "rule"]):
+    of_rules = finetuned.table[finetuned.table["rule"].isin(RULES)]
+    for _, rows in of_rules.groupby(["seed", "rule"]):
         unmasked = rows[rows["mask"] == "none"].iloc[0]
         assert unmasked["change_finetuned_validation_accuracy"] == 0
         chosen = rows[rows["mask"] == "chosen"].iloc[0]
