@@ -96,7 +96,7 @@ def _centred(values: NDArray) -> NDArray:
 def _residual(values: NDArray, given: list[NDArray]) -> NDArray:
     """Remove from (R, G) values what lines in the given, centred (R, G) variables explain, by Gram-Schmidt."""
     directions: list[NDArray] = []
-    for variable in given:
+    for variable in sorted(given, key=np.size):  # those that are the same in all columns stay one column
         for earlier in directions:
             variable = variable - _along(variable, earlier)
         directions.append(np.where(_constant(variable), 0, variable))

@@ -170,9 +170,12 @@ def verdicts(count: NDArray, measured: dict[str, NDArray]) -> list:
     return [judge_associations("", *(values[i] for values in by_experiment)) for i in range(count.shape[1])]
 
 
+CURVED = ("updates", "loss", "size", "passes", "heterogeneous")
+"""What a fit of curves may leave over, which more seeds would take for an effect."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("n_seeds", [6, 16])
-@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize(("kind", "n_seeds"), [*((kind, 6) for kind in WRONG), *((kind, 16) for kind in CURVED)])
 def test_of_a_thousand_experiments_no_more_than_one_in_twenty_ends_in_a_wrong_word(kind, n_seeds):
     words = Counter(found.label for found in verdicts(*simulated(kind, n_seeds)))
     assert sum(words[word] for word in WRONG[kind]) <= 0.05 * EXPERIMENTS, words
