@@ -6,7 +6,8 @@ Schema, version 1::
                                 dtype, layers (name, shape, description of each) and the writer's attributes
     PATH/maps/003.layer1.conv1  one array a layer: (C filters, N samples, H, W), float32 or float16
     PATH/complete/000012.json   one completion record a block of samples:
-                                {"block", "samples", "shards": {layer: {"bytes", "crc32"}}}
+                                {"block", "samples", "shards": {layer: {"bytes", "crc32"}},
+                                "descriptions": {file: crc32}}, of the zarr.json of the group and of each array
 
 An array's name is the layer's position and its name with unusual characters replaced; the group's ``layers`` lists
 the true names in the same order.
@@ -14,7 +15,7 @@ the true names in the same order.
 The samples come in blocks of ``block_samples``: what one forward pass makes. **A block of one layer is one shard** with
 all filters, because a shard is what Zarr writes at once and whole. It is **chunked by filter**, because a fit reads one
 filter over all samples; filters with small maps share a chunk (:data:`BYTES_PER_CHUNK`), which makes a layer three to
-five times as fast to write and read, and a single filter hardly slower. Chunks are compressed with Zstandard level 1,
+five times as fast to write and read, and a single filter hardly slower. Chunks are compressed with LZ4 in Blosc,
 without shuffling (the maps of rectified layers repeat whole values), and end in a CRC-32C. They are written by Zarr
 itself, and read by the zarrs pipeline, which decodes straight into the result: twice to three times as fast, and with
 no second copy of what may be hundreds of megabytes. zarrs does not write here, since it does not write whole files.
@@ -46,6 +47,7 @@ from gmmcnn.featuremaps.bounded import Layout
 from gmmcnn.featuremaps.taps import Tap
 from gmmcnn.files import (
     PARTIAL,
+    Kinds,
     aside,
     crc32,
     make_folder,
@@ -180,8 +182,8 @@ class ActivationStore:
         StoreNotFoundError
             There is no store at ``path``.
         StoreError
-            It is no store of this version, or (unless ``partial``) blocks are missing or not as recorded; all are
-            named.
+            It is no store of this version, its header is damaged, or (unless ``partial``) blocks are missing or not as
+            recorded; all are named.
         """
         path = Path(path)
         header = read_json(path / "maps" / "zarr.json").get("attributes", {})
@@ -193,6 +195,8 @@ class ActivationStore:
             store = cls(path, writable=partial)
         except (ValueError, TypeError, LookupError) as error:
             raise StoreError(f"{path}: its header maps/zarr.json is damaged ({one_line(error)}); {_REMADE}") from error
+        if not store._as_described("maps/zarr.json"):
+            raise StoreError(f"{path}: its header maps/zarr.json is damaged (not as it was written); {_REMADE}")
         if not partial and (problems := list(store._problems(checksums=False))):
             raise StoreError(f"{path}: incomplete: {_some(problems)}; {_REMEDY}")
         return store
@@ -273,7 +277,7 @@ class ActivationStore:
             raise StoreError(f"{self.path}: block {block} has not been written for {_some(sorted(missing))}")
         samples = self.block(block)
         record = {"block": block, "samples": [samples.start, samples.stop], "shards": shards}
-        write_record(self._record_path(block), record)
+        write_record(self._record_path(block), record | {"descriptions": self._descriptions()})
 
     def read(self, layer: str, filters: slice = ALL, samples: slice = ALL) -> NDArray[np.float32]:
         """Maps of some filters over some samples.
@@ -367,6 +371,21 @@ class ActivationStore:
             elif checksums and crc32(shard) != recorded.get("crc32"):
                 yield f"{where}: corrupted, its checksum differs"
 
+    def _descriptions(self) -> dict[str, str]:
+        """Checksum of each file that says what the shards are."""
+        names = ["", *(self._array_name(layer) for layer in self.layers)]
+        files = [(Path("maps") / name / "zarr.json").as_posix() for name in names]
+        return {file: crc32(self.path / file) for file in files}
+
+    def _as_described(self, file: str) -> bool:
+        """Whether a description is what completion records say: a changed one may read as well as the true one.
+
+        It counts as such where no block is complete, or all are of before descriptions were recorded.
+        """
+        records = (self._record(block).get("descriptions") for block in range(self.n_blocks))
+        recorded: dict[str, str] = next(filter(None, records), {})
+        return file not in recorded or crc32(self.path / file) == recorded[file]
+
     def _array(self, layer: str) -> zarr.Array:
         self.tap(layer)
         if layer not in self._arrays:
@@ -381,7 +400,11 @@ class ActivationStore:
         except (OSError, ValueError, TypeError, LookupError, AttributeError):  # what Zarr makes of a torn description
             array = None
         expected = ((tap.n_filters, self.n_samples, tap.height, tap.width), self.dtype)
-        if not isinstance(array, zarr.Array) or (array.shape, array.dtype) != expected:
+        if (
+            not isinstance(array, zarr.Array)
+            or (array.shape, array.dtype) != expected
+            or not self._as_described(f"maps/{name}/zarr.json")
+        ):
             raise StoreError(f"{self.path}: layer {layer!r} (maps/{name}/zarr.json): damaged; {_REMEDY}")
         return array
 
@@ -397,7 +420,8 @@ class ActivationStore:
     def _record(self, block: int) -> dict[str, Any]:
         """Completion record of a block, empty if there is none, or a damaged one."""
         try:
-            return read_record(self._record_path(block), {"shards": {str: dict}}, remedy=_REMEDY) or {}
+            kinds: Kinds = {"shards": {str: dict}, "descriptions": ({str: str}, None)}
+            return read_record(self._record_path(block), kinds, remedy=_REMEDY) or {}
         except StoreError:  # as good as none
             return {}
 

@@ -402,7 +402,10 @@ def capture_by_filter(
 
 
 def _open_or_create(path: Path, contents: "_Contents", block_samples: int, *, overwrite: bool) -> ActivationStore:
-    """The store at ``path`` if it holds (part of) the same, else a new one."""
+    """The store at ``path`` if it holds (part of) the same, else a new one.
+
+    A store that holds nothing yet is made anew as well: no record says whether its descriptions are sound.
+    """
     try:
         store = ActivationStore.open(path, partial=True)
     except StoreNotFoundError:
@@ -410,7 +413,7 @@ def _open_or_create(path: Path, contents: "_Contents", block_samples: int, *, ov
     except StoreError:
         if not overwrite:
             raise
-        differences = ["format"]
+        differences, begun = ["format"], True
     else:
         found: _Contents = {
             "layers": tuple(store.layers.values()),
@@ -422,9 +425,10 @@ def _open_or_create(path: Path, contents: "_Contents", block_samples: int, *, ov
         # A block is a forward pass, so an incomplete store has to keep its own; a complete one's do not matter.
         if store.block_samples != block_samples and store.missing_blocks:
             differences.append("block_samples")
-    if not differences:
+        begun = len(store.missing_blocks) < store.n_blocks
+    if not differences and begun:
         return store
-    if not overwrite:
+    if differences and not overwrite:
         raise StoreError(
             f"{path}: holds other feature maps (other {', '.join(differences)}); overwrite it or choose another path"
         )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gmmcnn.errors import StoreError, StoreNotFoundError
 from gmmcnn.featuremaps import ActivationStore, Tap
 from gmmcnn.featuremaps.store import discard
+from gmmcnn.files import write_record
 
 CONV1, CONV2 = Tap("features.conv1", 3, 4, 5, "after relu"), Tap("features.conv2", 2, 2, 2, "after relu")
 N_SAMPLES, BLOCK = 11, 4
@@ -235,7 +236,7 @@ def test_every_flipped_byte_is_found(full: ActivationStore) -> None:
     shard = a_shard(full)
     content = shard.read_bytes()
     unharmed = maps_of(CONV1).reshape(3, 11, 20)
-    for position in range(0, len(content), 11):
+    for position in range(0, len(content), 37):
         shard.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
         assert full.verify() == [
             "layer 'features.conv1', block 1 (maps/000.features.conv1/c.0.1.0.0): corrupted, its checksum differs"
@@ -277,6 +278,30 @@ def test_a_damaged_header(full: ActivationStore) -> None:
     header.write_text(header.read_text().replace('"layers"', '"lairs"'))
     with pytest.raises(StoreError, match=r"header maps/zarr\.json is damaged .*; gmmcnn task=extract run=FOLDER"):
         ActivationStore.open(full.path)
+
+
+@pytest.mark.parametrize("name", ["", "000.features.conv1", "001.features.conv2"])
+def test_every_changed_byte_of_a_description_is_found(full: ActivationStore, name: str) -> None:
+    """Also one that reads as well as the true one, as another level of compression does."""
+    file = full.path / "maps" / name / "zarr.json"
+    content = bytearray(file.read_bytes())
+    for place in range(0, len(content), 37):
+        for bit in (1, 4):
+            file.write_bytes(bytes([*content[:place], content[place] ^ bit, *content[place + 1 :]]))
+            with pytest.raises(StoreError, match=r"damaged|no store|expected a store"):
+                ActivationStore.open(full.path, partial=True).forget_damaged()
+            if name:
+                assert "damaged" in "".join(ActivationStore.open(full.path, partial=True).verify())
+    file.write_bytes(bytes(content))
+    assert ActivationStore.open(full.path).verify() == []
+
+
+def test_a_store_whose_records_say_nothing_of_its_descriptions_is_read(full: ActivationStore) -> None:
+    for path in (full.path / "complete").iterdir():
+        record = json.loads(path.read_text())
+        write_record(path, {key: record[key] for key in ("block", "samples", "shards")})
+    np.testing.assert_array_equal(ActivationStore.open(full.path).read(CONV1.layer), full.read(CONV1.layer))
+    assert ActivationStore.open(full.path).verify() == []
 
 
 def test_orphans_are_reported_and_removed(full: ActivationStore) -> None:
