@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 NOTE = (
     "gmmcnn's counts describe filters; they do not detect overfitting: they change with training time in networks "
-    "that do not overfit too, and where they rose beyond those, it is not known whether with the generalisation gap or "
-    "with the training loss."
+    "that do not overfit too, and where time, training loss and generalisation gap were set apart, they rose with time "
+    "and not with the gap."
 )
 COLUMNS = ("epoch", "flagged", "unbalanced", "separated", "active", "live", "near_dead", "dead")
 """Columns of :attr:`OverfittingMonitor.history`."""
@@ -58,10 +58,10 @@ class OverfittingMonitor:
 
     What the count tells: in how many filters, at this epoch, a handful of the probe samples stands apart from the
     others while the filter is strongly active. What it does **not** tell: whether the network overfits. The count
-    changes with training time also in networks that do not overfit, and where it rose beyond those, it is not known
-    whether with the generalisation gap or with the training loss (docs/evidence.md). Nor is a single fit reproducible:
-    read the course of the count, not one filter's verdict. ``gmmcnn task=experiment experiment=overfitting`` puts the
-    same count beside its controls.
+    changes with training time also in networks that do not overfit, and where time, training loss and generalisation
+    gap were set apart (LeNet-5 on Fashion-MNIST), it rose with time and not with the gap (docs/evidence.md). Nor is a
+    single fit reproducible: read the course of the count, not one filter's verdict. ``gmmcnn task=experiment
+    experiment=overfitting`` puts the same count beside its controls, ``experiment=crossed`` sets them apart.
 
     Parameters
     ----------
