@@ -33,6 +33,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
+from functools import cached_property
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -382,9 +383,13 @@ class ActivationStore:
 
         It counts as such where no block is complete, or all are of before descriptions were recorded.
         """
-        records = (self._record(block).get("descriptions") for block in range(self.n_blocks))
-        recorded: dict[str, str] = next(filter(None, records), {})
+        recorded = self._recorded_descriptions
         return file not in recorded or crc32(self.path / file) == recorded[file]
+
+    @cached_property
+    def _recorded_descriptions(self) -> dict[str, str]:
+        records = (self._record(block).get("descriptions") for block in range(self.n_blocks))
+        return next(filter(None, records), {})
 
     def _array(self, layer: str) -> zarr.Array:
         self.tap(layer)

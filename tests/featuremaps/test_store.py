@@ -236,7 +236,7 @@ def test_every_flipped_byte_is_found(full: ActivationStore) -> None:
     shard = a_shard(full)
     content = shard.read_bytes()
     unharmed = maps_of(CONV1).reshape(3, 11, 20)
-    for position in range(0, len(content), 37):
+    for position in range(0, len(content), 11):
         shard.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
         assert full.verify() == [
             "layer 'features.conv1', block 1 (maps/000.features.conv1/c.0.1.0.0): corrupted, its checksum differs"

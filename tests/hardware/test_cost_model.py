@@ -115,7 +115,7 @@ def test_a_store_adds_decoding_and_two_ways_to_the_device_and_smaller_blocks() -
     assert [stage.name for stage in stored[:3]] == ["decode", "stage", "upload"]
     assert [stage.name for stage in stored[3:]] == [stage.name for stage in live]
     decode, staging, upload = stored[:3]
-    assert decode.host_seconds == pytest.approx(maps / cost.DECODE_BYTES_PER_SECOND / 2)
+    assert decode.host_seconds == pytest.approx(maps / 0.35e9 / 2)
     assert staging.host_seconds == pytest.approx(2 * maps / 8e9)
     assert upload.link_bytes == 2 * maps
     n_live, n_stored = (next(stage.launches for stage in way if stage.name == "rounds") for way in (live, stored))
